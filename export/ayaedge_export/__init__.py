@@ -1,0 +1,1 @@
+"""Checkpoints to bundles: reading weights, building the vision graph, writing the decoder, proving both."""

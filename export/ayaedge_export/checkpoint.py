@@ -1,0 +1,275 @@
+"""A Hugging Face checkpoint of Aya Vision: everything that an export needs, checked before any work.
+
+Reads configuration files and the headers of the weights; a tensor's values are read when an exporter asks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ayaedge.bundle import ImagePrompt
+from ayaedge.errors import CheckpointError, list_faults
+from ayaedge.tiling import Tiling
+from ayaedge_export.config import ModelConfig, TextConfig, parse_config
+from ayaedge_export.tensors import TensorIndex
+from ayaedge_export.tokenizer import Tokenizer, parse_tokenizer
+from ayaedge_export.vision_graph import vision_tensors
+
+_UNUSED = re.compile(r"vision_tower\.vision_model\.head\.|\.position_ids$|\.rotary_emb\.inv_freq$")
+"""Tensors that some versions write and the model does not use."""
+_HEAD = "language_model.lm_head.weight"
+_EMBEDDINGS = "language_model.model.embed_tokens.weight"
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint."""
+
+    directory: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    tiling: Tiling
+    image_prompt: ImagePrompt
+    chat_template: str
+    stop_ids: tuple[int, ...]
+    license: str
+    tensors: TensorIndex
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.directory.resolve().name
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights that the model has."""
+        return sum(entry.size for name, entry in self.tensors.entries.items() if name != _HEAD)
+
+
+def open_checkpoint(directory: str | Path) -> Checkpoint:
+    """Open and check a checkpoint directory; CheckpointError lists everything that is wrong with it."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"there is no checkpoint directory at {directory}")
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(
+            f"{directory} is not a checkpoint: it has no config.json (give the directory that holds it and the "
+            "*.safetensors files)"
+        )
+    files = _Files(directory)
+    settings = files.read("tokenizer_config.json")
+    length = settings.get("model_max_length")
+    config = parse_config(
+        files.read("config.json"),
+        tokenizer_max_length=int(length) if isinstance(length, (int, float)) else None,
+    )
+    faults = files.faults
+    tokenizer = parse_tokenizer(files.read("tokenizer.json"), settings, faults)
+    processor = files.read("processor_config.json", optional=True)
+    tiling = _parse_tiling(files.read_image_processor(processor), config, faults)
+    image_prompt = _parse_image_prompt(processor, config, faults)
+    if tokenizer:
+        _check_tokens(tokenizer, image_prompt, config, faults)
+    template = files.read_template(settings)
+    generation = files.read("generation_config.json", optional=True)
+    stop_ids = _stop_ids(generation, files.read("config.json"), tokenizer)
+    try:
+        tensors = TensorIndex(directory)
+    except CheckpointError as error:
+        faults.append(str(error))
+    else:
+        faults += _tensor_faults(tensors, config)
+    if faults or tokenizer is None:
+        raise CheckpointError(list_faults(f"the checkpoint {directory}", faults))
+    return Checkpoint(
+        directory, config, tokenizer, tiling, image_prompt, template, stop_ids, files.read_license(), tensors
+    )
+
+
+def text_tensors(text: TextConfig) -> dict[str, tuple[int, ...]]:
+    """Names on the hub and shapes of every tensor of the decoder."""
+    hidden, inner, head = text.hidden_size, text.intermediate_size, text.head_dim
+    query, key = text.num_heads * head, text.num_kv_heads * head
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm": (hidden,),
+        "self_attn.q_proj": (query, hidden),
+        "self_attn.k_proj": (key, hidden),
+        "self_attn.v_proj": (key, hidden),
+        "self_attn.o_proj": (hidden, query),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    if text.use_qk_norm:
+        layer["self_attn.q_norm"] = (text.num_heads, head)
+        layer["self_attn.k_norm"] = (text.num_kv_heads, head)
+    shapes = {_EMBEDDINGS: (text.vocab_size, hidden), "language_model.model.norm.weight": (hidden,)}
+    for index in range(text.num_layers):
+        for name, shape in layer.items():
+            shapes[f"language_model.model.layers.{index}.{name}.weight"] = shape
+    return shapes
+
+
+def _tensor_faults(tensors: TensorIndex, config: ModelConfig) -> list[str]:
+    """Every tensor that is missing, misshapen or unknown, a sentence each."""
+    wanted = {**text_tensors(config.text), **vision_tensors(config.vision)}
+    found = tensors.entries
+    faults = [f"tensor {name} {_shape(shape)} is missing" for name, shape in wanted.items() if name not in found]
+    for name, entry in found.items():
+        shape = wanted.get(name, wanted[_EMBEDDINGS] if name == _HEAD else None)
+        if shape is None and not _UNUSED.search(name):
+            faults.append(f"tensor {entry.stored_name} {_shape(entry.shape)} is not part of this architecture")
+        elif shape is not None and entry.shape != shape:
+            faults.append(f"tensor {entry.stored_name} has shape {_shape(entry.shape)} instead of {_shape(shape)}")
+    if not faults and _HEAD in found and not _heads_equal(tensors):
+        faults.append(
+            f"{found[_HEAD].stored_name} differs from the embeddings; llama.cpp's Cohere graphs require them tied"
+        )
+    return faults
+
+
+def _heads_equal(tensors: TensorIndex) -> bool:
+    rows = tensors.entries[_HEAD].shape[0]
+    return all(
+        np.array_equal(tensors.read_rows(_HEAD, start, stop), tensors.read_rows(_EMBEDDINGS, start, stop))
+        for start, stop in _row_ranges(rows)
+    )
+
+
+def _row_ranges(rows: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, rows, _ROWS_AT_ONCE):
+        yield start, min(start + _ROWS_AT_ONCE, rows)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "(" + ", ".join(map(str, shape)) + ")"
+
+
+def _parse_tiling(image: dict[str, Any], config: ModelConfig, faults: list[str]) -> Tiling:
+    size = image.get("size") or {}
+    height, width = size.get("height"), size.get("width")
+    expected = config.vision.image_size
+    if image and (height, width) != (expected, expected):
+        faults.append(f"the image processor makes tiles of {width} x {height}, the vision tower takes {expected}")
+    for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+        if image.get(step) is False:
+            faults.append(f"the image processor has {step} false, which is not supported")
+    return Tiling(
+        tile_size=expected,
+        min_tiles=image.get("min_patches", 1),
+        max_tiles=image.get("max_patches", 12),
+        resample=image.get("resample", Tiling.resample),
+        rescale=image.get("rescale_factor", Tiling.rescale),
+        mean=tuple(image.get("image_mean", Tiling.mean)),
+        std=tuple(image.get("image_std", Tiling.std)),
+    )
+
+
+def _parse_image_prompt(processor: dict[str, Any], config: ModelConfig, faults: list[str]) -> ImagePrompt:
+    """The processor's markers; defaults are those of its class."""
+    vision = config.vision
+    processor_tokens = (processor.get("img_size", 364) // processor.get("patch_size", 28)) ** 2
+    if processor and processor_tokens != vision.tokens_per_tile:
+        faults.append(
+            f"the processor writes {processor_tokens} image tokens for a tile, the vision tower makes "
+            f"{vision.tokens_per_tile}"
+        )
+    return ImagePrompt(
+        placeholder=processor.get("image_token", "<image>"),
+        start=processor.get("start_of_img_token", "<|START_OF_IMG|>"),
+        end=processor.get("end_of_img_token", "<|END_OF_IMG|>"),
+        patch=processor.get("img_patch_token", "<|IMG_PATCH|>"),
+        tile=processor.get("tile_token", "TILE"),
+        thumbnail=processor.get("tile_global_token", "TILE_GLOBAL"),
+        tokens_per_tile=vision.tokens_per_tile,
+    )
+
+
+def _check_tokens(tokenizer: Tokenizer, image: ImagePrompt, config: ModelConfig, faults: list[str]) -> None:
+    for token in (image.patch, image.start, image.end):
+        if token not in tokenizer.added:
+            faults.append(f"the tokenizer has no image token {token}: is this a text-only tokenizer?")
+    patch_id = tokenizer.added.get(image.patch, config.image_token_id)
+    if patch_id != config.image_token_id:
+        faults.append(
+            f"{image.patch} has id {patch_id} in the tokenizer and {config.image_token_id} in config.json"
+        )
+    for token in (tokenizer.bos, tokenizer.eos):
+        if token not in tokenizer.added:
+            faults.append(f"tokenizer_config.json names {token}, which tokenizer.json does not have")
+    if tokenizer.size > config.text.vocab_size:
+        faults.append(
+            f"the tokenizer has {tokenizer.size} tokens, the embeddings only {config.text.vocab_size} rows"
+        )
+
+
+def _stop_ids(
+    generation: dict[str, Any], config: dict[str, Any], tokenizer: Tokenizer | None
+) -> tuple[int, ...]:
+    text = config.get("text_config") or {}
+    for stated in (generation.get("eos_token_id"), text.get("eos_token_id"), config.get("eos_token_id")):
+        if stated is not None:
+            return tuple(sorted(stated)) if isinstance(stated, list) else (int(stated),)
+    return (tokenizer.added[tokenizer.eos],) if tokenizer and tokenizer.eos in tokenizer.added else ()
+
+
+class _Files:
+    """The text files of a checkpoint directory; what is wrong with them is collected in `faults`."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.faults: list[str] = []
+
+    def read(self, name: str, *, optional: bool = False) -> dict[str, Any]:
+        path = self.directory / name
+        if not path.is_file():
+            if not optional:
+                self.faults.append(f"{name} is missing")
+            return {}
+        try:
+            data = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from None
+        if not isinstance(data, dict):
+            raise CheckpointError(f"{path} must hold a JSON object")
+        return data
+
+    def read_image_processor(self, processor: dict[str, Any]) -> dict[str, Any]:
+        """The image processor's settings: a file of their own, or in newer versions inside the processor's."""
+        nested = processor.get("image_processor")
+        if isinstance(nested, dict) and not (self.directory / "preprocessor_config.json").exists():
+            return nested
+        return self.read("preprocessor_config.json")
+
+    def read_template(self, settings: dict[str, Any]) -> str:
+        """The chat template: a file of its own (two spellings), or inside tokenizer_config.json."""
+        jinja = self.directory / "chat_template.jinja"
+        if jinja.is_file():
+            return jinja.read_text("utf-8")
+        template = self.read("chat_template.json", optional=True).get("chat_template")
+        template = template or settings.get("chat_template")
+        if isinstance(template, list):  # several named ones
+            template = next((item["template"] for item in template if item.get("name") == "default"), None)
+        if not isinstance(template, str):
+            self.faults.append(
+                "there is no chat template: neither chat_template.jinja, chat_template.json nor one in "
+                "tokenizer_config.json"
+            )
+            return ""
+        return template
+
+    def read_license(self) -> str:
+        """The licence that the model card states in its front matter."""
+        card = self.directory / "README.md"
+        text = card.read_text("utf-8", errors="replace") if card.is_file() else ""
+        front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+        stated = re.search(r"^license:\s*(\S+)", front[1], re.MULTILINE) if front else None
+        return stated[1] if stated else "not stated by the checkpoint"

@@ -1,0 +1,277 @@
+"""The int8 form of the vision graph: integer linears with one activation scale for each token.
+
+A tile's embeddings do not depend on the tiles beside it. Ranges of channels are shared out between activations
+and weights beforehand (see `ayaedge_quant.int8.Fold`), with statistics from pictures drawn here. The rounding
+itself is in `ayaedge_quant.int8`, the network in `ayaedge_export.vision_graph`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ayaedge_quant.int8 import (
+    GELU_ZERO_POINT,
+    SMALLEST_SCALE,
+    SYMMETRIC_ZERO_POINT,
+    ChannelRange,
+    Fold,
+    block_product,
+    column_maxima,
+    integer_product,
+    quantize_blocks,
+    quantize_rows,
+    smoothing_fold,
+)
+
+from ayaedge_export.config import VisionConfig
+from ayaedge_export.tensors import WeightSource
+from ayaedge_export.vision_forward import (
+    CONNECTOR,
+    FloatArray,
+    LinearFunction,
+    connector_input,
+    encode,
+    layer_prefix,
+)
+from ayaedge_export.vision_graph import (
+    CONTRIB_DOMAIN,
+    EXTERNAL_THRESHOLD,
+    EmitLinear,
+    GraphWriter,
+    add_bias,
+    build_vision_graph,
+    save_vision_graph,
+    weight_count,
+)
+
+BLOCK_LINEAR = f"{CONNECTOR}.linear_2"
+"""Its input is a product (SwiGLU) with few large channels in each token, different ones every time: one scale
+for a token would cost more error than all other layers together."""
+BLOCK_SIZE = 32
+BLOCK_ACCURACY_LEVEL = 4
+"""MatMulNBits rounds activations to 8 bits in blocks of the same size."""
+CALIBRATION_SEED = 20
+
+
+def write_int8_vision_graph(
+    path: Path,
+    config: VisionConfig,
+    weights: WeightSource,
+    *,
+    tiles: FloatArray | None = None,
+    external_threshold: int = EXTERNAL_THRESHOLD,
+) -> None:
+    """Write the int8 graph to `path`, with `<path>.data` beside it if the weights exceed the threshold (bytes).
+
+    Inputs and outputs are those of `write_vision_graph`. `tiles` (n, 3, S, S), normalised to -1..1, replaces the
+    drawn pictures as calibration. Patch embedding, norms, attention and sums stay float32.
+    """
+    if tiles is None:
+        tiles = calibration_tiles(config.image_size)
+    folded = FoldedWeights(weights, smoothing_folds(config, weights, tiles))
+    with GraphWriter(path, external=weight_count(config) > external_threshold) as graph:
+        build_vision_graph(graph, config, folded, linear=int8_linear(folded), attention=fused_attention)
+        save_vision_graph(graph, config, contrib=True)
+
+
+def foldable_pairs(config: VisionConfig) -> dict[str, tuple[str, ...]]:
+    """Which layer's channels can be rescaled, and the linears that then take it back.
+
+    A norm ends in an affine step. A value passes attention as a weighted mean, which keeps scale and shift.
+    """
+    pairs: dict[str, tuple[str, ...]] = {}
+    for prefix in map(layer_prefix, range(config.num_layers)):
+        attention = f"{prefix}.self_attn"
+        pairs[f"{prefix}.layer_norm1"] = tuple(f"{attention}.{part}_proj" for part in "qkv")
+        pairs[f"{attention}.v_proj"] = (f"{attention}.out_proj",)
+        pairs[f"{prefix}.layer_norm2"] = (f"{prefix}.mlp.fc1",)
+    pairs[f"{CONNECTOR}.layernorm"] = (f"{CONNECTOR}.linear_1",)
+    return pairs
+
+
+FoldingPlan = Mapping[str, tuple[tuple[str, ...], Fold]]
+"""Name of the rescaled layer to the linears behind it and the fold between them."""
+
+
+def smoothing_folds(config: VisionConfig, weights: WeightSource, tiles: FloatArray) -> FoldingPlan:
+    """Run the tower over `tiles` (n, 3, S, S) and choose a fold for every pair; one layer in memory at a time."""
+    ranges: dict[str, ChannelRange] = {}
+    maxima: dict[str, FloatArray] = {}
+
+    def observe(name: str, x: FloatArray) -> FloatArray:
+        weight = weights(f"{name}.weight")
+        if not name.endswith(".fc2"):
+            ranges[name], maxima[name] = ChannelRange.of(x), column_maxima(weight)
+        return np.asarray(x @ weight.T + weights(f"{name}.bias"))
+
+    features = encode(config, weights, tiles, observe)
+    last = f"{CONNECTOR}.linear_1"
+    ranges[last] = ChannelRange.of(connector_input(config, weights, features))
+    maxima[last] = column_maxima(weights(f"{last}.weight"))
+    return {
+        made: (used, smoothing_fold(ranges[used[0]], np.maximum.reduce([maxima[name] for name in used])))
+        for made, used in foldable_pairs(config).items()
+    }
+
+
+class FoldedWeights:
+    """A weight source that gives another one's tensors with all folds applied: the same function of pixels."""
+
+    def __init__(self, source: WeightSource, plan: FoldingPlan) -> None:
+        self._source = source
+        self._made = {made: fold for made, (_, fold) in plan.items()}
+        self._used = {name: fold for used, fold in plan.values() for name in used}
+
+    def __call__(self, name: str) -> FloatArray:
+        layer, _, part = name.rpartition(".")
+        tensor, used, made = self._source(name), self._used.get(layer), self._made.get(layer)
+        if part == "weight":
+            tensor = tensor if used is None else used.consumer_weight(tensor)
+            return tensor if made is None else made.producer_weight(tensor)
+        if used is not None:
+            tensor = used.consumer_bias(tensor, self._source(f"{layer}.weight"))
+        return tensor if made is None else made.producer_bias(tensor)
+
+
+def int8_linear(weights: WeightSource) -> EmitLinear:
+    """The integer form of a linear: quantize the tokens, multiply integers, scale back, add the bias."""
+
+    def emit(graph: GraphWriter, x: str, name: str) -> str:
+        if name == BLOCK_LINEAR:
+            return add_bias(graph, weights, _block_product(graph, weights, x, name), name)
+        zero_point = zero_point_of(name)
+        codes, scales = quantize_rows(weights(f"{name}.weight"))
+        zero = graph.constant(f"zero_point.{zero_point}", np.array(zero_point, np.uint8))
+        tokens, step = _quantize_tokens(graph, x, zero_point)
+        inputs = [tokens, graph.constant(f"{name}.weight", codes), zero]
+        product = graph.node("MatMulInteger", inputs, f"{name}.sums")
+        product = graph.node("Cast", [product], f"{name}.cast", to=1)
+        product = graph.node("Mul", [product, graph.constant(f"{name}.scale", scales)], f"{name}.product")
+        product = graph.node("Mul", [product, step], f"{name}.scaled")
+        return add_bias(graph, weights, product, name)
+
+    return emit
+
+
+def zero_point_of(name: str) -> int:
+    """Where the code of zero lies in the input of the linear `name`."""
+    return GELU_ZERO_POINT if name.endswith(".fc2") else SYMMETRIC_ZERO_POINT
+
+
+def int8_twin(weights: WeightSource) -> LinearFunction:
+    """The same arithmetic in numpy, for `ayaedge_export.vision_forward`."""
+
+    def apply(name: str, x: FloatArray) -> FloatArray:
+        weight, bias = weights(f"{name}.weight"), weights(f"{name}.bias")
+        if name == BLOCK_LINEAR:
+            return block_product(x, *quantize_blocks(weight, BLOCK_SIZE)) + bias
+        return integer_product(x, *quantize_rows(weight), zero_point=zero_point_of(name)) + bias
+
+    return apply
+
+
+def fused_attention(graph: GraphWriter, config: VisionConfig, heads: Sequence[str], name: str) -> str:
+    """ONNX Runtime's attention operator, which never stores the scores of a whole tile."""
+    patches, hidden = config.patches_per_side**2, config.hidden_size
+    # (rows, hidden) -> (tiles, patches, hidden)
+    inputs = [graph.reshape(x, f"{x}.tiles", -1, patches, hidden) for x in heads]
+    mixed = graph.node(
+        "MultiHeadAttention", inputs, f"{name}.mixed", domain=CONTRIB_DOMAIN, num_heads=config.num_heads
+    )
+    return graph.reshape(mixed, f"{name}.mixed.rows", -1, hidden)
+
+
+def _quantize_tokens(graph: GraphWriter, x: str, zero_point: int) -> tuple[str, str]:
+    """Nodes for `ayaedge_quant.int8.quantize_tokens`: codes (rows, channels) and scales (rows, 1), once for each x."""
+    codes, step = f"{x}.codes", f"{x}.step"
+    if graph.has_node(codes):
+        return codes, step
+    last = graph.constant("axis.last", np.array([-1], np.int64))
+    bounds = []
+    for op, steps in (("ReduceMax", 255 - zero_point), ("ReduceMin", -zero_point)):
+        bound = graph.node(op, [x, last], f"{x}.{op}", keepdims=1)
+        factor = graph.constant(f"inverse.{steps}", np.array(1 / steps, np.float32))
+        bounds.append(graph.node("Mul", [bound, factor], f"{x}.{op}.step"))
+    smallest = graph.constant("smallest_scale", np.array(SMALLEST_SCALE, np.float32))
+    graph.node("Max", [*bounds, smallest], step)
+    # QuantizeLinear takes one scale and one zero point for each row
+    scales = graph.reshape(step, f"{x}.steps", -1)
+    rows = graph.node("Shape", [scales], f"{x}.rows")
+    zero = graph.constant(f"zero_points.{zero_point}", np.array([zero_point], np.uint8))
+    zeros = graph.node("Expand", [zero, rows], f"{x}.zeros")
+    graph.node("QuantizeLinear", [x, scales, zeros], codes, axis=0)
+    return codes, step
+
+
+def _block_product(graph: GraphWriter, weights: WeightSource, x: str, name: str) -> str:
+    weight = weights(f"{name}.weight")
+    outputs, inputs = weight.shape
+    codes, scales = quantize_blocks(weight, BLOCK_SIZE)
+    return graph.node(
+        "MatMulNBits",
+        [x, graph.constant(f"{name}.weight", codes), graph.constant(f"{name}.scale", scales)],
+        f"{name}.product",
+        domain=CONTRIB_DOMAIN,
+        K=inputs,
+        N=outputs,
+        bits=8,
+        block_size=BLOCK_SIZE,
+        accuracy_level=BLOCK_ACCURACY_LEVEL,
+    )
+
+
+def calibration_tiles(size: int, *, seed: int = CALIBRATION_SEED) -> FloatArray:
+    """Two drawn tiles (2, 3, size, size) in -1..1: half photograph, half page; half diagram, half hard textures.
+
+    More tiles, or one subject in each, were measured to make no difference that the time would be worth.
+    """
+    rng = np.random.default_rng(seed)
+    subjects = [draw(size, rng)[:, :, : -(-size // 2)] for draw in (_photograph, _page, _diagram, _textures)]
+    pairs = [np.concatenate(subjects[i : i + 2], axis=2)[:, :, :size] for i in (0, 2)]
+    return np.stack(pairs).astype(np.float32)
+
+
+def _photograph(size: int, rng: np.random.Generator) -> FloatArray:
+    """Noise whose amplitude falls with frequency, as in pictures of the world."""
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size)))
+    frequency[0, 0] = 1 / size
+    picture = np.fft.ifft2(np.fft.fft2(rng.standard_normal((3, size, size))) / frequency).real
+    return np.clip(picture / (2.5 * picture.std()), -1, 1)
+
+
+def _page(size: int, rng: np.random.Generator) -> FloatArray:
+    """Lines of letter-like strokes, dark on white."""
+    page = np.ones((3, size, size))
+    height = max(6, size // 16)
+    stroke = max(1, height // 6)
+    for top in range(height // 2, size - height, height + height // 2):
+        left = height // 2
+        while left < size - height:
+            ink, bar = rng.uniform(-1, -0.5), top + int(rng.integers(0, height))
+            page[:, top + int(rng.integers(0, height // 2)) : top + height, left : left + stroke] = ink
+            page[:, bar : bar + stroke, left : left + height // 2] = ink
+            left += int(rng.integers(height // 3, height))
+    return page
+
+
+def _diagram(size: int, rng: np.random.Generator) -> FloatArray:
+    """Discs and squares of one colour each, on a gradient."""
+    y, x = np.mgrid[:size, :size] / size
+    right, down = rng.uniform(-0.5, 1, (2, 3, 1, 1))
+    picture = np.clip(right * (1 - x) + down * y, -1, 1)
+    for shape in range(12):
+        across, along = np.abs(np.stack([x, y]) - rng.uniform(0, 1, (2, 1, 1)))
+        distance = np.hypot(across, along) if shape % 2 else np.maximum(across, along)
+        picture = np.where(distance < rng.uniform(0.05, 0.25), rng.uniform(-1, 1, (3, 1, 1)), picture)
+    return picture
+
+
+def _textures(size: int, rng: np.random.Generator) -> FloatArray:
+    """A flat quarter, a finely chequered quarter, and white noise."""
+    picture, half = rng.uniform(-1, 1, (3, size, size)), size // 2
+    y, x = np.mgrid[:half, :half] // 2
+    picture[:, :half, :half] = rng.uniform(-1, 1, (3, 1, 1))
+    picture[:, -half:, -half:] = 2 * ((x + y) % 2) - 1
+    return picture

@@ -1,0 +1,110 @@
+"""ggml's own block encoders and decoders, reached by ctypes in the library that llama-cpp-python ships.
+
+Importing this module loads nothing; the first call loads ggml's base library alone, not llama.cpp.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from enum import IntEnum
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class GgmlType(IntEnum):
+    """The storage types that we write, with ggml's numbers for them."""
+
+    F32 = 0
+    F16 = 1
+    Q5_0 = 6
+    Q5_1 = 7
+    Q8_0 = 8
+    Q4_K = 12
+    Q5_K = 13
+    Q6_K = 14
+
+    @property
+    def block_size(self) -> int:
+        """Weights that share one block; a row must hold a whole number of blocks."""
+        return _LAYOUT[self][0]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return _LAYOUT[self][1]
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of a row of `columns` weights; ValueError unless it is a whole number of blocks."""
+        if columns % self.block_size:
+            raise ValueError(f"{self.name} needs rows of a multiple of {self.block_size}, not {columns}")
+        return columns // self.block_size * self.block_bytes
+
+
+_LAYOUT = {
+    GgmlType.F32: (1, 4),
+    GgmlType.F16: (1, 2),
+    GgmlType.Q5_0: (32, 22),
+    GgmlType.Q5_1: (32, 24),
+    GgmlType.Q8_0: (32, 34),
+    GgmlType.Q4_K: (256, 144),
+    GgmlType.Q5_K: (256, 176),
+    GgmlType.Q6_K: (256, 210),
+}
+
+
+def encode(weights: NDArray[np.float32], kind: GgmlType) -> NDArray[np.uint8]:
+    """Weights (rows, columns) as blocks of `kind`, bytes (rows, row_bytes); releases the GIL while it works.
+
+    Raises ValueError if a row is not a whole number of blocks or a weight is not finite (the encoders take
+    such a weight silently and spoil its block).
+    """
+    rows, columns = weights.shape
+    row_bytes = kind.row_bytes(columns)
+    if not np.isfinite(weights).all():
+        raise ValueError("weights that are not finite cannot be encoded")
+    if kind in (GgmlType.F32, GgmlType.F16):
+        converted = weights.astype(np.float32 if kind is GgmlType.F32 else np.float16)
+        return np.ascontiguousarray(converted).view(np.uint8).reshape(rows, row_bytes)
+    source = np.ascontiguousarray(weights, np.float32)
+    blocks = np.empty((rows, row_bytes), np.uint8)
+    written = _library().ggml_quantize_chunk(
+        int(kind), source.ctypes.data, blocks.ctypes.data, 0, rows, columns, None
+    )
+    if written != blocks.nbytes:
+        raise RuntimeError(f"ggml wrote {written} bytes of {kind.name} where {blocks.nbytes} were expected")
+    return blocks
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_library_path()))
+    encode_rows = library.ggml_quantize_chunk
+    encode_rows.restype = ctypes.c_size_t
+    encode_rows.argtypes = [
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,
+        ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
+    ]  # fmt: skip
+    library.ggml_quantize_init.argtypes = [ctypes.c_int]
+    for kind in GgmlType:  # tables of a type are made on first use, which is not safe from several threads
+        library.ggml_quantize_init(int(kind))
+    return library
+
+
+def _library_path() -> Path:
+    names = {
+        "win32": ["ggml-base.dll", "libggml-base.dll"],
+        "darwin": ["libggml-base.dylib", "libggml-base.so"],
+    }.get(sys.platform, ["libggml-base.so"])
+    spec = find_spec("llama_cpp")
+    folders = [Path(place) / "lib" for place in (spec.submodule_search_locations or [])] if spec else []
+    for path in (folder / name for folder in folders for name in names):
+        if path.exists():
+            return path
+    raise FileNotFoundError(
+        f"ggml's library ({names[0]}) was not found; `pip install llama-cpp-python` brings it"
+    )

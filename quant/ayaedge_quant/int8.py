@@ -1,0 +1,156 @@
+"""8-bit integers for linear layers: weights, activations per token, smoothing. Plain numpy.
+
+Knows matrices, not networks: which layers are quantized, and how a graph says it, is decided elsewhere.
+Rounding is to the nearest step of the largest magnitude. Searching for a better clipping range, correcting the
+mean error and error feedback over synthetic calibration data were measured and did not lower the error of a
+trained tower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+
+SLAB_ROWS = 1024
+"""Rows of a weight handled at a time, which bounds the memory for intermediate results."""
+SYMMETRIC_ZERO_POINT = 128
+"""For activations whose range lies about zero."""
+GELU_ZERO_POINT = 16
+"""For activations after GELU, which never fall below -0.17: 15/16 of the steps serve the positive side."""
+BLOCK_ZERO_POINT = 128
+SMALLEST_SCALE = 1e-8
+"""Step of a row that is all zeros."""
+SMALLEST_RANGE = 1e-5
+"""Range that smoothing takes for a channel that never moves."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """x = scale * x' + shift, per channel: what a layer gives and what its successor is given instead.
+
+    The layer before gives x' at no cost if its last step is affine, and the layer behind takes `scale` into the
+    columns of its weight and `shift` into its bias. Both are exact in real arithmetic.
+    """
+
+    scale: FloatArray
+    shift: FloatArray
+
+    def producer_weight(self, weight: FloatArray) -> FloatArray:
+        """A linear's (out, in) or a norm's (channels,) weight that gives x' instead of x."""
+        return np.asarray((weight.T / self.scale).T)
+
+    def producer_bias(self, bias: FloatArray) -> FloatArray:
+        """The bias (channels,) of that layer."""
+        return np.asarray((bias - self.shift) / self.scale)
+
+    def consumer_weight(self, weight: FloatArray) -> FloatArray:
+        """A linear's weight (out, in) that takes x' instead of x."""
+        return weight * self.scale
+
+    def consumer_bias(self, bias: FloatArray, weight: FloatArray) -> FloatArray:
+        """The bias (out,) of that linear, from its old bias and its old weight."""
+        return np.asarray(bias + weight @ self.shift)
+
+
+@dataclass(frozen=True)
+class ChannelRange:
+    """What a channel of activations was seen to do; each array is (channels,)."""
+
+    low: FloatArray
+    high: FloatArray
+    mean: FloatArray
+
+    @classmethod
+    def of(cls, x: FloatArray) -> ChannelRange:
+        """Statistics of activations (..., channels)."""
+        rows = x.reshape(-1, x.shape[-1])
+        return cls(rows.min(0), rows.max(0), rows.mean(0))
+
+
+def column_maxima(weight: FloatArray) -> FloatArray:
+    """Largest magnitude in each column of a weight (out, in), shape (in,)."""
+    return np.maximum(weight.max(0), -weight.min(0))
+
+
+def smoothing_fold(seen: ChannelRange, weight_maxima: FloatArray, *, alpha: float = 0.5) -> Fold:
+    """Centre each channel on its mean, then share its range between activation and weight.
+
+    `scale` = activation_max^alpha / weight_max^(1 - alpha). Sources: SmoothQuant (Xiao et al. 2023, equation 4)
+    for the scale, Outlier Suppression+ (Wei et al. 2023) for the shift.
+    """
+    reach = np.maximum(seen.high - seen.mean, seen.mean - seen.low)
+    activation = np.maximum(reach, np.float32(SMALLEST_RANGE)) ** np.float32(alpha)
+    weight = np.maximum(weight_maxima, np.float32(SMALLEST_RANGE)) ** np.float32(1 - alpha)
+    return Fold(activation / weight, seen.mean)
+
+
+def quantize_rows(weight: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
+    """A weight (out, in) to int8 (in, out) and one scale for each output channel (out,); zero is 0."""
+    outputs, inputs = weight.shape
+    codes, scales = np.empty((inputs, outputs), np.int8), np.empty(outputs, np.float32)
+    for start in range(0, outputs, SLAB_ROWS):
+        slab = slice(start, start + SLAB_ROWS)
+        rows = weight[slab]
+        scales[slab] = _step(np.maximum(rows.max(1), -rows.min(1)))
+        codes[:, slab] = np.rint(rows / scales[slab, None]).T
+    return codes, scales
+
+
+def quantize_blocks(weight: FloatArray, block: int) -> tuple[NDArray[np.uint8], FloatArray]:
+    """A weight (out, in) to uint8 (out, blocks, block) about 128 and one scale for each block (out, blocks).
+
+    A last block that the inputs do not fill is padded with zeros. This is the layout of ONNX Runtime's
+    MatMulNBits with 8 bits.
+    """
+    outputs, inputs = weight.shape
+    blocks = -(-inputs // block)
+    codes = np.empty((outputs, blocks, block), np.uint8)
+    scales = np.empty((outputs, blocks), np.float32)
+    for start in range(0, outputs, SLAB_ROWS):
+        slab = slice(start, start + SLAB_ROWS)
+        padded = np.pad(weight[slab], ((0, 0), (0, blocks * block - inputs))).reshape(-1, blocks, block)
+        scales[slab] = _step(np.abs(padded).max(2))
+        codes[slab] = np.rint(padded / scales[slab, :, None]) + BLOCK_ZERO_POINT
+    return codes, scales
+
+
+def _step(magnitude: FloatArray) -> FloatArray:
+    """The step with which 127 of them reach `magnitude`; 1 where everything is zero."""
+    return np.where(magnitude > 0, magnitude / np.float32(127), np.float32(1))
+
+
+def quantize_tokens(x: FloatArray, zero_point: int) -> tuple[NDArray[np.uint8], FloatArray]:
+    """Activations (..., channels) to uint8 about `zero_point`, one scale (..., 1) for each row.
+
+    The scale is the smallest that clips neither end, so a row's result depends on that row alone.
+    """
+    above = x.max(-1, keepdims=True) * np.float32(1 / (255 - zero_point))
+    below = x.min(-1, keepdims=True) * np.float32(-1 / zero_point)
+    scale = np.maximum(np.maximum(above, below), np.float32(SMALLEST_SCALE))
+    codes = np.clip(np.rint(x / scale) + zero_point, 0, 255).astype(np.uint8)
+    return codes, scale
+
+
+def integer_product(
+    x: FloatArray, codes: NDArray[np.int8], scales: FloatArray, *, zero_point: int
+) -> FloatArray:
+    """x W^T as the int8 graph does it: `codes` (in, out) and `scales` (out,) as `quantize_rows` gives them."""
+    tokens, step = quantize_tokens(x, zero_point)
+    # float64 holds these integers exactly and multiplies far faster than numpy's int32
+    centred = tokens.astype(np.float64) - zero_point
+    return (centred @ codes.astype(np.float64)).astype(np.float32) * scales * step
+
+
+def block_product(x: FloatArray, codes: NDArray[np.uint8], scales: FloatArray) -> FloatArray:
+    """x W^T with weights as `quantize_blocks` gives them and activations in symmetric 8-bit blocks of that size."""
+    outputs, blocks, block = codes.shape
+    padding = [(0, 0)] * (x.ndim - 1) + [(0, blocks * block - x.shape[-1])]
+    grouped = np.pad(x, padding).reshape(*x.shape[:-1], blocks, block)
+    step = _step(np.abs(grouped).max(-1, keepdims=True))
+    rounded = (np.rint(grouped / step) * step).reshape(*x.shape[:-1], -1)
+    weight = (codes.astype(np.float32) - BLOCK_ZERO_POINT) * scales[:, :, None]
+    return np.asarray(rounded @ weight.reshape(outputs, -1).T)

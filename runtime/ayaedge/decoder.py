@@ -1,0 +1,262 @@
+"""The decoder: a llama.cpp context that takes tokens and image embeddings and gives logits.
+
+Drives llama.cpp through its low-level functions. Several misuses of those abort the process, so every call is
+checked here first. What a prompt is made of is decided in `ayaedge.prompt`; sampling is in `ayaedge.sampling`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ayaedge import llama
+from ayaedge.bundle import Manifest
+from ayaedge.embeddings import TokenEmbeddings
+from ayaedge.errors import AyaEdgeError, BackendError, BundleError, list_faults
+
+DEFAULT_CONTEXT = 8192
+"""Tokens of context unless asked otherwise: 1.1 GB of f16 KV cache for Aya Vision 8B."""
+
+CacheType = Literal["f16", "f32"]
+_CACHE_TYPES: dict[CacheType, int] = {"f32": 0, "f16": 1}
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """How the decoder runs; None means the bundle's or the machine's value."""
+
+    context_size: int | None = None
+    """Tokens of prompt and answer together; at most the bundle's, by default `DEFAULT_CONTEXT`."""
+    threads: int | None = None
+    batch_size: int = 512
+    """Tokens or embeddings that are computed at once during prefill."""
+    cache_type: CacheType = "f16"
+    """Number format of the KV cache."""
+    gpu_layers: int = 0
+    """Layers on the GPU, if this build of llama.cpp has one; -1 for all."""
+    all_logits: bool = False
+    """Keep the logits of every token of a batch, not of the last alone (for verification)."""
+
+
+class Decoder:
+    """One sequence in one llama.cpp context.
+
+    A context manager; `close()` frees weights and KV cache. Not for use by two threads at once.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, options: DecoderOptions | None = None):
+        self.options = options or DecoderOptions()
+        self.position = 0
+        """Tokens and embeddings that the KV cache holds."""
+        self._context: Any = None
+        self._model: Any = None
+        self._llama = llama.library()
+        self.context_size = _context_size(manifest.decoder.context_length, self.options.context_size)
+        try:
+            self._model = self._load_model(path)
+            self.vocabulary = Vocabulary(self._llama, self._model)
+            self._check_fits(path, manifest)
+            self._context = self._make_context()
+        except BaseException:
+            self.close()
+            raise
+        self._embeddings = TokenEmbeddings(path, manifest.decoder)
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the context and the weights; the decoder cannot be used afterwards."""
+        if self._context is not None:
+            self._llama.llama_free(self._context)
+            self._context = None
+        if self._model is not None:
+            self._llama.llama_model_free(self._model)
+            self._model = None
+
+    @property
+    def handle(self) -> Any:
+        """The llama_context, for samplers; AyaEdgeError after `close()`."""
+        if self._context is None:
+            raise AyaEdgeError("this model is closed")
+        return self._context
+
+    def clear(self) -> None:
+        """Forget everything that was decoded."""
+        self._llama.llama_memory_clear(self._llama.llama_get_memory(self.handle), True)
+        self.position = 0
+
+    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The input embeddings of tokens, (len(ids), hidden), as llama.cpp itself would look them up."""
+        return self._embeddings.rows(ids)
+
+    def decode_tokens(self, ids: Sequence[int]) -> None:
+        """Append tokens at the current position; BackendError if llama.cpp fails or the context is full."""
+        self._check_room(len(ids))
+        size = self.vocabulary.size
+        if any(not 0 <= token < size for token in ids):
+            raise BackendError(f"token ids must lie between 0 and {size - 1}")
+        array = np.asarray(ids, np.int32)
+        pointer = ctypes.POINTER(self._llama.llama_token)
+        for part in self._batches(array):
+            self._decode(len(part), token=part.ctypes.data_as(pointer))
+
+    def decode_embeddings(self, rows: NDArray[np.float32]) -> None:
+        """Append embeddings (n, hidden) at the current position; errors as `decode_tokens`."""
+        self._check_room(len(rows))
+        if rows.ndim != 2 or rows.shape[1] != self._embeddings.hidden_size:
+            raise BackendError(
+                f"embeddings must have shape (n, {self._embeddings.hidden_size}), not {rows.shape}"
+            )
+        if not np.isfinite(rows).all():  # llama.cpp would take them and answer with NaN
+            raise BackendError("embeddings must be finite")
+        array = np.ascontiguousarray(rows, np.float32)
+        pointer = ctypes.POINTER(ctypes.c_float)
+        for part in self._batches(array):
+            self._decode(len(part), embd=part.ctypes.data_as(pointer))
+
+    def logits(self) -> NDArray[np.float32]:
+        """Logits of the last position (vocabulary,), or of the last batch (n, vocabulary) with `all_logits`."""
+        size = self.vocabulary.size
+        if self.position == 0:
+            raise BackendError("there are no logits before the first token")
+        if self.options.all_logits:
+            rows = [self._llama.llama_get_logits_ith(self.handle, i) for i in range(self._last_batch)]
+            return np.stack([np.ctypeslib.as_array(row, (size,)) for row in rows])
+        row = self._llama.llama_get_logits_ith(self.handle, -1)
+        return np.ctypeslib.as_array(row, (size,)).copy()
+
+    def _batches(self, array: NDArray[Any]) -> list[NDArray[Any]]:
+        step = self.options.batch_size
+        return [array[start : start + step] for start in range(0, len(array), step)]
+
+    def _decode(self, count: int, *, token: Any = None, embd: Any = None) -> None:
+        """One llama_decode call: positions continue by themselves, logits for the last row unless all are kept."""
+        flags = (ctypes.c_int8 * count)(*([1] * count)) if self.options.all_logits else None
+        batch = self._llama.llama_batch(n_tokens=count, token=token, embd=embd, logits=flags)
+        status = self._llama.llama_decode(self.handle, batch)
+        if status != 0:
+            raise BackendError(f"llama.cpp could not decode (status {status}): {llama.recent_errors()}")
+        self.position += count
+        self._last_batch = count
+
+    def _check_room(self, count: int) -> None:
+        if self.position + count > self.context_size:
+            raise BackendError(
+                f"{count} more tokens do not fit: {self.position} of {self.context_size} are used"
+            )
+
+    def _load_model(self, path: Path) -> Any:
+        parameters = self._llama.llama_model_default_params()
+        parameters.n_gpu_layers = self.options.gpu_layers
+        # Repacked weights double memory and halve prefill on x86; on Arm they are the fast path.
+        parameters.use_extra_bufts = platform.machine().lower() not in ("x86_64", "amd64")
+        model = self._llama.llama_model_load_from_file(str(path).encode(), parameters)
+        if not model:
+            raise BundleError(f"llama.cpp cannot load {path}: {llama.recent_errors()}")
+        return model
+
+    def _check_fits(self, path: Path, manifest: Manifest) -> None:
+        """A decoder of another checkpoint loads well and answers nonsense, so compare it with the manifest."""
+        expected = {"hidden size": manifest.decoder.hidden_size, "vocabulary": manifest.decoder.vocab_size}
+        found = {
+            "hidden size": self._llama.llama_model_n_embd(self._model),
+            "vocabulary": self.vocabulary.size,
+        }
+        faults = [
+            f"its {what} is {found[what]}, the manifest says {size}"
+            for what, size in expected.items()
+            if found[what] != size
+        ]
+        faults += [
+            f"its token {token_id} is {self.vocabulary.text(token_id)!r}, the manifest says {token!r}"
+            for token, token_id in manifest.tokens.special.items()
+            if not faults and self.vocabulary.text(token_id) != token
+        ]
+        if faults:
+            raise BundleError(list_faults(f"{path} does not belong to this bundle", faults))
+
+    def _make_context(self) -> Any:
+        options = self.options
+        threads = options.threads or available_cores()
+        parameters = self._llama.llama_context_default_params()
+        parameters.n_ctx = self.context_size
+        parameters.n_batch = parameters.n_ubatch = options.batch_size
+        parameters.n_outputs_max = options.batch_size if options.all_logits else 1
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.type_k = parameters.type_v = _CACHE_TYPES[options.cache_type]
+        flash = options.cache_type == "f16"
+        parameters.flash_attn_type = (
+            self._llama.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else self._llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
+        parameters.swa_full = True  # a pruned window cannot be cut back without silent errors
+        context = self._llama.llama_init_from_model(self._model, parameters)
+        if not context:
+            raise BackendError(
+                f"llama.cpp could not make a context of {self.context_size} tokens: {llama.recent_errors()}"
+            )
+        return context
+
+
+class Vocabulary:
+    """The tokenizer inside the GGUF file."""
+
+    def __init__(self, library: Any, model: Any):
+        self._llama = library
+        self._vocab = library.llama_model_get_vocab(model)
+        self.size: int = library.llama_vocab_n_tokens(self._vocab)
+        """Number of tokens, padding included."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of plain text; no added token is recognised in it and none is added."""
+        data = text.encode()
+        room = len(data) + 1  # a byte-level token has at least one byte
+        buffer = (self._llama.llama_token * room)()
+        count = self._llama.llama_tokenize(self._vocab, data, len(data), buffer, room, False, False)
+        if count < 0:
+            raise BackendError(f"llama.cpp could not tokenise {len(data)} bytes of text")
+        return list(buffer[:count])
+
+    def text(self, token: int) -> str:
+        """The token as the vocabulary spells it."""
+        spelled = self._llama.llama_vocab_get_text(self._vocab, token)
+        return str(spelled.decode("utf-8")) if spelled is not None else ""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for in text; part of a character, perhaps."""
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = self._llama.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+
+def available_cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _context_size(trained: int, wanted: int | None) -> int:
+    if wanted is None:
+        return min(trained, DEFAULT_CONTEXT)
+    if not 1 <= wanted <= trained:
+        raise BackendError(f"the context size must lie between 1 and {trained} for this model, not {wanted}")
+    return wanted

@@ -1,0 +1,57 @@
+"""Rows of the token embedding table, read from the GGUF file.
+
+A picture's tile tags are ordinary tokens between runs of image embeddings. llama.cpp takes a batch of either
+tokens or embeddings, so the tags are looked up here and whole pictures go to it as one run of embeddings.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ayaedge.bundle import Decoder
+
+_DECODERS = {"Q5_0": "q5_0", "Q5_1": "q5_1", "Q8_0": "q8_0", "Q4_K": "q4_K", "Q5_K": "q5_K", "Q6_K": "q6_K"}
+"""Names in ggml's `dequantize_row_*` functions."""
+
+
+class TokenEmbeddings:
+    """The table at the place that the manifest names, mapped and decoded row by row."""
+
+    def __init__(self, path: Path, decoder: Decoder):
+        table = decoder.embeddings
+        self.hidden_size = decoder.hidden_size
+        self._type = table.type
+        self._table: NDArray[np.uint8] = np.memmap(
+            path, np.uint8, "r", table.offset, (decoder.vocab_size, table.row_bytes)
+        )
+
+    def rows(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Embeddings of tokens, (len(ids), hidden) float32."""
+        stored = np.ascontiguousarray(self._table[np.asarray(ids, np.int64)])
+        if self._type in ("F32", "F16"):
+            dtype = np.float32 if self._type == "F32" else np.float16
+            return stored.view(dtype).astype(np.float32)
+        result = np.empty((len(stored), self.hidden_size), np.float32)
+        decode = getattr(_ggml(), f"dequantize_row_{_DECODERS[self._type]}")
+        decode(
+            ctypes.c_void_p(stored.ctypes.data),
+            ctypes.c_void_p(result.ctypes.data),
+            ctypes.c_int64(result.size),
+        )
+        return result
+
+
+@cache
+def _ggml() -> Any:
+    """ggml's base library, which llama.cpp has loaded already."""
+    from llama_cpp import _ctypes_extensions as extensions
+    from llama_cpp._ggml import libggml_base_path
+
+    return extensions.load_shared_library("ggml-base", libggml_base_path)

@@ -1,0 +1,128 @@
+"""Pictures from wherever they are to RGB arrays.
+
+One function serves paths, bytes, PIL images, arrays and data URLs. Nothing is fetched from a network.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+import struct
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from ayaedge.errors import ImageError
+
+ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
+"""A path, the bytes of a file, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4) uint8, or a data URL."""
+
+MAX_PIXELS = 178_956_970
+"""Largest picture that is decoded: the size at which Pillow raises for a decompression bomb, 2 x its warning."""
+_SHOWN = 60
+
+
+def load_image(image: ImageInput) -> NDArray[np.uint8]:
+    """A picture as RGB, (H, W, 3) uint8, upright.
+
+    Files and PIL images are turned as their EXIF orientation says and converted as the reference does (alpha
+    is dropped, palettes are expanded); arrays are taken as they are. Raises ImageError for anything that is not a
+    whole picture of at least one pixel and at most `MAX_PIXELS`.
+    """
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if isinstance(image, Image.Image):
+        return _decode(lambda: image, "the PIL image")
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return _open_bytes(bytes(image), f"the picture of {len(image)} bytes")
+    if isinstance(image, str) and image.startswith("data:"):
+        return _open_bytes(_data_url(image), f"the data URL {_shorten(image)}")
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        raise ImageError(f"{_shorten(image)} is on a network; ayaedge works offline: download it first")
+    if isinstance(image, (str, os.PathLike)):
+        return _open_path(Path(image))
+    raise ImageError(
+        f"a picture is a path, bytes, a PIL image, an array or a data URL, not {type(image).__name__}"
+    )
+
+
+def _open_path(path: Path) -> NDArray[np.uint8]:
+    if path.is_dir():
+        raise ImageError(f"{path} is a directory, not a picture")
+    if not path.exists():
+        raise ImageError(f"there is no picture at {path}")
+    try:
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path} is empty")
+        with path.open("rb") as stream:
+            return _decode(lambda: _open(stream), str(path))
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _open_bytes(data: bytes, what: str) -> NDArray[np.uint8]:
+    if not data:
+        raise ImageError(f"{what} is empty")
+    return _decode(lambda: _open(io.BytesIO(data)), what)
+
+
+def _open(stream: io.BufferedIOBase | io.BufferedReader) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have a limit of our own
+        return Image.open(stream)
+
+
+def _decode(open_picture: Callable[[], Image.Image], what: str) -> NDArray[np.uint8]:
+    try:
+        picture = open_picture()
+        width, height = picture.size
+        if width < 1 or height < 1:
+            raise ImageError(f"{what} has no pixels ({width} x {height})")
+        if width * height > MAX_PIXELS:
+            raise ImageError(
+                f"{what} has {width} x {height} pixels, more than the {MAX_PIXELS} that are decoded: make it smaller"
+            )
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except ImageError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"{what} is not a picture in a format that Pillow reads") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{what} is too large: {error}") from None
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, MemoryError, struct.error) as error:
+        raise ImageError(f"{what} is damaged or incomplete: {error}") from error
+
+
+def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    shape = array.shape
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
+        raise ImageError(
+            "an array must be uint8 of shape (H, W), (H, W, 3) or (H, W, 4), "
+            f"not {array.dtype} of shape {shape}"
+        )
+    if 0 in shape:
+        raise ImageError(f"an array of shape {shape} has no pixels")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    return np.ascontiguousarray(np.broadcast_to(array[:, :, :3], (*shape[:2], 3)))
+
+
+def _data_url(url: str) -> bytes:
+    header, comma, payload = url.partition(",")
+    if not comma or not header.endswith(";base64"):
+        raise ImageError(f"the data URL {_shorten(url)} is not of the form data:image/...;base64,...")
+    try:
+        return base64.b64decode(payload, validate=True)
+    except binascii.Error as error:
+        raise ImageError(f"the data URL {_shorten(url)} is not valid base64: {error}") from None
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

@@ -1,0 +1,56 @@
+"""llama.cpp, loaded once and made quiet; the only place that imports it.
+
+Two settings must stand in the environment before the library is loaded, and its messages go to `logging` (logger
+`ayaedge.llama`) instead of the terminal. The last error lines are kept, because its functions report failure
+without a reason.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections import deque
+from functools import cache
+from typing import Any
+
+logger = logging.getLogger("ayaedge.llama")
+
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.WARNING}
+"""ggml's levels (1 debug, 2 info, 3 warning, 4 error) a step lower: what matters to a user we raise ourselves."""
+_ERROR = 4
+_CONTINUES = 5
+_recent_errors: deque[str] = deque(maxlen=5)
+_callbacks: list[Any] = []
+"""Keeps the ctypes callback alive as long as the library may call it."""
+
+
+@cache
+def library() -> Any:
+    """The module `llama_cpp`, initialised; its functions mirror llama.h."""
+    # Idle OpenMP threads otherwise spin and stall decoding by up to 60 times beside any other busy process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would start a debugger first
+    import llama_cpp
+
+    callback = llama_cpp.llama_log_callback(_forward)
+    _callbacks.append(callback)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+def recent_errors() -> str:
+    """What the library said when it last failed, on one line, and forget it."""
+    text = "; ".join(_recent_errors)
+    _recent_errors.clear()
+    return text or "llama.cpp gave no reason"
+
+
+def _forward(level: int, text: bytes, _data: object) -> None:
+    line = text.decode("utf-8", errors="replace").rstrip()
+    if not line or level == _CONTINUES:
+        return
+    if level == _ERROR:
+        _recent_errors.append(line)
+    logger.log(_LEVELS.get(level, logging.DEBUG), "%s", line)

@@ -1,0 +1,314 @@
+"""What a caller holds: a loaded bundle that answers questions about pictures."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.decoder import Decoder, DecoderOptions
+from ayaedge.errors import AyaEdgeError, ContextLengthError, InvalidOptionError
+from ayaedge.images import ImageInput, load_image
+from ayaedge.prompt import Message, Prompt, PromptBuilder
+from ayaedge.sampling import Sampler, SamplingOptions, TextStream
+from ayaedge.tiling import split_tiles
+from ayaedge.vision import VisionEncoder, VisionOptions
+
+StopReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a question and its answer amounted to."""
+
+    prompt_tokens: int
+    image_tokens: int
+    """Those of the prompt that belong to pictures."""
+    completion_tokens: int
+    tiles: tuple[int, ...]
+    """Tiles of each picture, the thumbnail included."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock seconds."""
+
+    vision: float
+    """Reading and encoding the pictures."""
+    prefill: float
+    first_token: float
+    """From the call to the first token."""
+    decode: float
+    """All tokens after the first."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer; `str()` gives its text."""
+
+    text: str
+    usage: Usage
+    timings: Timings
+    stop_reason: StopReason
+    """`stop`: the model ended its turn; `length`: the limit on tokens or the context's end came first."""
+    ids: tuple[int, ...] = field(repr=False)
+    """Every token that was generated, the hidden ones and the stop token included."""
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON: everything but the ids."""
+        parts = asdict(self)
+        parts.pop("ids")
+        return parts
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What a question may set; None means no limit but the context's."""
+
+    max_tokens: int | None = None
+    """Most tokens of the answer."""
+    max_tiles: int | None = None
+    """Most tiles of a picture's grid, at most the checkpoint's own limit."""
+    sampling: SamplingOptions = SamplingOptions()
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "max_tiles"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidOptionError(f"{name} must be 1 or more, not {value}")
+
+
+class AnswerStream:
+    """An answer as it comes: iterate over its pieces of text; `answer` is there when the last has come.
+
+    Ends early with `close()`, which leaves the model ready for the next question.
+    """
+
+    def __init__(self, pieces: Iterator[str], finished: list[Answer]):
+        self._pieces, self._finished = pieces, finished
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop generating."""
+        self._pieces.close()  # type: ignore[attr-defined]
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; AyaEdgeError while it is unfinished."""
+        if not self._finished:
+            raise AyaEdgeError("the answer is not finished: iterate to the end first")
+        return self._finished[0]
+
+
+class AyaVision:
+    """A bundle that is ready to answer; a context manager whose end frees its memory.
+
+        with AyaVision.load("bundle") as model:
+            print(model.ask("What is written here?", images=["sign.jpg"]))
+
+    One question is answered at a time: a second thread waits for the first one's answer.
+    """
+
+    def __init__(self, bundle: Bundle, vision: VisionEncoder, decoder: Decoder):
+        self.bundle = bundle
+        self._vision, self._decoder = vision, decoder
+        self._prompts = PromptBuilder(bundle.manifest, decoder.vocabulary.tokenize)
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path | None = None,
+        *,
+        decoder: DecoderOptions | None = None,
+        vision: VisionOptions | None = None,
+    ) -> AyaVision:
+        """Load a bundle directory; None loads the small demonstration model that ships with the package.
+
+        Raises BundleError if the bundle is damaged or its halves do not belong together.
+        """
+        opened = read_bundle(bundle if bundle is not None else demo_bundle())
+        encoder = VisionEncoder(opened.vision_path, opened.manifest, vision)
+        return cls(opened, encoder, Decoder(opened.decoder_path, opened.manifest, decoder))
+
+    def __enter__(self) -> AyaVision:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the weights and caches of both halves; waits for a running answer of another thread."""
+        with self._lock:
+            self._vision.close()
+            self._decoder.close()
+
+    def ask(
+        self,
+        question: str,
+        *,
+        images: Sequence[ImageInput] = (),
+        system: str | None = None,
+        max_tokens: int | None = None,
+        max_tiles: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | None = None,
+    ) -> Answer:
+        """The whole answer to a question about any number of pictures; see `stream` for arguments and errors."""
+        stream = self.stream(
+            question, images=images, system=system, max_tokens=max_tokens, max_tiles=max_tiles,
+            temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
+        )  # fmt: skip
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(
+        self,
+        question: str,
+        *,
+        images: Sequence[ImageInput] = (),
+        system: str | None = None,
+        max_tokens: int | None = None,
+        max_tiles: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | None = None,
+    ) -> AnswerStream:
+        """The answer in pieces of text, as the model writes it.
+
+        `images` are paths, bytes, PIL images, arrays or data URLs; `system` is an instruction before the
+        question. At temperature 0 the answer is always the same. Raises, when iteration begins, ImageError
+        for a picture that cannot be read, ContextLengthError for a prompt that does not fit, PromptError and
+        BackendError; InvalidOptionError at once for a senseless option.
+        """
+        sampling = SamplingOptions(temperature, top_p, top_k, seed)
+        options = AnswerOptions(max_tokens, max_tiles, sampling)
+        if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
+            images = [images]
+        messages = [Message("system", system)] if system is not None else []
+        messages.append(Message("user", question, len(images)))
+        finished: list[Answer] = []
+        return AnswerStream(self._generate(messages, images, options, finished), finished)
+
+    def _generate(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[ImageInput],
+        options: AnswerOptions,
+        finished: list[Answer],
+    ) -> Iterator[str]:
+        """1. pictures to tiles  2. prompt  3. embeddings  4. prefill  5. token by token to text."""
+        started = time.perf_counter()
+        self._acquire()
+        try:
+            tiling = self.bundle.manifest.tiling
+            tiles = [split_tiles(load_image(i), tiling, max_tiles=options.max_tiles) for i in images]
+            prompt = self._prompts.build(messages, [len(part) for part in tiles])
+            self._check_length(prompt)
+            embeddings = [self._vision.encode(part) for part in tiles]
+            encoded = time.perf_counter()
+            self._prefill(prompt, embeddings)
+            prefilled = first = time.perf_counter()
+
+            stream = TextStream(self._decoder.vocabulary, self.bundle.manifest.tokens.hidden)
+            ids: list[int] = []
+            text: list[str] = []
+            reason: StopReason = "length"
+            for token in self._tokens(options, len(prompt.ids)):
+                first = time.perf_counter() if not ids else first
+                ids.append(token)
+                if token in self.bundle.manifest.tokens.stop:
+                    reason = "stop"
+                    break
+                if piece := stream.push(token):
+                    text.append(piece)
+                    yield piece
+            if piece := stream.finish():
+                text.append(piece)
+                yield piece
+            finished.append(
+                Answer(
+                    "".join(text),
+                    Usage(len(prompt.ids), prompt.image_tokens, len(ids), tuple(len(part) for part in tiles)),
+                    Timings(
+                        encoded - started, prefilled - encoded, first - started, time.perf_counter() - first
+                    ),
+                    reason,
+                    tuple(ids),
+                )
+            )
+        finally:
+            self._release()
+
+    def _tokens(self, options: AnswerOptions, prompt_length: int) -> Iterator[int]:
+        """Sampled tokens, up to the limit on tokens and the end of the context."""
+        room = self._decoder.context_size - prompt_length
+        limit = room if options.max_tokens is None else min(options.max_tokens, room)
+        with Sampler(options.sampling) as sampler:
+            for number in range(limit):
+                token = sampler.sample(self._decoder)
+                yield token
+                if number + 1 < limit:
+                    self._decoder.decode_tokens([token])
+
+    def _prefill(self, prompt: Prompt, embeddings: Sequence[NDArray[np.float32]]) -> None:
+        """Text goes to the decoder as tokens; a picture, its tags and markers included, as one run of embeddings."""
+        self._decoder.clear()
+        patch = self.bundle.manifest.tokens.image_patch
+        end = 0
+        for span, features in zip(prompt.images, embeddings, strict=True):
+            if span.start > end:
+                self._decoder.decode_tokens(prompt.ids[end : span.start])
+            ids = np.asarray(prompt.ids[span.start : span.stop])
+            rows = self._decoder.embed(ids.tolist())
+            rows[ids == patch] = features.reshape(-1, rows.shape[1])  # (n, T, hidden) -> (n*T, hidden)
+            self._decoder.decode_embeddings(rows)
+            end = span.stop
+        if end < len(prompt.ids):
+            self._decoder.decode_tokens(prompt.ids[end:])
+
+    def _check_length(self, prompt: Prompt) -> None:
+        available = self._decoder.context_size - 1  # at least one token of answer
+        if len(prompt.ids) > available:
+            raise ContextLengthError(
+                needed=len(prompt.ids), available=available, image_tokens=prompt.image_tokens
+            )
+
+    def _acquire(self) -> None:
+        if self._owner == threading.get_ident():
+            raise AyaEdgeError("this thread has an unfinished answer of the same model: finish or close it first")
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+
+    def _release(self) -> None:
+        self._owner = None
+        self._lock.release()
+
+
+def demo_bundle() -> Path:
+    """Where the small demonstration model lies that ships with the package."""
+    return Path(str(files("ayaedge") / "demo"))

@@ -1,0 +1,171 @@
+"""Conversations to token ids: the chat template, the places of pictures, and text that cannot pose as either.
+
+The ids equal those of the reference's processor. The template decides where turns begin and pictures go; what
+a user writes is plain text, even where it spells a turn marker or an image marker.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Literal
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ayaedge.bundle import Manifest
+from ayaedge.errors import PromptError
+
+Role = Literal["system", "user", "assistant"]
+_GUARDS = [chr(code) for code in range(0xF0000, 0xF0100)]
+"""Private-use characters, one of which is put into users' texts while the template is rendered."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    text: str
+    images: int = 0
+    """Pictures in this turn; they stand before its text."""
+
+
+@dataclass(frozen=True)
+class ImageSpan:
+    """Where one picture stands in a prompt: its markers, tile tags and image tokens."""
+
+    start: int
+    stop: int
+    """Exclusive."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, and the spans among them that belong to pictures."""
+
+    ids: tuple[int, ...]
+    images: tuple[ImageSpan, ...]
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens inside all spans."""
+        return sum(span.stop - span.start for span in self.images)
+
+
+class PromptBuilder:
+    """Builds prompts for one bundle; `tokenize` gives the ids of plain text, recognising no added token."""
+
+    def __init__(self, manifest: Manifest, tokenize: Callable[[str], list[int]]):
+        self._tokenize = tokenize
+        self._tokens = manifest.tokens
+        self._image = manifest.image_prompt
+        self._template = manifest.chat_template
+        markers = [*manifest.tokens.special, manifest.image_prompt.placeholder]
+        self._markers = re.compile("|".join(re.escape(m) for m in sorted(markers, key=len, reverse=True)))
+        self._first_characters = re.compile("[" + re.escape("".join({m[0] for m in markers})) + "]")
+
+    def build(self, messages: Sequence[Message], tiles: Sequence[int], *, generate: bool = True) -> Prompt:
+        """The prompt of a conversation whose pictures have that many tiles each, in order.
+
+        With `generate` it ends where the answer begins. Raises PromptError if the number of pictures does not
+        fit, if the template refuses the conversation, or if a text is not valid Unicode.
+        """
+        wanted = sum(message.images for message in messages)
+        if wanted != len(tiles):
+            raise PromptError(f"the conversation has places for {wanted} pictures, {len(tiles)} were given")
+        guard = _unused_character(messages)
+        rendered = self._render(messages, guard, generate=generate)
+        ids: list[int] = []
+        spans: list[ImageSpan] = []
+        for plain, marker in _split(self._markers, rendered):
+            ids += self._plain_ids(plain.replace(guard, ""))
+            if marker == self._image.placeholder and len(spans) < len(tiles):
+                start = len(ids)
+                ids += self._image_ids(tiles[len(spans)])
+                spans.append(ImageSpan(start, len(ids)))
+            elif marker is not None:
+                ids.append(self._tokens.special[marker])
+        if len(spans) != wanted:
+            raise PromptError(f"the chat template has written {len(spans)} of {wanted} pictures")
+        return Prompt(tuple(ids), tuple(spans))
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return self._tokenize(unicodedata.normalize("NFC", text)) if text else []
+
+    def _image_ids(self, tiles: int) -> list[int]:
+        """Start marker, then a tag and the image tokens for each tile, the thumbnail last, then the end marker."""
+        special = self._tokens.special
+        patches = [self._tokens.image_patch] * self._image.tokens_per_tile
+        ids = [special[self._image.start]]
+        for number in range(1, tiles):
+            ids += [*self._plain_ids(f"{self._image.tile}_{number}"), *patches]
+        return [*ids, *self._plain_ids(self._image.thumbnail), *patches, special[self._image.end]]
+
+    def _render(self, messages: Sequence[Message], guard: str, *, generate: bool) -> str:
+        """The template's text, with `guard` behind every character of a user's text that could begin a marker."""
+        turns = []
+        for message in messages:
+            guarded = self._first_characters.sub(lambda match: match[0] + guard, message.text)
+            parts = [{"type": "image"}] * message.images + [{"type": "text", "text": guarded}]
+            turns.append({"role": message.role, "content": parts if message.images else guarded})
+        names = {value: text for text, value in self._tokens.special.items()}
+        try:
+            rendered = self._compiled.render(
+                messages=turns,
+                add_generation_prompt=generate,
+                bos_token=names[self._tokens.bos],
+                eos_token=names[self._tokens.stop[0]],
+            )
+            rendered.encode()
+        except TemplateError as error:
+            raise PromptError(f"the chat template refuses this conversation: {error}") from error
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the text is not valid Unicode: {error.reason}") from None
+        return str(rendered)
+
+    @cached_property
+    def _compiled(self) -> Any:
+        """The template, compiled in a sandbox with the settings and functions that checkpoints' templates expect."""
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            return environment.from_string(self._template)
+        except TemplateError as error:
+            raise PromptError(f"the bundle's chat template is faulty: {error}") from error
+
+
+def _split(pattern: re.Pattern[str], text: str) -> list[tuple[str, str | None]]:
+    """Plain text and the marker that follows it, in turn; the last has none."""
+    parts: list[tuple[str, str | None]] = []
+    end = 0
+    for match in pattern.finditer(text):
+        parts.append((text[end : match.start()], match[0]))
+        end = match.end()
+    return [*parts, (text[end:], None)]
+
+
+def _unused_character(messages: Sequence[Message]) -> str:
+    used = set().union(*(message.text for message in messages))
+    for guard in _GUARDS:
+        if guard not in used:
+            return guard
+    raise PromptError("the text holds too many different private-use characters")
+
+
+def _to_json(value: object, *, indent: int | None = None, **_: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
