@@ -34,7 +34,7 @@ def vision_forward(
 def encode(
     config: VisionConfig, weights: WeightSource, pixels: FloatArray, linear: LinearFunction
 ) -> FloatArray:
-    """Tiles (n, 3, S, S) to features (n, patches, hidden), before `post_layernorm`, which Aya Vision skips."""
+    """Tiles (n, 3, S, S) to features (n, patches, hidden), without `post_layernorm`, which is not used."""
     x = embed_patches(config, weights, pixels)
     for layer in range(config.num_layers):
         prefix = layer_prefix(layer)
@@ -61,11 +61,12 @@ def connector_input(config: VisionConfig, weights: WeightSource, features: Float
 
 
 def layer_prefix(layer: int) -> str:
+    """What the names of an encoder layer's tensors begin with."""
     return f"{TOWER}.encoder.layers.{layer}"
 
 
 def plain_linear(weights: WeightSource) -> LinearFunction:
-    """y = x W^T + b in float32."""
+    """Linears in float32, x W^T + b."""
 
     def apply(name: str, x: FloatArray) -> FloatArray:
         return np.asarray(x @ weights(f"{name}.weight").T + weights(f"{name}.bias"))
@@ -118,6 +119,7 @@ def pixel_shuffle(features: FloatArray, config: VisionConfig) -> FloatArray:
 
 
 def layer_norm(x: FloatArray, weights: WeightSource, name: str, eps: float) -> FloatArray:
+    """Normalise the last axis, then apply the weight and bias of the norm `name`."""
     centred = x - x.mean(-1, keepdims=True)
     variance = np.square(centred).mean(-1, keepdims=True)
     normed = centred / np.sqrt(variance + np.float32(eps))
@@ -125,8 +127,11 @@ def layer_norm(x: FloatArray, weights: WeightSource, name: str, eps: float) -> F
 
 
 def softmax(scores: FloatArray) -> FloatArray:
-    scores = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.asarray(scores / scores.sum(-1, keepdims=True))
+    """Over the last axis."""
+    exponents: FloatArray = scores - scores.max(-1, keepdims=True)
+    np.exp(exponents, out=exponents)
+    exponents /= exponents.sum(-1, keepdims=True)
+    return exponents
 
 
 def gelu_tanh(x: FloatArray) -> FloatArray:

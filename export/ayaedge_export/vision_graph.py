@@ -127,22 +127,19 @@ class GraphWriter:
         return name
 
     def has_node(self, name: str) -> bool:
+        """Whether a node of this name was added."""
         return name in self._nodes
 
     def reshape(self, x: str, name: str, *shape: int) -> str:
+        """Add a Reshape to `shape`, in which one size may be -1."""
         target = "shape." + "x".join(map(str, shape))
         return self.node("Reshape", [x, self.constant(target, np.array(shape, np.int64))], name)
 
-    def save(
-        self,
-        inputs: Sequence[onnx.ValueInfoProto],
-        outputs: Sequence[onnx.ValueInfoProto],
-        *,
-        contrib: bool = False,
-    ) -> None:
+    def save(self, source: onnx.ValueInfoProto, result: onnx.ValueInfoProto) -> None:
         """Write the `.onnx` file, which refers to the data file by its name."""
-        self._graph.input.extend(inputs)
-        self._graph.output.extend(outputs)
+        self._graph.input.append(source)
+        self._graph.output.append(result)
+        contrib = any(node.domain == CONTRIB_DOMAIN for node in self._graph.node)
         opsets = [helper.make_opsetid("", OPSET)] + [helper.make_opsetid(CONTRIB_DOMAIN, 1)] * contrib
         model = helper.make_model(
             self._graph,
@@ -165,7 +162,7 @@ class GraphWriter:
         assert self._data is not None
         offset = -(-self._data.tell() // PAGE) * PAGE
         self._data.write(bytes(offset - self._data.tell()))
-        self._data.write(memoryview(array).cast("B"))
+        self._data.write(array.data.cast("B"))
         tensor.data_location = onnx.TensorProto.EXTERNAL
         entries = {"location": f"{self.path.name}.data", "offset": offset, "length": array.nbytes}
         for key, value in entries.items():
@@ -186,32 +183,32 @@ def write_vision_graph(
     precision: FloatPrecision = "fp32",
     external_threshold: int = EXTERNAL_THRESHOLD,
 ) -> None:
-    """Write the float graph to `path`, with `<path>.data` beside it if the weights exceed the threshold (bytes).
+    """Write the float graph to `path`, and weights that exceed the threshold (bytes) to `<path>.data`.
 
-    Input `pixel_values` (tiles, 3, S, S) and output `image_embeddings` (tiles, T, output_size) are float32 in
-    both precisions. Raises CheckpointError for a shape that pixel shuffle or attention cannot divide, and for a
-    weight that fp16 cannot hold.
+    Input `pixel_values` (tiles, 3, S, S) and output `image_embeddings` (tiles, T, output_size) are float32
+    in both precisions. Raises CheckpointError for a shape that pixel shuffle or attention cannot divide, and
+    for a weight that fp16 cannot hold.
     """
     dtype = FLOAT_TYPES[precision]
     size = weight_count(config) * np.dtype(dtype).itemsize
     with GraphWriter(path, dtype=dtype, external=size > external_threshold) as graph:
         build_vision_graph(graph, config, weights, linear=float_linear(weights), attention=standard_attention)
-        save_vision_graph(graph, config)
+        graph.save(*declare_tiles(config))
 
 
 def weight_count(config: VisionConfig) -> int:
+    """Parameters of tower and connector."""
     return sum(math.prod(shape) for shape in vision_tensors(config).values())
 
 
-def save_vision_graph(graph: GraphWriter, config: VisionConfig, *, contrib: bool = False) -> None:
-    """Write the file of a graph that `build_vision_graph` has filled."""
+def declare_tiles(config: VisionConfig) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
+    """The graph's input and output, with a free number of tiles."""
+    declare = helper.make_tensor_value_info
     pixels = ("tiles", 3, config.image_size, config.image_size)
     embeddings = ("tiles", config.tokens_per_tile, config.output_size)
-    declare = helper.make_tensor_value_info
-    graph.save(
-        [declare(INPUT_NAME, onnx.TensorProto.FLOAT, pixels)],
-        [declare(OUTPUT_NAME, onnx.TensorProto.FLOAT, embeddings)],
-        contrib=contrib,
+    return (
+        declare(INPUT_NAME, onnx.TensorProto.FLOAT, pixels),
+        declare(OUTPUT_NAME, onnx.TensorProto.FLOAT, embeddings),
     )
 
 
@@ -248,21 +245,19 @@ def build_vision_graph(
 
 def check_divisible(config: VisionConfig) -> None:
     """Raise CheckpointError if a quantity cannot be divided as the network does it, all faults at once."""
-    wanted = {
-        f"{config.patches_per_side} patches per side, downsample_factor {config.downsample_factor}": (
-            config.patches_per_side % config.downsample_factor
-        ),
-        f"hidden_size {config.hidden_size}, num_heads {config.num_heads}": config.hidden_size
-        % config.num_heads,
-        f"adapter_size {config.adapter_size}, two halves of SwiGLU": config.adapter_size % 2,
-    }
-    faults = [text for text, remainder in wanted.items() if remainder]
+    side, hidden = config.patches_per_side, config.hidden_size
+    divisions = (
+        (side, config.downsample_factor, "patches per side by downsample_factor"),
+        (hidden, config.num_heads, "hidden_size by num_heads"),
+        (config.adapter_size, 2, "adapter_size by the two halves of SwiGLU"),
+    )
+    faults = [f"{what}: {whole} / {parts}" for whole, parts, what in divisions if whole % parts]
     if faults:
         raise CheckpointError(list_faults("the vision configuration does not divide evenly", faults))
 
 
 def float_linear(weights: WeightSource) -> EmitLinear:
-    """y = x W + b, with W stored as (in, out)."""
+    """Linears as a float product, x W + b, with W stored as (in, out)."""
 
     def emit(graph: GraphWriter, x: str, name: str) -> str:
         weight = graph.constant(f"{name}.weight", weights(f"{name}.weight").T)
@@ -273,6 +268,7 @@ def float_linear(weights: WeightSource) -> EmitLinear:
 
 
 def add_bias(graph: GraphWriter, weights: WeightSource, product: str, name: str) -> str:
+    """The last step of every linear: the node that bears its name."""
     return graph.node("Add", [product, graph.constant(f"{name}.bias", weights(f"{name}.bias"))], name)
 
 
@@ -337,7 +333,7 @@ def _connect(
 
 
 def _pixel_shuffle(graph: GraphWriter, config: VisionConfig, x: str) -> str:
-    """Join squares of patches in reading order: (rows, hidden) to (tiles * T, hidden * f^2), rank 4 at most."""
+    """Join squares of patches in reading order: (rows, hidden) to (tiles * T, hidden * f^2)."""
     factor, side, hidden = config.downsample_factor, config.tokens_per_side, config.hidden_size
     name = f"{CONNECTOR}.shuffle"
     # (rows, hidden) -> (tiles * side, f, side, f * hidden) -> (tiles * side, side, f, f * hidden)

@@ -1,8 +1,8 @@
 """The int8 form of the vision graph: integer linears with one activation scale for each token.
 
-A tile's embeddings do not depend on the tiles beside it. Ranges of channels are shared out between activations
-and weights beforehand (see `ayaedge_quant.int8.Fold`), with statistics from pictures drawn here. The rounding
-itself is in `ayaedge_quant.int8`, the network in `ayaedge_export.vision_graph`.
+A tile's embeddings do not depend on the tiles beside it. Ranges of channels are shared out between
+activations and weights beforehand (see `ayaedge_quant.int8.Fold`), with statistics from pictures drawn here.
+The rounding itself is in `ayaedge_quant.int8`, the network in `ayaedge_export.vision_graph`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from ayaedge_quant.int8 import (
-    GELU_ZERO_POINT,
-    SMALLEST_SCALE,
-    SYMMETRIC_ZERO_POINT,
-    ChannelRange,
-    Fold,
-    block_product,
-    column_maxima,
-    integer_product,
-    quantize_blocks,
-    quantize_rows,
-    smoothing_fold,
-)
+from numpy.typing import NDArray
 
 from ayaedge_export.config import VisionConfig
 from ayaedge_export.tensors import WeightSource
@@ -42,8 +30,21 @@ from ayaedge_export.vision_graph import (
     GraphWriter,
     add_bias,
     build_vision_graph,
-    save_vision_graph,
+    declare_tiles,
     weight_count,
+)
+from ayaedge_quant.int8 import (
+    GELU_ZERO_POINT,
+    SMALLEST_SCALE,
+    SYMMETRIC_ZERO_POINT,
+    ChannelRange,
+    Fold,
+    block_product,
+    column_maxima,
+    integer_product,
+    quantize_blocks,
+    quantize_rows,
+    smoothing_fold,
 )
 
 BLOCK_LINEAR = f"{CONNECTOR}.linear_2"
@@ -63,17 +64,17 @@ def write_int8_vision_graph(
     tiles: FloatArray | None = None,
     external_threshold: int = EXTERNAL_THRESHOLD,
 ) -> None:
-    """Write the int8 graph to `path`, with `<path>.data` beside it if the weights exceed the threshold (bytes).
+    """Write the int8 graph to `path`, and weights that exceed the threshold (bytes) to `<path>.data`.
 
-    Inputs and outputs are those of `write_vision_graph`. `tiles` (n, 3, S, S), normalised to -1..1, replaces the
-    drawn pictures as calibration. Patch embedding, norms, attention and sums stay float32.
+    Inputs and outputs are those of `write_vision_graph`. `tiles` (n, 3, S, S), normalised to -1..1, replaces
+    the drawn pictures as calibration. Patch embedding, norms, attention and sums stay float32.
     """
     if tiles is None:
         tiles = calibration_tiles(config.image_size)
     folded = FoldedWeights(weights, smoothing_folds(config, weights, tiles))
     with GraphWriter(path, external=weight_count(config) > external_threshold) as graph:
         build_vision_graph(graph, config, folded, linear=int8_linear(folded), attention=fused_attention)
-        save_vision_graph(graph, config, contrib=True)
+        graph.save(*declare_tiles(config))
 
 
 def foldable_pairs(config: VisionConfig) -> dict[str, tuple[str, ...]]:
@@ -96,7 +97,10 @@ FoldingPlan = Mapping[str, tuple[tuple[str, ...], Fold]]
 
 
 def smoothing_folds(config: VisionConfig, weights: WeightSource, tiles: FloatArray) -> FoldingPlan:
-    """Run the tower over `tiles` (n, 3, S, S) and choose a fold for every pair; one layer in memory at a time."""
+    """Run the tower over `tiles` (n, 3, S, S) and choose a fold for every pair.
+
+    One weight is in memory at a time. The connector's products are not needed and not computed.
+    """
     ranges: dict[str, ChannelRange] = {}
     maxima: dict[str, FloatArray] = {}
 
@@ -117,7 +121,10 @@ def smoothing_folds(config: VisionConfig, weights: WeightSource, tiles: FloatArr
 
 
 class FoldedWeights:
-    """A weight source that gives another one's tensors with all folds applied: the same function of pixels."""
+    """A weight source that gives another one's tensors with all folds applied.
+
+    A network with these weights is the same function of pixels.
+    """
 
     def __init__(self, source: WeightSource, plan: FoldingPlan) -> None:
         self._source = source
@@ -125,6 +132,7 @@ class FoldedWeights:
         self._used = {name: fold for used, fold in plan.values() for name in used}
 
     def __call__(self, name: str) -> FloatArray:
+        """The tensor `name` with what is folded into it."""
         layer, _, part = name.rpartition(".")
         tensor, used, made = self._source(name), self._used.get(layer), self._made.get(layer)
         if part == "weight":
@@ -184,7 +192,7 @@ def fused_attention(graph: GraphWriter, config: VisionConfig, heads: Sequence[st
 
 
 def _quantize_tokens(graph: GraphWriter, x: str, zero_point: int) -> tuple[str, str]:
-    """Nodes for `ayaedge_quant.int8.quantize_tokens`: codes (rows, channels) and scales (rows, 1), once for each x."""
+    """Nodes of `quantize_tokens`: codes (rows, channels) and scales (rows, 1), emitted once for each `x`."""
     codes, step = f"{x}.codes", f"{x}.step"
     if graph.has_node(codes):
         return codes, step
@@ -222,8 +230,11 @@ def _block_product(graph: GraphWriter, weights: WeightSource, x: str, name: str)
     )
 
 
+Picture = NDArray[np.float64]
+
+
 def calibration_tiles(size: int, *, seed: int = CALIBRATION_SEED) -> FloatArray:
-    """Two drawn tiles (2, 3, size, size) in -1..1: half photograph, half page; half diagram, half hard textures.
+    """Two drawn tiles (2, 3, size, size) in -1..1: photograph and page, diagram and hard textures.
 
     More tiles, or one subject in each, were measured to make no difference that the time would be worth.
     """
@@ -233,15 +244,15 @@ def calibration_tiles(size: int, *, seed: int = CALIBRATION_SEED) -> FloatArray:
     return np.stack(pairs).astype(np.float32)
 
 
-def _photograph(size: int, rng: np.random.Generator) -> FloatArray:
+def _photograph(size: int, rng: np.random.Generator) -> Picture:
     """Noise whose amplitude falls with frequency, as in pictures of the world."""
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size)))
     frequency[0, 0] = 1 / size
     picture = np.fft.ifft2(np.fft.fft2(rng.standard_normal((3, size, size))) / frequency).real
-    return np.clip(picture / (2.5 * picture.std()), -1, 1)
+    return np.asarray(np.clip(picture / (2.5 * picture.std()), -1, 1))
 
 
-def _page(size: int, rng: np.random.Generator) -> FloatArray:
+def _page(size: int, rng: np.random.Generator) -> Picture:
     """Lines of letter-like strokes, dark on white."""
     page = np.ones((3, size, size))
     height = max(6, size // 16)
@@ -256,11 +267,11 @@ def _page(size: int, rng: np.random.Generator) -> FloatArray:
     return page
 
 
-def _diagram(size: int, rng: np.random.Generator) -> FloatArray:
+def _diagram(size: int, rng: np.random.Generator) -> Picture:
     """Discs and squares of one colour each, on a gradient."""
     y, x = np.mgrid[:size, :size] / size
     right, down = rng.uniform(-0.5, 1, (2, 3, 1, 1))
-    picture = np.clip(right * (1 - x) + down * y, -1, 1)
+    picture: Picture = np.clip(right * (1 - x) + down * y, -1, 1)
     for shape in range(12):
         across, along = np.abs(np.stack([x, y]) - rng.uniform(0, 1, (2, 1, 1)))
         distance = np.hypot(across, along) if shape % 2 else np.maximum(across, along)
@@ -268,7 +279,7 @@ def _diagram(size: int, rng: np.random.Generator) -> FloatArray:
     return picture
 
 
-def _textures(size: int, rng: np.random.Generator) -> FloatArray:
+def _textures(size: int, rng: np.random.Generator) -> Picture:
     """A flat quarter, a finely chequered quarter, and white noise."""
     picture, half = rng.uniform(-1, 1, (3, size, size)), size // 2
     y, x = np.mgrid[:half, :half] // 2

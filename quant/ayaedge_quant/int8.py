@@ -1,9 +1,9 @@
 """8-bit integers for linear layers: weights, activations per token, smoothing. Plain numpy.
 
 Knows matrices, not networks: which layers are quantized, and how a graph says it, is decided elsewhere.
-Rounding is to the nearest step of the largest magnitude. Searching for a better clipping range, correcting the
-mean error and error feedback over synthetic calibration data were measured and did not lower the error of a
-trained tower.
+Rounding is to the nearest step of the largest magnitude. Searching for a better clipping range, correcting
+the mean error, and error feedback over drawn calibration pictures were measured: they did not lower the error
+of a trained tower.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SMALLEST_RANGE = 1e-5
 
 @dataclass(frozen=True)
 class Fold:
-    """x = scale * x' + shift, per channel: what a layer gives and what its successor is given instead.
+    """Per channel, x = scale * x' + shift: what a layer gives and what its successor is given instead.
 
-    The layer before gives x' at no cost if its last step is affine, and the layer behind takes `scale` into the
+    The layer before gives x' at no cost if its last step is affine; the layer behind takes `scale` into the
     columns of its weight and `shift` into its bias. Both are exact in real arithmetic.
     """
 
@@ -73,14 +73,14 @@ class ChannelRange:
 
 def column_maxima(weight: FloatArray) -> FloatArray:
     """Largest magnitude in each column of a weight (out, in), shape (in,)."""
-    return np.maximum(weight.max(0), -weight.min(0))
+    return np.asarray(np.maximum(weight.max(0), -weight.min(0)))
 
 
 def smoothing_fold(seen: ChannelRange, weight_maxima: FloatArray, *, alpha: float = 0.5) -> Fold:
     """Centre each channel on its mean, then share its range between activation and weight.
 
-    `scale` = activation_max^alpha / weight_max^(1 - alpha). Sources: SmoothQuant (Xiao et al. 2023, equation 4)
-    for the scale, Outlier Suppression+ (Wei et al. 2023) for the shift.
+    `scale` = activation_max^alpha / weight_max^(1 - alpha). Sources: SmoothQuant (Xiao et al. 2023,
+    equation 4) for the scale, Outlier Suppression+ (Wei et al. 2023) for the shift.
     """
     reach = np.maximum(seen.high - seen.mean, seen.mean - seen.low)
     activation = np.maximum(reach, np.float32(SMALLEST_RANGE)) ** np.float32(alpha)
@@ -138,7 +138,7 @@ def quantize_tokens(x: FloatArray, zero_point: int) -> tuple[NDArray[np.uint8], 
 def integer_product(
     x: FloatArray, codes: NDArray[np.int8], scales: FloatArray, *, zero_point: int
 ) -> FloatArray:
-    """x W^T as the int8 graph does it: `codes` (in, out) and `scales` (out,) as `quantize_rows` gives them."""
+    """A linear (..., in) to (..., out) without bias as the int8 graph does it, with what `quantize_rows` gives."""
     tokens, step = quantize_tokens(x, zero_point)
     # float64 holds these integers exactly and multiplies far faster than numpy's int32
     centred = tokens.astype(np.float64) - zero_point
@@ -146,7 +146,10 @@ def integer_product(
 
 
 def block_product(x: FloatArray, codes: NDArray[np.uint8], scales: FloatArray) -> FloatArray:
-    """x W^T with weights as `quantize_blocks` gives them and activations in symmetric 8-bit blocks of that size."""
+    """A linear without bias as MatMulNBits does it, with what `quantize_blocks` gives.
+
+    Activations (..., in) are rounded to symmetric 8 bits in blocks of the same size; result (..., out).
+    """
     outputs, blocks, block = codes.shape
     padding = [(0, 0)] * (x.ndim - 1) + [(0, blocks * block - x.shape[-1])]
     grouped = np.pad(x, padding).reshape(*x.shape[:-1], blocks, block)

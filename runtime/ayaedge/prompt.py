@@ -105,8 +105,13 @@ class PromptBuilder:
         patches = [self._tokens.image_patch] * self._image.tokens_per_tile
         ids = [special[self._image.start]]
         for number in range(1, tiles):
-            ids += [*self._plain_ids(f"{self._image.tile}_{number}"), *patches]
-        return [*ids, *self._plain_ids(self._image.thumbnail), *patches, special[self._image.end]]
+            ids += [*self._tag_ids(f"{self._image.tile}_{number}"), *patches]
+        return [*ids, *self._tag_ids(self._image.thumbnail), *patches, special[self._image.end]]
+
+    def _tag_ids(self, tag: str) -> list[int]:
+        """A tile's tag: ordinary text in the released tokenizers, but a fine-tuned one may have added it."""
+        added = self._tokens.special.get(tag)
+        return self._plain_ids(tag) if added is None else [added]
 
     def _render(self, messages: Sequence[Message], guard: str, *, generate: bool) -> str:
         """The template's text, with `guard` behind every character of a user's text that could begin a marker."""

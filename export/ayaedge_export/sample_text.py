@@ -1,0 +1,27 @@
+"""A few sentences in each of the 23 languages: text to compare decoders on. Written for this project."""
+
+SENTENCES = {
+    "en": "The library opens at nine and closes when the last reader has gone home.",
+    "fr": "Le train de midi s'arrête dans chaque village avant d'arriver à la mer.",
+    "de": "Auf dem Markt kaufte sie drei Äpfel, ein Brot und einen großen Kürbis.",
+    "es": "Mi abuela guarda las cartas antiguas en una caja de madera azul.",
+    "it": "La pioggia è finita e i bambini giocano di nuovo nella piazza.",
+    "pt": "O barco pequeno voltou ao porto antes que a tempestade chegasse.",
+    "ja": "駅前の小さな本屋では、毎週土曜日に読書会が開かれます。",
+    "ko": "할머니는 아침마다 마당에서 고양이에게 먹이를 줍니다.",
+    "zh": "山脚下的村庄每年春天都会举办一次热闹的花市。",
+    "ar": "يجلس الصياد قرب النهر وينتظر بصبر حتى تغيب الشمس.",
+    "el": "Ο φούρναρης ξυπνά πριν από την αυγή και ανάβει τον παλιό του φούρνο.",
+    "fa": "معلم پیر هر روز صبح پنجره را باز می‌کند و به باغ نگاه می‌کند.",
+    "pl": "W starym młynie nad rzeką mieszka teraz rodzina z trojgiem dzieci.",
+    "id": "Ayah menanam pohon mangga di belakang rumah ketika saya lahir.",
+    "cs": "Hodinář opravil věžní hodiny a celé město zase ví, kolik je hodin.",
+    "he": "בכל יום שישי אנחנו אופים לחם ומזמינים את השכנים לארוחה.",
+    "hi": "गाँव के तालाब के किनारे बच्चे शाम को पतंग उड़ाते हैं।",
+    "nl": "De brug ging langzaam open en twee zeilboten voeren er rustig onderdoor.",
+    "ro": "Bunicul povestește seara despre drumul lung pe care l-a făcut pe jos.",
+    "ru": "Зимой озеро замерзает, и по льду можно дойти до другого берега.",
+    "tr": "Deniz kenarındaki çay bahçesinde yaşlılar satranç oynuyor.",
+    "uk": "Кожного вечора сусідка грає на скрипці біля відчиненого вікна.",
+    "vi": "Buổi sáng, người bán hoa chở đầy một xe đạp hoa sen vào thành phố.",
+}

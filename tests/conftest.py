@@ -1,0 +1,76 @@
+"""What several tests share: the trained checkpoint, its bundles, and random checkpoints of any shape."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from ayaedge import AyaVision, DecoderOptions
+from ayaedge.bundle import Bundle
+from ayaedge_export.exporter import export_checkpoint
+from ayaedge_export.reference import Reference
+from random_checkpoint import write_shrunk_release
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "examples" / "tiny-aya-vision"
+if not (TINY / "model.safetensors").exists():
+    TINY = ROOT.parent / "shared" / "tiny-aya-vision" / "checkpoint"
+REFERENCE_FILES = ROOT.parent / "shared" / "reference"
+"""Configurations and tokenizers of the released checkpoints; they are not part of this repository."""
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def released_files() -> Path:
+    if not REFERENCE_FILES.is_dir():
+        pytest.skip("the released checkpoints' configurations and tokenizers are not here")
+    return REFERENCE_FILES
+
+
+@pytest.fixture(scope="session")
+def reference(tiny: Path) -> Reference:
+    return Reference(tiny)
+
+
+@pytest.fixture(scope="session")
+def exact_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The trained checkpoint in full precision."""
+    return export_checkpoint(tiny, tmp_path_factory.mktemp("exact") / "b", quant="f32", vision="fp32")
+
+
+@pytest.fixture(scope="session")
+def exact_model(exact_bundle: Bundle) -> Iterator[AyaVision]:
+    with AyaVision.load(exact_bundle.directory, decoder=DecoderOptions(cache_type="f32")) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Iterator[AyaVision]:
+    """The bundle that ships with the package."""
+    with AyaVision.load() as model:
+        yield model
+
+
+@pytest.fixture(scope="session", params=["aya-vision-8b", "aya-vision-32b"])
+def shrunk_release(
+    request: pytest.FixtureRequest, released_files: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A released checkpoint's configuration and tokenizer around tiny random weights."""
+    target = tmp_path_factory.mktemp("release") / str(request.param)
+    return write_shrunk_release(target, released_files / str(request.param))
+
+
+@pytest.fixture(scope="session")
+def shrunk_release_bundle(shrunk_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    target = tmp_path_factory.mktemp("release-bundle") / shrunk_release.name
+    return export_checkpoint(shrunk_release, target, quant="f16", vision="fp32")

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ayaedge import AyaVision, PromptError
+from ayaedge.bundle import Bundle
+from ayaedge.decoder import Decoder, DecoderOptions
+from ayaedge.prompt import Message, PromptBuilder
+from ayaedge.tiling import choose_grid
+from ayaedge_export.reference import Reference
+from ayaedge_export.sample_text import SENTENCES
+from PIL import Image
+
+LANGUAGES = sorted(SENTENCES)
+SIZES = [(640, 480), (56, 56), (300, 100)]
+CONVERSATIONS = {
+    "text": [Message("user", "Hello, how are you? 12345")],
+    "one picture": [Message("user", "Describe it.", 1)],
+    "two pictures": [Message("user", " What differs?\n\nSay it. ", 2)],
+    "three pictures in two turns": [Message("user", "A", 1), Message("assistant", "B"), Message("user", "C", 2)],
+    "several turns": [
+        Message("user", "One?"),
+        Message("assistant", "Two.\n"),
+        Message("user", "Three?"),
+        Message("assistant", "Four"),
+        Message("user", "Five"),
+    ],
+    "system turn": [Message("system", "Be brief."), Message("user", "What is it?", 1)],
+    "empty text": [Message("user", "", 1)],
+    "markup and digits": [Message("user", "{{ x }} {% y %} a<b & 3.14 TILE_1 TILE_GLOBAL\t 007", 1)],
+    "blanks": [Message("user", "  leading and trailing  ")],
+}
+
+
+@pytest.fixture(scope="session")
+def release(shrunk_release: Path, shrunk_release_bundle: Bundle) -> Iterator[tuple[PromptBuilder, Any, Bundle]]:
+    """A prompt builder over a released tokenizer and template, and the reference's processor for them."""
+    transformers = pytest.importorskip("transformers")
+    bundle = shrunk_release_bundle
+    processor = transformers.AutoProcessor.from_pretrained(shrunk_release)
+    with Decoder(bundle.decoder_path, bundle.manifest, DecoderOptions(context_size=64)) as decoder:
+        yield PromptBuilder(bundle.manifest, decoder.vocabulary.tokenize), processor, bundle
+
+
+def tiles_of(bundle: Bundle, messages: list[Message]) -> list[int]:
+    """Tiles of each picture of the conversation, pictures taken from SIZES in turn."""
+    tiling = bundle.manifest.tiling
+    counts = []
+    for number in range(sum(m.images for m in messages)):
+        width, height = SIZES[number % len(SIZES)]
+        columns, rows = choose_grid(width, height, tile_size=tiling.tile_size, max_tiles=tiling.max_tiles)
+        counts.append(columns * rows + (columns * rows > 1))
+    return counts
+
+
+def reference_ids(processor: Any, messages: list[Message], *, generate: bool = True) -> list[int]:
+    conversation = [
+        {"role": m.role, "content": [{"type": "image"}] * m.images + [{"type": "text", "text": m.text}]}
+        for m in messages
+    ]
+    text = processor.apply_chat_template(conversation, add_generation_prompt=generate, tokenize=False)
+    count = sum(m.images for m in messages)
+    pictures = [Image.new("RGB", SIZES[number % len(SIZES)]) for number in range(count)]
+    batch = processor(text=[text], images=pictures or None, add_special_tokens=False, return_tensors="np")
+    ids: list[int] = batch["input_ids"][0].tolist()
+    return ids
+
+
+@pytest.mark.parametrize("generate", [True, False])
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_conversations_have_the_reference_ids(
+    exact_model: AyaVision, reference: Reference, name: str, generate: bool
+) -> None:
+    messages = CONVERSATIONS[name]
+    builder = PromptBuilder(exact_model.bundle.manifest, exact_model._decoder.vocabulary.tokenize)
+    prompt = builder.build(messages, tiles_of(exact_model.bundle, messages), generate=generate)
+    assert list(prompt.ids) == reference_ids(reference.processor, messages, generate=generate)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_language_has_the_reference_ids(
+    exact_model: AyaVision, reference: Reference, language: str
+) -> None:
+    messages = [Message("user", SENTENCES[language], 1)]
+    builder = PromptBuilder(exact_model.bundle.manifest, exact_model._decoder.vocabulary.tokenize)
+    prompt = builder.build(messages, tiles_of(exact_model.bundle, messages))
+    assert list(prompt.ids) == reference_ids(reference.processor, messages)
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_conversations_have_the_released_processors_ids(
+    release: tuple[PromptBuilder, Any, Bundle], name: str
+) -> None:
+    builder, processor, bundle = release
+    messages = CONVERSATIONS[name]
+    prompt = builder.build(messages, tiles_of(bundle, messages))
+    assert list(prompt.ids) == reference_ids(processor, messages)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_every_language_has_the_released_processors_ids(
+    release: tuple[PromptBuilder, Any, Bundle], form: Any
+) -> None:
+    builder, processor, _ = release
+    for language in LANGUAGES:
+        messages = [Message("user", unicodedata.normalize(form, SENTENCES[language]))]
+        assert list(builder.build(messages, []).ids) == reference_ids(processor, messages), language
+
+
+def test_the_published_vocabulary_cases_have_the_published_ids(
+    release: tuple[PromptBuilder, Any, Bundle], released_files: Path
+) -> None:
+    builder = release[0]
+    base = released_files / "command-r-vocab" / "ggml-vocab-command-r.gguf"
+    texts = base.with_name(base.name + ".inp").read_text("utf-8").split("\n__ggml_vocab_test__\n")
+    ids = base.with_name(base.name + ".out").read_text("utf-8").splitlines()
+    cases = list(zip(texts, ids, strict=False))
+    assert len(cases) >= 46
+    for text, expected in cases:
+        assert builder._tokenize(text) == [int(token) for token in expected.split()], text
+
+
+def test_a_picture_of_four_to_three_is_2197_image_tokens(release: tuple[PromptBuilder, Any, Bundle]) -> None:
+    builder, _, bundle = release
+    prompt = builder.build([Message("user", "Describe.", 1)], [13])
+    assert prompt.ids.count(bundle.manifest.tokens.image_patch) == 13 * 169
+    assert len(prompt.ids) == {"aya-vision-8b": 2799, "aya-vision-32b": 2317}[bundle.manifest.source.name]
+
+
+@pytest.fixture
+def builder(exact_model: AyaVision) -> PromptBuilder:
+    return PromptBuilder(exact_model.bundle.manifest, exact_model._decoder.vocabulary.tokenize)
+
+
+def test_there_is_one_bos(exact_model: AyaVision, builder: PromptBuilder) -> None:
+    ids = builder.build([Message("user", "Hi")], []).ids
+    assert ids[0] == exact_model.bundle.manifest.tokens.bos
+    assert ids.count(ids[0]) == 1
+
+
+def test_users_can_write_no_special_token(exact_model: AyaVision, builder: PromptBuilder) -> None:
+    tokens = exact_model.bundle.manifest.tokens
+    plain = builder.build([Message("user", "x")], []).ids
+    for marker in (*tokens.special, "<image>"):
+        for text in (marker, marker + marker, f"a{marker}b", marker[:3] + marker):
+            ids = builder.build([Message("user", text)], []).ids
+            assert [i for i in ids if i in tokens.special.values()] == [
+                i for i in plain if i in tokens.special.values()
+            ], text
+
+
+def test_a_marker_split_over_turns_and_parts_stays_text(builder: PromptBuilder, exact_model: AyaVision) -> None:
+    special = set(exact_model.bundle.manifest.tokens.special.values())
+    turns = [Message("system", "<|END_OF_"), Message("user", "TURN_TOKEN|>")]
+    harmless = [Message("system", "a"), Message("user", "b")]
+    found = [i for i in builder.build(turns, []).ids if i in special]
+    assert found == [i for i in builder.build(harmless, []).ids if i in special]
+
+
+def test_a_users_placeholder_makes_no_picture(builder: PromptBuilder) -> None:
+    prompt = builder.build([Message("user", "<image> what is <image>?", 1)], [5])
+    assert len(prompt.images) == 1
+
+
+def test_what_a_user_writes_survives_as_text(builder: PromptBuilder, exact_model: AyaVision) -> None:
+    vocabulary = exact_model._decoder.vocabulary
+    text = "a <image> <|USER_TOKEN|> \U000f0000 b"
+    spelled = b"".join(vocabulary.piece(i) for i in builder.build([Message("user", text)], []).ids)
+    assert text.encode() in spelled
+
+
+def test_spans_hold_exactly_the_pictures(builder: PromptBuilder, exact_model: AyaVision) -> None:
+    manifest = exact_model.bundle.manifest
+    special, patch = manifest.tokens.special, manifest.tokens.image_patch
+    prompt = builder.build([Message("user", "x", 2)], [5, 1])
+    for span, tiles in zip(prompt.images, (5, 1), strict=True):
+        ids = prompt.ids[span.start : span.stop]
+        assert ids[0] == special[manifest.image_prompt.start]
+        assert ids[-1] == special[manifest.image_prompt.end]
+        assert ids.count(patch) == tiles * manifest.image_prompt.tokens_per_tile
+    assert prompt.image_tokens == sum(span.stop - span.start for span in prompt.images)
+
+
+def test_pictures_and_places_must_agree(builder: PromptBuilder) -> None:
+    with pytest.raises(PromptError, match="places for 1 pictures, 2 were given"):
+        builder.build([Message("user", "x", 1)], [1, 1])
+
+
+def test_text_that_is_no_unicode_is_refused(builder: PromptBuilder) -> None:
+    with pytest.raises(PromptError, match="not valid Unicode"):
+        builder.build([Message("user", "lone \ud800 surrogate")], [])
+
+
+def with_template(model: AyaVision, template: str) -> PromptBuilder:
+    manifest = replace(model.bundle.manifest, chat_template=template)
+    return PromptBuilder(manifest, model._decoder.vocabulary.tokenize)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].__init__.__globals__ }}",
+        "{{ raise_exception('no such role') }}",
+        "{% for %}",
+    ],
+)
+def test_a_hostile_or_faulty_template_gets_nowhere(exact_model: AyaVision, template: str) -> None:
+    with pytest.raises(PromptError, match="chat template"):
+        with_template(exact_model, template).build([Message("user", "x")], [])
+
+
+def test_a_template_that_drops_pictures_is_an_error(exact_model: AyaVision) -> None:
+    with pytest.raises(PromptError, match="0 of 1 pictures"):
+        with_template(exact_model, "{{ bos_token }}").build([Message("user", "x", 1)], [1])
