@@ -120,7 +120,7 @@ class GraphWriter:
         domain: str = "",
         **attributes: Any,
     ) -> str:
-        """Add a node called `name` and return its output, of the same name (`name.0`, `name.1`, ... if several)."""
+        """Add a node called `name` and return its output, which has that name (`name.0`, ... if several)."""
         self._nodes.add(name)
         names = [name] if outputs == 1 else [f"{name}.{i}" for i in range(outputs)]
         self._graph.node.append(helper.make_node(op, inputs, names, name=name, domain=domain, **attributes))

@@ -48,8 +48,8 @@ from ayaedge_quant.int8 import (
 )
 
 BLOCK_LINEAR = f"{CONNECTOR}.linear_2"
-"""Its input is a product (SwiGLU) with few large channels in each token, different ones every time: one scale
-for a token would cost more error than all other layers together."""
+"""Its input is a product (SwiGLU) with few large channels in each token, different ones every time. One scale
+for a token doubles the error of the whole graph at the 8B's width, for 4 % less time."""
 BLOCK_SIZE = 32
 BLOCK_ACCURACY_LEVEL = 4
 """MatMulNBits rounds activations to 8 bits in blocks of the same size."""
@@ -150,13 +150,17 @@ def int8_linear(weights: WeightSource) -> EmitLinear:
         if name == BLOCK_LINEAR:
             return add_bias(graph, weights, _block_product(graph, weights, x, name), name)
         zero_point = zero_point_of(name)
-        codes, scales = quantize_rows(weights(f"{name}.weight"))
-        zero = graph.constant(f"zero_point.{zero_point}", np.array(zero_point, np.uint8))
         tokens, step = _quantize_tokens(graph, x, zero_point)
-        inputs = [tokens, graph.constant(f"{name}.weight", codes), zero]
-        product = graph.node("MatMulInteger", inputs, f"{name}.sums")
-        product = graph.node("Cast", [product], f"{name}.cast", to=1)
-        product = graph.node("Mul", [product, graph.constant(f"{name}.scale", scales)], f"{name}.product")
+        codes, scales = quantize_rows(weights(f"{name}.weight"))
+        inputs = [
+            tokens,
+            graph.constant(f"{name}.weight", codes),
+            # the operator knows one activation scale for all tokens, so ours follow behind it
+            graph.constant("one", np.array(1, np.float32)),
+            graph.constant(f"{name}.scale", scales),
+            graph.constant(f"zero_point.{zero_point}", np.array(zero_point, np.uint8)),
+        ]
+        product = graph.node("MatMulIntegerToFloat", inputs, f"{name}.product", domain=CONTRIB_DOMAIN)
         product = graph.node("Mul", [product, step], f"{name}.scaled")
         return add_bias(graph, weights, product, name)
 

@@ -138,7 +138,7 @@ def quantize_tokens(x: FloatArray, zero_point: int) -> tuple[NDArray[np.uint8], 
 def integer_product(
     x: FloatArray, codes: NDArray[np.int8], scales: FloatArray, *, zero_point: int
 ) -> FloatArray:
-    """A linear (..., in) to (..., out) without bias as the int8 graph does it, with what `quantize_rows` gives."""
+    """A linear without bias, (..., in) to (..., out), as the int8 graph does it, after `quantize_rows`."""
     tokens, step = quantize_tokens(x, zero_point)
     # float64 holds these integers exactly and multiplies far faster than numpy's int32
     centred = tokens.astype(np.float64) - zero_point

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -48,6 +49,8 @@ BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle
 
 def main() -> None:
     """Run the command line; a known error is one line on stderr and exit code 1, Ctrl-C exit code 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # answers come in 23 languages, whatever the terminal's encoding
+        sys.stdout.reconfigure(encoding="utf-8")
     try:
         app()
     except AyaEdgeError as error:

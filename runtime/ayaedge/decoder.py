@@ -27,6 +27,7 @@ DEFAULT_CONTEXT = 8192
 """Tokens of context unless asked otherwise: 1.1 GB of f16 KV cache for Aya Vision 8B."""
 
 CacheType = Literal["f16", "f32"]
+_CLOSED = "this model is closed"
 _CACHE_TYPES: dict[CacheType, int] = {"f32": 0, "f16": 1}
 
 
@@ -85,6 +86,7 @@ class Decoder:
             self._llama.llama_free(self._context)
             self._context = None
         if self._model is not None:
+            self.vocabulary.close()
             self._llama.llama_model_free(self._model)
             self._model = None
 
@@ -92,7 +94,7 @@ class Decoder:
     def handle(self) -> Any:
         """The llama_context, for samplers; AyaEdgeError after `close()`."""
         if self._context is None:
-            raise AyaEdgeError("this model is closed")
+            raise AyaEdgeError(_CLOSED)
         return self._context
 
     def clear(self) -> None:
@@ -213,13 +215,23 @@ class Decoder:
 
 
 class Vocabulary:
-    """The tokenizer inside the GGUF file."""
+    """The tokenizer inside the GGUF file; usable as long as its decoder is open."""
 
     def __init__(self, library: Any, model: Any):
         self._llama = library
-        self._vocab = library.llama_model_get_vocab(model)
-        self.size: int = library.llama_vocab_n_tokens(self._vocab)
+        self._handle = library.llama_model_get_vocab(model)
+        self.size: int = library.llama_vocab_n_tokens(self._handle)
         """Number of tokens, padding included."""
+
+    def close(self) -> None:
+        """Refuse all further calls: the weights that it belongs to are being freed."""
+        self._handle = None
+
+    @property
+    def _vocab(self) -> Any:
+        if self._handle is None:
+            raise AyaEdgeError(_CLOSED)
+        return self._handle
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of plain text; no added token is recognised in it and none is added."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -158,8 +159,11 @@ class AyaVision:
         self.close()
 
     def close(self) -> None:
-        """Free the weights and caches of both halves; waits for a running answer of another thread."""
-        with self._lock:
+        """Free the weights and caches of both halves.
+
+        Waits for a running answer of another thread; an unfinished one of this thread cannot go on.
+        """
+        with nullcontext() if self._owner == threading.get_ident() else self._lock:
             self._vision.close()
             self._decoder.close()
 

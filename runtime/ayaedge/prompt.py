@@ -6,21 +6,15 @@ a user writes is plain text, even where it spells a turn marker or an image mark
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from functools import cached_property
-from typing import Any, Literal
-
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Literal
 
 from ayaedge.bundle import Manifest
 from ayaedge.errors import PromptError
+from ayaedge.template import ChatTemplate
 
 Role = Literal["system", "user", "assistant"]
 _GUARDS = [chr(code) for code in range(0xF0000, 0xF0100)]
@@ -66,7 +60,7 @@ class PromptBuilder:
         self._tokenize = tokenize
         self._tokens = manifest.tokens
         self._image = manifest.image_prompt
-        self._template = manifest.chat_template
+        self._template = ChatTemplate(manifest.chat_template)
         markers = [*manifest.tokens.special, manifest.image_prompt.placeholder]
         self._markers = re.compile("|".join(re.escape(m) for m in sorted(markers, key=len, reverse=True)))
         self._first_characters = re.compile("[" + re.escape("".join({m[0] for m in markers})) + "]")
@@ -121,33 +115,17 @@ class PromptBuilder:
             parts = [{"type": "image"}] * message.images + [{"type": "text", "text": guarded}]
             turns.append({"role": message.role, "content": parts if message.images else guarded})
         names = {value: text for text, value in self._tokens.special.items()}
+        rendered = self._template.render(
+            messages=turns,
+            add_generation_prompt=generate,
+            bos_token=names[self._tokens.bos],
+            eos_token=names[self._tokens.stop[0]],
+        )
         try:
-            rendered = self._compiled.render(
-                messages=turns,
-                add_generation_prompt=generate,
-                bos_token=names[self._tokens.bos],
-                eos_token=names[self._tokens.stop[0]],
-            )
             rendered.encode()
-        except TemplateError as error:
-            raise PromptError(f"the chat template refuses this conversation: {error}") from error
         except UnicodeEncodeError as error:
             raise PromptError(f"the text is not valid Unicode: {error.reason}") from None
-        return str(rendered)
-
-    @cached_property
-    def _compiled(self) -> Any:
-        """The template, compiled in a sandbox with the settings and functions that checkpoints' templates expect."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        try:
-            return environment.from_string(self._template)
-        except TemplateError as error:
-            raise PromptError(f"the bundle's chat template is faulty: {error}") from error
+        return rendered
 
 
 def _split(pattern: re.Pattern[str], text: str) -> list[tuple[str, str | None]]:
@@ -166,11 +144,3 @@ def _unused_character(messages: Sequence[Message]) -> str:
         if guard not in used:
             return guard
     raise PromptError("the text holds too many different private-use characters")
-
-
-def _to_json(value: object, *, indent: int | None = None, **_: object) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise(message: str) -> None:
-    raise TemplateError(message)

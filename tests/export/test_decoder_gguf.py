@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from ayaedge import llama
+from ayaedge.bundle import Bundle
+from ayaedge_export.checkpoint import open_checkpoint
+from ayaedge_export.decoder_gguf import plan_tensors, write_decoder
+from ayaedge_export.exporter import export_checkpoint
+from ayaedge_quant.recipes import DECODER_FORMATS, FILE_TYPE, DecoderFormat
+from random_checkpoint import Shape, write_random_checkpoint
+
+# widths that fill K-quant blocks, and widths that force llama.cpp's fallbacks
+WIDTHS = {
+    "blocks of 256": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 9},
+    "blocks of 32": {"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 5},
+    "no blocks": {"hidden_size": 96, "intermediate_size": 100, "num_hidden_layers": 3},
+}
+
+
+def stock_quantize(source: Path, target: Path, fmt: DecoderFormat) -> None:
+    """llama.cpp's own quantizer on the same weights."""
+    library = llama.library()
+    parameters = library.llama_model_quantize_default_params()
+    parameters.ftype = FILE_TYPE[fmt]
+    parameters.nthread = 2
+    status = library.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
+    assert status == 0
+
+
+def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:
+    return {t.name: (t.tensor_type.name, t.data.tobytes()) for t in gguf.GGUFReader(path).tensors}
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("text_type", ["cohere2", "cohere"])
+def test_every_tensor_equals_llama_cpps_own_quantizer(
+    tiny: Path, tmp_path: Path, text_type: str, widths: str
+) -> None:
+    shape = Shape(text_type=text_type, text=WIDTHS[widths], dtype="float16")
+    checkpoint = open_checkpoint(write_random_checkpoint(tmp_path / "c", tiny, shape))
+    write_decoder(checkpoint, tmp_path / "f32.gguf", "f32")
+    formats: tuple[DecoderFormat, ...] = ("q4_k_m", "q5_k_m", "q6_k", "q8_0")
+    for fmt in formats:
+        write_decoder(checkpoint, tmp_path / "ours.gguf", fmt, threads=3)
+        stock_quantize(tmp_path / "f32.gguf", tmp_path / "stock.gguf", fmt)
+        ours, stock = tensors_of(tmp_path / "ours.gguf"), tensors_of(tmp_path / "stock.gguf")
+        assert ours.keys() == stock.keys()
+        for name in ours:
+            assert ours[name] == stock[name], (fmt, name)
+
+
+def test_the_number_of_threads_does_not_change_a_byte(tiny: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny)
+    for threads in (1, 2, 5):
+        write_decoder(checkpoint, tmp_path / f"{threads}.gguf", "q4_k_m", threads=threads)
+    assert len({(tmp_path / f"{threads}.gguf").read_bytes() for threads in (1, 2, 5)}) == 1
+
+
+def test_progress_covers_every_byte_of_the_decoder(tiny: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny)
+    seen: list[int] = []
+    write_decoder(checkpoint, tmp_path / "d.gguf", "f16", advance=lambda count, _: seen.append(count))
+    plan = plan_tensors(checkpoint.config.text, "f16")
+    assert sum(seen) == sum(checkpoint.tensors.entries[tensor.source].nbytes for tensor in plan)
+
+
+@pytest.mark.parametrize("fmt", DECODER_FORMATS)
+def test_stock_llama_cpp_loads_every_format_and_talks(tiny: Path, tmp_path: Path, fmt: DecoderFormat) -> None:
+    llama.library()
+    from llama_cpp import Llama
+
+    bundle = export_checkpoint(tiny, tmp_path / "b", quant=fmt, vision="fp16")
+    stock = Llama(str(bundle.decoder_path), n_ctx=256, verbose=False, logits_all=False)
+    try:
+        reply = stock.create_chat_completion([{"role": "user", "content": "Hello"}], max_tokens=4, temperature=0.0)
+        assert reply["usage"]["completion_tokens"] >= 1
+        assert stock.metadata["tokenizer.chat_template"] == bundle.manifest.chat_template
+        assert stock.metadata["tokenizer.ggml.pre"] == "command-r"
+    finally:
+        stock.close()
+
+
+def test_stock_llama_cpp_says_what_we_say(exact_bundle: Bundle) -> None:
+    llama.library()
+    from ayaedge import AyaVision
+    from llama_cpp import Llama
+
+    with AyaVision.load(exact_bundle.directory) as model:
+        ours = model.ask("Hello", max_tokens=8)
+        prompt = model._prompts.build([*_messages("Hello")], [])
+    stock = Llama(str(exact_bundle.decoder_path), n_ctx=256, verbose=False)
+    try:
+        stock.eval(list(prompt.ids))
+        ids = []
+        for _ in ours.ids:
+            ids.append(int(stock.sample(temp=0.0, top_k=1)))
+            stock.eval(ids[-1:])
+        assert tuple(ids) == ours.ids
+    finally:
+        stock.close()
+
+
+def _messages(text: str) -> list:  # type: ignore[type-arg]
+    from ayaedge.prompt import Message
+
+    return [Message("user", text)]
+
+
+def test_added_tokens_are_control_and_padding_is_unused(exact_bundle: Bundle) -> None:
+    reader = gguf.GGUFReader(exact_bundle.decoder_path)
+    kinds = reader.fields["tokenizer.ggml.token_type"]
+    types = np.array([kinds.parts[i][0] for i in kinds.data])
+    manifest = exact_bundle.manifest
+    assert set(np.flatnonzero(types == gguf.TokenType.CONTROL)) == set(manifest.tokens.special.values())
+    padding = set(np.flatnonzero(types == gguf.TokenType.UNUSED))
+    known = set(range(max(manifest.tokens.special.values()) + 1))
+    assert padding == set(range(manifest.decoder.vocab_size)) - known
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_named(tiny: Path, tmp_path: Path, broken: float) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    path = write_random_checkpoint(tmp_path / "c", tiny, Shape())
+    tensors = load_file(path / "model.safetensors")
+    name = "language_model.model.layers.3.mlp.up_proj.weight"
+    tensors[name][5, 7] = broken
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"{name}.*1 values.*not finite"):
+        export_checkpoint(path, tmp_path / "b")
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]

@@ -1,0 +1,134 @@
+"""8-bit rounding of weights and activations, and the exactness of folding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ayaedge_quant.int8 import (
+    GELU_ZERO_POINT,
+    SLAB_ROWS,
+    SYMMETRIC_ZERO_POINT,
+    ChannelRange,
+    Fold,
+    block_product,
+    column_maxima,
+    integer_product,
+    quantize_blocks,
+    quantize_rows,
+    quantize_tokens,
+    smoothing_fold,
+)
+
+HALF_STEP = 0.5 + 1e-4
+"""In steps; the excess is for the rounding of the division itself."""
+ZERO_POINTS = pytest.mark.parametrize("zero_point", [SYMMETRIC_ZERO_POINT, GELU_ZERO_POINT])
+
+
+def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("outputs", [1, 7, SLAB_ROWS + 3])
+def test_a_quantized_row_is_within_half_a_step_and_uses_the_full_range(outputs: int) -> None:
+    weight = normal(outputs, 40) * np.exp(normal(outputs, 1, seed=1))
+    codes, scales = quantize_rows(weight)
+    assert codes.shape == (40, outputs)
+    assert np.abs(codes.T - weight / scales[:, None]).max() <= HALF_STEP
+    assert (np.abs(codes.astype(int)).max(0) == 127).all()
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    codes, scales = quantize_rows(np.zeros((2, 5), np.float32))
+    assert not codes.any()
+    assert (scales == 1).all()
+
+
+@pytest.mark.parametrize("inputs", [32, 50, 96])
+def test_blocks_are_within_half_a_step_and_padded_with_zeros(inputs: int) -> None:
+    weight = normal(5, inputs)
+    codes, scales = quantize_blocks(weight, 32)
+    blocks = -(-inputs // 32)
+    assert codes.shape == (5, blocks, 32)
+    restored = ((codes.astype(np.float32) - 128) * scales[:, :, None]).reshape(5, -1)
+    assert (np.abs(restored[:, :inputs] - weight) <= HALF_STEP * np.repeat(scales, 32, 1)[:, :inputs]).all()
+    assert not restored[:, inputs:].any()
+
+
+@ZERO_POINTS
+def test_a_quantized_token_is_within_half_a_step_and_not_clipped(zero_point: int) -> None:
+    x = normal(9, 64) * np.exp(2 * normal(9, 1, seed=1))
+    codes, step = quantize_tokens(x, zero_point)
+    assert (np.abs((codes.astype(np.float32) - zero_point) - x / step) <= HALF_STEP).all()
+    assert ((codes.min(1) == 0) | (codes.max(1) == 255)).all()
+
+
+@ZERO_POINTS
+def test_a_token_is_quantized_alike_in_any_company(zero_point: int) -> None:
+    x = normal(6, 33)
+    together, steps = quantize_tokens(x, zero_point)
+    for row in range(len(x)):
+        alone, step = quantize_tokens(x[row : row + 1], zero_point)
+        assert np.array_equal(alone[0], together[row])
+        assert step[0] == steps[row]
+
+
+def test_a_token_of_zeros_becomes_the_zero_point() -> None:
+    codes, _ = quantize_tokens(np.zeros((1, 8), np.float32), SYMMETRIC_ZERO_POINT)
+    assert (codes == SYMMETRIC_ZERO_POINT).all()
+
+
+def test_after_gelu_most_codes_serve_the_positive_side() -> None:
+    x = np.maximum(3 * normal(20, 200), -0.17)
+    steps = [quantize_tokens(x, zero_point)[1] for zero_point in (GELU_ZERO_POINT, SYMMETRIC_ZERO_POINT)]
+    assert (steps[0] < 0.6 * steps[1]).all()
+
+
+def test_products_of_integers_are_near_products_of_floats() -> None:
+    x, weight = normal(4, 10, 300), normal(20, 300, seed=1)
+    exact = x @ weight.T
+    integers = integer_product(x, *quantize_rows(weight), zero_point=SYMMETRIC_ZERO_POINT)
+    blocks = block_product(x, *quantize_blocks(weight, 32))
+    for product in (integers, blocks):
+        assert product.shape == exact.shape
+        assert np.linalg.norm(product - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_blocks_stand_an_outlier_better_than_one_scale_for_the_token() -> None:
+    x, weight = normal(30, 512), normal(20, 512, seed=1)
+    x[np.arange(30), np.random.default_rng(2).integers(0, 512, 30)] = 60
+    exact = x @ weight.T
+    token = np.abs(integer_product(x, *quantize_rows(weight), zero_point=SYMMETRIC_ZERO_POINT) - exact)
+    block = np.abs(block_product(x, *quantize_blocks(weight, 32)) - exact)
+    assert block.mean() < 0.5 * token.mean()
+
+
+def test_a_fold_between_two_linears_changes_nothing() -> None:
+    x, first, second = normal(6, 8).astype(np.float64), normal(5, 8, seed=1), normal(7, 5, seed=2)
+    bias_1, bias_2 = normal(5, seed=3), normal(7, seed=4)
+    fold = Fold(scale=np.exp(normal(5, seed=5)), shift=normal(5, seed=6))
+    inner = x @ fold.producer_weight(first).T + fold.producer_bias(bias_1)
+    folded = inner @ fold.consumer_weight(second).T + fold.consumer_bias(bias_2, second)
+    np.testing.assert_allclose(folded, (x @ first.T + bias_1) @ second.T + bias_2, rtol=1e-5, atol=1e-5)
+
+
+def test_a_fold_of_a_norm_scales_and_shifts_its_channels() -> None:
+    fold = Fold(scale=np.array([2, 4], np.float32), shift=np.array([1, -1], np.float32))
+    assert fold.producer_weight(np.array([6, 8], np.float32)).tolist() == [3, 2]
+    assert fold.producer_bias(np.array([5, 7], np.float32)).tolist() == [2, 2]
+
+
+def test_smoothing_gives_activation_and_weight_equal_ranges_about_zero() -> None:
+    x = normal(500, 12) * np.exp(normal(12, seed=1)) + 3 * normal(12, seed=2)
+    weight = normal(9, 12, seed=3)
+    fold = smoothing_fold(ChannelRange.of(x), column_maxima(weight))
+    smooth = (x - fold.shift) / fold.scale
+    np.testing.assert_allclose(smooth.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(np.abs(smooth).max(0), column_maxima(weight * fold.scale), rtol=1e-4)
+
+
+def test_channels_that_never_move_do_not_divide_by_zero() -> None:
+    fold = smoothing_fold(ChannelRange.of(np.zeros((3, 2), np.float32)), np.zeros(2, np.float32))
+    assert np.isfinite(fold.scale).all()
+    assert (fold.scale > 0).all()

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ayaedge import AyaVision, Bundle, BundleError, read_bundle
+from ayaedge.bundle import check_hashes
+from random_checkpoint import Shape, write_random_checkpoint
+
+
+@pytest.fixture
+def copy(exact_bundle: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exact_bundle.directory, tmp_path / "copy"))
+
+
+def edit(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = directory / "manifest.json"
+    data = json.loads(path.read_text("utf-8"))
+    change(data)
+    path.write_text(json.dumps(data), "utf-8")
+
+
+def test_a_manifest_survives_writing_and_reading(exact_bundle: Bundle) -> None:
+    text = (exact_bundle.directory / "manifest.json").read_text("utf-8")
+    assert read_bundle(exact_bundle.directory).manifest.to_json() == text
+
+
+def test_all_faults_of_a_manifest_are_reported_at_once(copy: Path) -> None:
+    def spoil(data: dict[str, Any]) -> None:
+        del data["tokens"]["bos"]
+        data["tiling"]["tile_size"] = "big"
+        data["decoder"] = 5
+
+    edit(copy, spoil)
+    with pytest.raises(BundleError) as caught:
+        read_bundle(copy)
+    for place in ("tokens.bos is missing", "tiling.tile_size has the wrong type", "decoder must be an object"):
+        assert place in str(caught.value)
+
+
+def test_all_missing_and_short_files_are_reported_at_once(copy: Path) -> None:
+    (copy / "vision.onnx").unlink()
+    with (copy / "decoder.gguf").open("r+b") as stream:
+        stream.truncate(1000)
+    with pytest.raises(BundleError, match=r"(?s)2 faults.*1000 bytes instead of .*vision.onnx is missing"):
+        read_bundle(copy)
+
+
+@pytest.mark.parametrize(("version", "advice"), [(2, "update ayaedge"), (0, "export again"), ("x", "export again")])
+def test_another_format_version_is_refused(copy: Path, version: object, advice: str) -> None:
+    edit(copy, lambda data: data.update(format_version=version))
+    with pytest.raises(BundleError, match=advice):
+        read_bundle(copy)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"'])
+def test_a_manifest_that_is_no_object_is_refused(copy: Path, text: str) -> None:
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(BundleError):
+        read_bundle(copy)
+
+
+def test_a_manifest_cannot_name_files_elsewhere(copy: Path) -> None:
+    edit(copy, lambda data: data["files"].update({"../evil": {"size": 1, "sha256": "0"}}))
+    with pytest.raises(BundleError, match="not a file of the bundle"):
+        read_bundle(copy)
+
+
+def test_no_bundle_and_a_checkpoint_are_told_apart(tmp_path: Path, tiny: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle at"):
+        read_bundle(tmp_path / "nothing")
+    with pytest.raises(BundleError, match="not a bundle"):
+        read_bundle(tmp_path)
+    with pytest.raises(BundleError, match="looks like a checkpoint: ayaedge export"):
+        read_bundle(tiny)
+
+
+def test_a_flipped_byte_is_found_by_the_hashes(copy: Path) -> None:
+    assert check_hashes(read_bundle(copy)) == []
+    with (copy / "decoder.gguf").open("r+b") as stream:
+        stream.seek(-100, 2)
+        byte = stream.read(1)
+        stream.seek(-100, 2)
+        stream.write(bytes([byte[0] ^ 1]))
+    (fault,) = check_hashes(read_bundle(copy))
+    assert "decoder.gguf is damaged" in fault
+
+
+@pytest.fixture(scope="module")
+def stranger(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of another size, whose halves fit no other bundle."""
+    from ayaedge_export.exporter import export_checkpoint
+
+    directory = tmp_path_factory.mktemp("stranger")
+    checkpoint = write_random_checkpoint(directory / "c", tiny, Shape())
+    return export_checkpoint(checkpoint, directory / "b", quant="f16", vision="fp32")
+
+
+@pytest.mark.parametrize("half", ["vision.onnx", "decoder.gguf"])
+def test_halves_that_do_not_belong_together_are_refused(copy: Path, stranger: Bundle, half: str) -> None:
+    shutil.copy(stranger.directory / half, copy / half)
+    edit(copy, lambda data: data["files"][half].update(size=(copy / half).stat().st_size))
+    with pytest.raises(BundleError, match="does not belong to this bundle"):
+        AyaVision.load(copy)
+
+
+def test_a_decoder_of_the_same_size_with_other_tokens_is_refused(copy: Path) -> None:
+    def swap(data: dict[str, Any]) -> None:
+        special = data["tokens"]["special"]
+        special["<PAD>"], special["<UNK>"] = special["<UNK>"], special["<PAD>"]
+
+    edit(copy, swap)
+    with pytest.raises(BundleError, match=r"its token 1 is '<UNK>', the manifest says '<PAD>'"):
+        AyaVision.load(copy)
+
+
+@pytest.mark.parametrize("half", ["vision.onnx", "decoder.gguf"])
+def test_a_damaged_half_gives_the_librarys_reason(copy: Path, half: str) -> None:
+    size = (copy / half).stat().st_size
+    (copy / half).write_bytes(b"\0" * size)
+    with pytest.raises(BundleError, match=f"cannot load .*{half}: .{{10,}}"):
+        AyaVision.load(copy)

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ayaedge import Bundle
+from PIL import Image
+
+
+def ayaedge(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ayaedge", *map(str, arguments)],
+        capture_output=True, text=True, encoding="utf-8", env={**os.environ, "COLUMNS": "200", **(env or {})}, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "rot é 图.png"
+    Image.new("RGB", (100, 100), (214, 32, 38)).save(path)
+    return path
+
+
+def test_the_demonstration_model_answers_without_a_bundle(picture: Path) -> None:
+    result = ayaedge("ask", "--image", picture, "What color is in the picture?")
+    assert result.returncode == 0
+    assert result.stdout.strip()
+    assert result.stdout.count("\n") == 1
+    assert "demonstration model" in result.stderr
+    assert "ayaedge export CHECKPOINT" in result.stderr
+    for noise in ("llama", "ggml", "onnxruntime", "Warning"):
+        assert noise not in result.stderr
+
+
+def test_a_named_bundle_answers_quietly(picture: Path, exact_bundle: Bundle) -> None:
+    result = ayaedge("ask", "-m", exact_bundle.directory, "--image", picture, "What color is in the picture?")
+    assert result.returncode == 0
+    assert result.stderr == ""
+    same = ayaedge("ask", "What color is in the picture?", "--image", picture, "--model", exact_bundle.directory)
+    assert same.stdout == result.stdout
+
+
+def test_json_is_one_object_on_stdout(picture: Path) -> None:
+    result = ayaedge(
+        "ask", "--image", picture, "--image", picture, "--json", "-n", "3", "--max-tiles", "1", "-s", "Be brief.",
+        "--temperature", "0.5", "--top-p", "0.9", "--top-k", "5", "--seed", "1", "What?",
+    )  # fmt: skip
+    data = json.loads(result.stdout)
+    assert data["usage"]["tiles"] == [1, 1]
+    assert data["usage"]["completion_tokens"] <= 3
+    assert set(data["timings"]) == {"vision", "prefill", "first_token", "decode"}
+
+
+def test_verbose_shows_figures_and_messages_on_stderr(picture: Path) -> None:
+    result = ayaedge("ask", "-v", "--image", picture, "What?")
+    assert "prompt tokens" in result.stderr
+    assert "llama" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ask", "--image", "no.png", "x"], "no picture at no.png"),
+        (["ask", "-m", "nowhere", "x"], "no bundle at nowhere"),
+        (["ask", "--temperature", "-1", "x"], "temperature must be 0 or more"),
+        (["ask", "-c", "10", "a longer question than that"], "only 9 fit"),
+        (["info", "nowhere"], "no bundle at nowhere"),
+        (["verify", "nowhere"], "no bundle at nowhere"),
+        (["export", "nowhere"], "no checkpoint directory at nowhere"),
+        (["ask", "--image", "https://example.org/x.png", "x"], "offline"),
+    ],
+)
+def test_a_mistake_is_one_error_on_stderr_and_exit_code_1(arguments: list[str], says: str) -> None:
+    result = ayaedge(*arguments)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert says in result.stderr
+    assert "error:" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_brackets_in_an_error_are_not_taken_for_markup() -> None:
+    assert "[red]x[/red].png" in ayaedge("ask", "--image", "[red]x[/red].png", "x").stderr
+
+
+def test_info_names_what_a_bundle_holds(exact_bundle: Bundle) -> None:
+    result = ayaedge("info", exact_bundle.directory)
+    assert result.returncode == 0
+    for info in exact_bundle.manifest.files.values():
+        assert info.sha256 in result.stdout
+    data = json.loads(ayaedge("info", exact_bundle.directory, "--json").stdout)
+    assert data["formats"] == {"vision": "fp32", "decoder": "f32"}
+
+
+def test_verify_accepts_an_intact_bundle_and_refuses_a_damaged_one(exact_bundle: Bundle, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(exact_bundle.directory, copy)
+    assert ayaedge("verify", copy).returncode == 0
+    assert json.loads(ayaedge("verify", copy, "--json").stdout)["passed"] is True
+    data = bytearray((copy / "vision.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "vision.onnx").write_bytes(data)
+    result = ayaedge("verify", copy)
+    assert result.returncode == 1
+    assert "vision.onnx is damaged" in result.stderr
+
+
+def test_verify_against_a_checkpoint_reports_and_judges(exact_bundle: Bundle, tiny: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(exact_bundle.directory, copy)
+    result = ayaedge("verify", copy, "--against", tiny, "--trace", "--json")
+    report = json.loads(result.stdout)
+    assert result.returncode == 0, result.stderr
+    assert report["passed"]
+    assert {"direct against traced"} <= {check["name"].split(", ")[-1] for check in report["checks"]}
+    manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+    manifest["formats"] = {"vision": "fp32", "decoder": "f32"}
+    manifest["tiling"]["mean"] = [0.4, 0.4, 0.4]  # a bundle whose pictures are not the reference's
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    result = ayaedge("verify", copy, "--against", tiny)
+    assert result.returncode == 1
+    assert "missed" in result.stdout
+
+
+def test_export_writes_a_bundle_named_after_its_formats(tiny: Path, tmp_path: Path, picture: Path) -> None:
+    checkpoint = tmp_path / "my checkpoint"
+    shutil.copytree(tiny, checkpoint)
+    result = subprocess.run(
+        [sys.executable, "-m", "ayaedge", "export", checkpoint.name, "--quant", "q8_0", "--vision", "fp16"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+    bundle = tmp_path / "my checkpoint-q8_0-fp16"
+    assert ayaedge("ask", "-m", bundle, "--image", picture, "What color is in the picture?").returncode == 0
+    again = ayaedge("export", checkpoint, "-o", bundle)
+    assert again.returncode == 1
+    assert "--force" in again.stderr
+    assert ayaedge("export", checkpoint, "-o", bundle, "--force").returncode == 0
+
+
+def test_a_missing_extra_names_the_command_that_installs_it(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "onnx.py").write_text("raise ModuleNotFoundError(\"No module named 'onnx'\", name='onnx')")
+    result = ayaedge("export", tiny, env={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 1
+    assert 'pip install "ayaedge[export]"' in result.stderr
+
+
+def test_verify_without_transformers_names_the_extra(exact_bundle: Bundle, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "transformers.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'transformers'\", name='transformers')"
+    )
+    result = ayaedge("verify", exact_bundle.directory, "--against", tiny, env={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 1
+    assert 'pip install "ayaedge[trace]"' in result.stderr
+
+
+def test_help_lists_every_command() -> None:
+    result = ayaedge("--help")
+    for command in ("ask", "export", "info", "verify"):
+        assert command in result.stdout
+
+
+def test_answers_are_utf8_whatever_the_terminals_encoding(picture: Path) -> None:
+    result = ayaedge("ask", "--image", picture, "画像の色は何ですか？", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    assert result.returncode == 0
+    assert np.any([ord(c) > 127 for c in result.stdout])

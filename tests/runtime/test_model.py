@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from ayaedge import (
+    Answer,
+    AyaEdgeError,
+    AyaVision,
+    BackendError,
+    ContextLengthError,
+    DecoderOptions,
+    ImageError,
+    InvalidOptionError,
+)
+from ayaedge.decoder import Decoder
+from ayaedge.sampling import Sampler, SamplingOptions, TextStream
+from PIL import Image
+
+SQUARE = Image.new("RGB", (100, 100), (200, 30, 40))
+QUESTION = "What color is in the picture?"
+
+
+def test_pieces_join_to_the_answer(demo_model: AyaVision) -> None:
+    stream = demo_model.stream(QUESTION, images=[SQUARE])
+    pieces = list(stream)
+    assert "".join(pieces) == stream.answer.text
+    assert stream.answer.stop_reason == "stop"
+    assert all(pieces)
+
+
+def test_usage_counts_what_happened(demo_model: AyaVision) -> None:
+    answer = demo_model.ask(QUESTION, images=[SQUARE, SQUARE], max_tiles=1)
+    tokens = demo_model.bundle.manifest.image_prompt.tokens_per_tile
+    assert answer.usage.tiles == (1, 1)
+    assert answer.usage.image_tokens == 2 * (1 * tokens + 2 + 3)  # markers and a tag of three tokens
+    assert answer.usage.completion_tokens == len(answer.ids)
+    assert answer.usage.prompt_tokens > answer.usage.image_tokens
+
+
+def test_temperature_zero_always_gives_the_same_answer(demo_model: AyaVision) -> None:
+    first = demo_model.ask(QUESTION, images=[SQUARE])
+    assert all(demo_model.ask(QUESTION, images=[SQUARE]).ids == first.ids for _ in range(3))
+
+
+def test_a_seed_makes_sampling_repeatable(demo_model: AyaVision) -> None:
+    def draw(seed: int | None) -> tuple[int, ...]:
+        return demo_model.ask("?", temperature=3.0, top_k=50, top_p=0.99, seed=seed, max_tokens=12).ids
+
+    assert draw(1) == draw(1)
+    assert len({draw(seed) for seed in range(5)}) > 1
+    assert len({draw(None) for _ in range(5)}) > 1
+
+
+def test_top_k_one_is_greedy(demo_model: AyaVision) -> None:
+    greedy = demo_model.ask(QUESTION, images=[SQUARE]).ids
+    assert demo_model.ask(QUESTION, images=[SQUARE], temperature=2.0, top_k=1, seed=3).ids == greedy
+
+
+def test_max_tokens_ends_an_answer(demo_model: AyaVision) -> None:
+    answer = demo_model.ask(QUESTION, images=[SQUARE], max_tokens=1)
+    assert answer.stop_reason == "length"
+    assert len(answer.ids) == 1
+
+
+def test_no_hidden_token_is_shown(demo_model: AyaVision) -> None:
+    answer = demo_model.ask(QUESTION, images=[SQUARE])
+    hidden = set(demo_model.bundle.manifest.tokens.hidden)
+    assert hidden & set(answer.ids)
+    assert "<|" not in answer.text
+
+
+def test_text_alone_works(demo_model: AyaVision) -> None:
+    answer = demo_model.ask("Hello", max_tokens=5)
+    assert answer.usage.image_tokens == 0
+    assert answer.usage.tiles == ()
+
+
+def test_one_picture_need_not_be_in_a_list(demo_model: AyaVision) -> None:
+    single: Any = SQUARE
+    assert demo_model.ask(QUESTION, images=single).ids == demo_model.ask(QUESTION, images=[SQUARE]).ids
+
+
+def test_a_prompt_that_does_not_fit_says_what_to_lower() -> None:
+    with AyaVision.load(decoder=DecoderOptions(context_size=64)) as model:
+        with pytest.raises(ContextLengthError, match=r"tokens and only 63 fit.*--max-tiles") as caught:
+            model.ask(QUESTION, images=[np.zeros((480, 640, 3), np.uint8)])
+        assert caught.value.needed > caught.value.available == 63
+        with pytest.raises(ContextLengthError, match="shorten the question"):
+            model.ask("word " * 100)
+        assert isinstance(model.ask("Hi", max_tokens=2), Answer)  # and the model still works
+
+
+def test_an_answer_ends_where_the_context_ends() -> None:
+    with AyaVision.load(decoder=DecoderOptions(context_size=64)) as model:
+        answer = model.ask("Hi", temperature=50.0, seed=1)
+        assert answer.stop_reason in ("length", "stop")
+        assert answer.usage.prompt_tokens + answer.usage.completion_tokens <= 64
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1},
+        {"seed": -1}, {"seed": 1 << 32}, {"max_tokens": 0}, {"max_tiles": 0},
+    ],
+)  # fmt: skip
+def test_senseless_options_are_refused_at_once(demo_model: AyaVision, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOptionError, match=next(iter(options))):
+        demo_model.stream("x", **options)
+
+
+def test_a_bad_picture_leaves_the_model_ready(demo_model: AyaVision) -> None:
+    with pytest.raises(ImageError):
+        demo_model.ask("x", images=[b"no picture"])
+    assert demo_model.ask(QUESTION, images=[SQUARE]).text
+
+
+def test_an_unfinished_answer_can_be_closed(demo_model: AyaVision) -> None:
+    stream = demo_model.stream(QUESTION, images=[SQUARE])
+    next(stream)
+    with pytest.raises(AyaEdgeError, match="not finished"):
+        _ = stream.answer
+    with pytest.raises(AyaEdgeError, match="unfinished answer"):
+        demo_model.ask("x")
+    stream.close()
+    assert demo_model.ask(QUESTION, images=[SQUARE]).text
+
+
+def test_threads_wait_for_each_other(demo_model: AyaVision) -> None:
+    expected = demo_model.ask(QUESTION, images=[SQUARE]).ids
+    answers: list[Answer] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(demo_model.ask(QUESTION, images=[SQUARE]))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [answer.ids for answer in answers] == [expected] * 4
+
+
+def test_a_closed_model_says_so() -> None:
+    model = AyaVision.load()
+    model.close()
+    model.close()
+    with pytest.raises(AyaEdgeError, match="closed"):
+        model.ask(QUESTION, images=[SQUARE])
+
+
+def test_closing_ends_an_unfinished_answer_of_the_same_thread() -> None:
+    with AyaVision.load() as model:
+        stream = model.stream(QUESTION, images=[SQUARE])
+        next(stream)
+    with pytest.raises(AyaEdgeError, match="closed"):
+        list(stream)
+
+
+def decoder_of(model: AyaVision) -> Decoder:
+    return Decoder(model.bundle.decoder_path, model.bundle.manifest, DecoderOptions(context_size=96, batch_size=32))
+
+
+def test_misuse_that_would_abort_the_process_is_an_error(demo_model: AyaVision) -> None:
+    hidden = demo_model.bundle.manifest.decoder.hidden_size
+    with decoder_of(demo_model) as decoder, Sampler(SamplingOptions()) as sampler:
+        with pytest.raises(AyaEdgeError, match="before the first token"):
+            sampler.sample(decoder)
+        with pytest.raises(BackendError, match="before the first token"):
+            decoder.logits()
+        with pytest.raises(BackendError, match="97 more tokens do not fit"):
+            decoder.decode_tokens([1] * 97)
+        for token in (-1, demo_model.bundle.manifest.decoder.vocab_size):
+            with pytest.raises(BackendError, match="token ids must lie"):
+                decoder.decode_tokens([token])
+        with pytest.raises(BackendError, match="finite"):
+            decoder.decode_embeddings(np.full((1, hidden), np.nan, np.float32))
+        with pytest.raises(BackendError, match="shape"):
+            decoder.decode_embeddings(np.zeros((1, hidden + 1), np.float32))
+        decoder.decode_tokens([5] * 96)  # three batches
+        assert decoder.position == 96
+        assert np.isfinite(decoder.logits()).all()
+
+
+@pytest.mark.parametrize("size", [0, -5, 1 << 20])
+def test_a_context_that_the_model_does_not_have_is_refused(demo_model: AyaVision, size: int) -> None:
+    with pytest.raises(BackendError, match="context size must lie between 1 and"):
+        AyaVision.load(decoder=DecoderOptions(context_size=size))
+
+
+def test_tokens_and_their_embeddings_are_the_same_to_the_decoder(demo_model: AyaVision) -> None:
+    ids = [5, 300, 301, 302, 900]
+    with decoder_of(demo_model) as decoder:
+        decoder.decode_tokens(ids)
+        by_token = decoder.logits()
+        decoder.clear()
+        decoder.decode_embeddings(decoder.embed(ids))
+        np.testing.assert_array_equal(decoder.logits(), by_token)
+
+
+TEXTS = ["naïve café", "日本語のテキスト", "한국어", "हिन्दी में लिखा", "👩‍👩‍👧‍👦 🏳️‍🌈", "עברית", "ខ្មែរ", "𝔘𝔫𝔦"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_no_character_is_broken_in_the_stream(demo_model: AyaVision, text: str) -> None:
+    vocabulary = demo_model._decoder.vocabulary
+    ids = vocabulary.tokenize(text)
+    stream = TextStream(vocabulary, hidden=())
+    pieces = [stream.push(token) for token in ids]
+    assert "".join(pieces) + stream.finish() == text
+    assert all("\ufffd" not in piece for piece in pieces)
+
+
+def test_a_character_cut_off_at_the_end_is_marked(demo_model: AyaVision) -> None:
+    vocabulary = demo_model._decoder.vocabulary
+    ids = vocabulary.tokenize("👩")
+    assert len(ids) > 1
+    stream = TextStream(vocabulary, hidden=())
+    assert "".join(stream.push(token) for token in ids[:-1]) == ""
+    assert stream.finish() == "\ufffd"
