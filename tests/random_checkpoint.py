@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
+
 from ayaedge_export.checkpoint import text_tensors
 from ayaedge_export.config import parse_config
 from ayaedge_export.vision_graph import vision_tensors
-from safetensors.numpy import load_file, save_file
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.json",
@@ -69,7 +70,10 @@ def write_random_checkpoint(target: Path, tokenizer_from: Path, shape: Shape) ->
     )  # fmt: skip
     torch.manual_seed(shape.seed)
     model = AyaVisionForConditionalGeneration(config)
-    for name, parameter in model.named_parameters():  # norms and biases start as ones and zeros: hide nothing there
+    for (
+        name,
+        parameter,
+    ) in model.named_parameters():  # norms and biases start as ones and zeros: hide nothing there
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, mean=1.0 if name.endswith("weight") else 0.0, std=0.3)
     model.to(getattr(torch, shape.dtype)).save_pretrained(target, max_shard_size=shape.shard_size)
@@ -109,7 +113,10 @@ def write_shrunk_release(target: Path, released: Path) -> Path:
         "num_key_value_heads": 1,
     }  # fmt: skip
     config["vision_config"] |= {
-        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
     }
     config["alignment_intermediate_size"] = 32
     target.mkdir(parents=True)

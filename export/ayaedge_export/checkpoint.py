@@ -122,13 +122,19 @@ def _tensor_faults(tensors: TensorIndex, config: ModelConfig) -> list[str]:
     """Every tensor that is missing, misshapen or unknown, a sentence each."""
     wanted = {**text_tensors(config.text), **vision_tensors(config.vision)}
     found = tensors.entries
-    faults = [f"tensor {name} {_shape(shape)} is missing" for name, shape in wanted.items() if name not in found]
+    faults = [
+        f"tensor {name} {_shape(shape)} is missing" for name, shape in wanted.items() if name not in found
+    ]
     for name, entry in found.items():
         shape = wanted.get(name, wanted[_EMBEDDINGS] if name == _HEAD else None)
         if shape is None and not _UNUSED.search(name):
-            faults.append(f"tensor {entry.stored_name} {_shape(entry.shape)} is not part of this architecture")
+            faults.append(
+                f"tensor {entry.stored_name} {_shape(entry.shape)} is not part of this architecture"
+            )
         elif shape is not None and entry.shape != shape:
-            faults.append(f"tensor {entry.stored_name} has shape {_shape(entry.shape)} instead of {_shape(shape)}")
+            faults.append(
+                f"tensor {entry.stored_name} has shape {_shape(entry.shape)} instead of {_shape(shape)}"
+            )
     if not faults and _HEAD in found and not _heads_equal(tensors):
         faults.append(
             f"{found[_HEAD].stored_name} differs from the embeddings; llama.cpp's Cohere graphs require them tied"
@@ -158,7 +164,9 @@ def _parse_tiling(image: dict[str, Any], config: ModelConfig, faults: list[str])
     height, width = size.get("height"), size.get("width")
     expected = config.vision.image_size
     if image and (height, width) != (expected, expected):
-        faults.append(f"the image processor makes tiles of {width} x {height}, the vision tower takes {expected}")
+        faults.append(
+            f"the image processor makes tiles of {width} x {height}, the vision tower takes {expected}"
+        )
     for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
         if image.get(step) is False:
             faults.append(f"the image processor has {step} false, which is not supported")

@@ -117,10 +117,14 @@ def parse_config(config: _Json, *, tokenizer_max_length: int | None = None) -> M
     text = _parse_text(config.get("text_config") or {}, tokenizer_max_length, faults)
     vision = _parse_vision(config, text.hidden_size, faults)
     if not config.get("tie_word_embeddings", True):
-        faults.append("the output head is not tied to the embeddings, which llama.cpp's Cohere graphs require")
+        faults.append(
+            "the output head is not tied to the embeddings, which llama.cpp's Cohere graphs require"
+        )
     if faults:
         raise CheckpointError(list_faults("config.json", faults))
-    return ModelConfig(vision, text, int(config.get("image_token_index", config.get("image_token_id", 255036))))
+    return ModelConfig(
+        vision, text, int(config.get("image_token_index", config.get("image_token_id", 255036)))
+    )
 
 
 def _architectures(config: _Json) -> str:
@@ -153,7 +157,9 @@ def _parse_vision(config: _Json, output_size: int, faults: list[str]) -> VisionC
             f"{vision.patches_per_side} patches per side cannot be joined by {vision.downsample_factor}"
         )
     if vision.hidden_size % vision.num_heads:
-        faults.append(f"vision hidden size {vision.hidden_size} is not a multiple of {vision.num_heads} heads")
+        faults.append(
+            f"vision hidden size {vision.hidden_size} is not a multiple of {vision.num_heads} heads"
+        )
     return vision
 
 
@@ -161,7 +167,9 @@ def _parse_text(given: _Json, tokenizer_max_length: int | None, faults: list[str
     values = {**_COHERE_DEFAULTS, **given}
     model_type = str(given.get("model_type", "cohere2"))
     if model_type not in ("cohere2", "cohere"):
-        faults.append(f"the decoder is of type {model_type!r}; supported are 'cohere2' (8B) and 'cohere' (32B)")
+        faults.append(
+            f"the decoder is of type {model_type!r}; supported are 'cohere2' (8B) and 'cohere' (32B)"
+        )
     _require(values, "hidden_act", "silu", "text_config", faults)
     if values.get("attention_bias"):
         faults.append("text_config has attention_bias, which llama.cpp's Cohere graphs lack")
@@ -183,7 +191,9 @@ def _parse_text(given: _Json, tokenizer_max_length: int | None, faults: list[str
         layer_is_sliding=_sliding_layers(values, num_layers) if model_type == "cohere2" else (),
     )
     if values.get("head_dim") not in (None, text.head_dim) or text.hidden_size % num_heads:
-        faults.append(f"the head size must be hidden_size / num_attention_heads, not {values.get('head_dim')}")
+        faults.append(
+            f"the head size must be hidden_size / num_attention_heads, not {values.get('head_dim')}"
+        )
     if text.use_qk_norm and (model_type != "cohere" or num_layers < _QK_NORM_LAYERS):
         faults.append(
             f"text_config has use_qk_norm with {num_layers} layers of type {model_type!r}; llama.cpp loads "
@@ -204,7 +214,7 @@ def _rope_theta(values: _Json, faults: list[str]) -> float:
     kind = parameters.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
     if kind != "default":
         faults.append(f"text_config scales its rotary embedding ({kind!r}), which Aya Vision does not do")
-    return float(parameters.get("rope_theta", values["rope_theta"]))
+    return float(parameters["rope_theta"] if "rope_theta" in parameters else values["rope_theta"])
 
 
 def _context_length(values: _Json, tokenizer_max_length: int | None) -> int:

@@ -157,7 +157,9 @@ def _encode_rows(tensors: TensorIndex, tensor: PlannedTensor, start: int, stop: 
         return encode(weights.reshape(-1, tensor.shape[-1]), tensor.kind)
     except ValueError as error:
         broken = int(np.count_nonzero(~np.isfinite(weights)))
-        raise ValueError(f"tensor {tensor.source}, rows {start} to {stop}: {broken} values: {error}") from None
+        raise ValueError(
+            f"tensor {tensor.source}, rows {start} to {stop}: {broken} values: {error}"
+        ) from None
 
 
 def _slabs(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

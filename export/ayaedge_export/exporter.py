@@ -29,7 +29,17 @@ from ayaedge_export.decoder_gguf import ARCHITECTURES, Advance, write_decoder
 from ayaedge_export.tensors import WeightSource
 from ayaedge_export.vision_graph import write_vision_graph
 from ayaedge_export.vision_int8 import write_int8_vision_graph
-from ayaedge_quant.recipes import DecoderFormat
+from ayaedge_quant.recipes import DECODER_FORMATS, DecoderFormat
+
+__all__ = [
+    "DECODER_FORMATS",
+    "VISION_FORMATS",
+    "check_target",
+    "default_name",
+    "export_checkpoint",
+    "open_checkpoint",
+    "work_bytes",
+]
 
 VisionFormat = Literal["int8", "fp16", "fp32"]
 VISION_FORMATS: tuple[VisionFormat, ...] = get_args(VisionFormat)
@@ -61,7 +71,9 @@ def export_checkpoint(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)
     if trace and vision != "fp32":
-        raise ExportError(f"a traced vision graph is fp32, not {vision}: add --vision fp32 or leave out --trace")
+        raise ExportError(
+            f"a traced vision graph is fp32, not {vision}: add --vision fp32 or leave out --trace"
+        )
     target = Path(target) if target is not None else Path(default_name(checkpoint, quant, vision))
     try:
         with staged_directory(target, force=force) as staging:
@@ -79,11 +91,6 @@ def export_checkpoint(
 def default_name(checkpoint: Checkpoint, quant: DecoderFormat, vision: VisionFormat) -> str:
     """The bundle's name, after the checkpoint's directory and both formats."""
     return f"{checkpoint.name}-{quant}-{vision}"
-
-
-def check_export_target(target: Path, *, force: bool) -> None:
-    """Raise ExportError early if `target` exists and may not be replaced."""
-    check_target(target, force=force)
 
 
 def work_bytes(checkpoint: Checkpoint) -> int:
@@ -121,8 +128,13 @@ def describe(checkpoint: Checkpoint, embeddings: EmbeddingTable, formats: Format
             sliding_window=text.sliding_window,
         ),
         chat_template=checkpoint.chat_template,
-        created_by={name: metadata.version(name) for name in _WRITERS} | {"machine": platform.machine()},
+        created_by=describe_writers(),
     )
+
+
+def describe_writers() -> dict[str, str]:
+    """Versions of everything that decides about the bytes of a bundle."""
+    return {name: metadata.version(name) for name in _WRITERS} | {"machine": platform.machine()}
 
 
 def _write_vision(

@@ -51,7 +51,9 @@ class Reference:
             conversation.append(
                 {"role": message.role, "content": [*content, {"type": "text", "text": message.text}]}
             )
-        text = self.processor.apply_chat_template(conversation, add_generation_prompt=generate, tokenize=False)
+        text = self.processor.apply_chat_template(
+            conversation, add_generation_prompt=generate, tokenize=False
+        )
         # the template has written BOS already
         batch = self.processor(
             text=[text], images=list(images) or None, add_special_tokens=False, return_tensors="np"

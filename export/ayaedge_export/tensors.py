@@ -24,7 +24,11 @@ WeightSource = Callable[[str], NDArray[np.float32]]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_STORED_AS = {"F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4")}
+_STORED_AS: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "F32": np.dtype("<f4"),
+}
 _PARTS = ("language_model.", "vision_tower.", "multi_modal_projector.")
 
 
@@ -78,7 +82,7 @@ class TensorIndex:
         """Rows `start` to `stop` (exclusive) of a tensor."""
         return _to_float32(self._map(name)[start:stop], self.entries[name].dtype)
 
-    def _map(self, name: str) -> NDArray[np.generic]:
+    def _map(self, name: str) -> NDArray[Any]:
         entry = self.entries[name]
         return np.memmap(entry.file, _STORED_AS[entry.dtype], "r", entry.offset, entry.shape)
 
@@ -158,7 +162,7 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _to_float32(stored: NDArray[np.generic], dtype: str) -> NDArray[np.float32]:
+def _to_float32(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     if dtype == "BF16":  # the upper half of a float32
         return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return stored.astype(np.float32)

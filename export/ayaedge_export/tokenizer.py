@@ -59,7 +59,9 @@ def parse_tokenizer(
     for token in added_tokens:
         for flag in ("lstrip", "rstrip", "single_word"):
             if token.get(flag):
-                faults.append(f"tokenizer.json: added token {token['content']!r} has {flag}, which is not supported")
+                faults.append(
+                    f"tokenizer.json: added token {token['content']!r} has {flag}, which is not supported"
+                )
     names = {key: _content(settings.get(key)) for key in ("bos_token", "eos_token", "pad_token")}
     for key in ("bos_token", "eos_token"):
         if names[key] is None:

@@ -74,7 +74,9 @@ def verify_bundle(bundle: Bundle, directory: str | Path, *, trace: bool = False)
     checkpoint = open_checkpoint(directory)
     checks: list[Check] = []
     if trace:
-        checks.append(_at_most("vision graph, direct against traced", compare_routes(checkpoint), TRACE_ERROR))
+        checks.append(
+            _at_most("vision graph, direct against traced", compare_routes(checkpoint), TRACE_ERROR)
+        )
     reference = Reference(checkpoint.directory)
     options = DecoderOptions(cache_type="f32", all_logits=True, context_size=_context(bundle))
     with Decoder(bundle.decoder_path, bundle.manifest, options) as decoder:
@@ -197,7 +199,9 @@ def _decoder_checks(
 ) -> Iterator[Check]:
     result = divergence(reference, ours)
     yield _at_most(f"decoder, {what}: mean KL divergence (nats)", float(result.kl.mean()), DECODER_KL[fmt])
-    yield _at_least(f"decoder, {what}: same likeliest token", float(result.same_top.mean()), DECODER_TOP1[fmt])
+    yield _at_least(
+        f"decoder, {what}: same likeliest token", float(result.same_top.mean()), DECODER_TOP1[fmt]
+    )
 
 
 def _at_most(name: str, value: float, bar: float) -> Check:
@@ -242,7 +246,9 @@ def _pictures(tile_size: int) -> list[NDArray[np.uint8]]:
         unit = 2 * tile_size / math.sqrt(columns * rows)
         width, height = round(unit * columns), round(unit * rows)
         coarse = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16)
+        smooth = np.asarray(
+            Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16
+        )
         noise = rng.integers(-20, 21, smooth.shape, dtype=np.int16)
         pictures.append(np.clip(smooth + noise, 0, 255).astype(np.uint8))
     return pictures

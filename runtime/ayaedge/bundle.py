@@ -170,7 +170,9 @@ def read_bundle(directory: str | Path) -> Bundle:
     """Read and check a bundle; BundleError lists every fault (version, manifest, missing files, sizes)."""
     directory = Path(directory)
     manifest = read_manifest(directory)
-    faults = [f"{name} is not listed in {MANIFEST}" for name in (VISION, DECODER) if name not in manifest.files]
+    faults = [
+        f"{name} is not listed in {MANIFEST}" for name in (VISION, DECODER) if name not in manifest.files
+    ]
     for name, info in manifest.files.items():
         path = directory / name
         if Path(name).name != name:

@@ -23,10 +23,17 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ayaedge import Answer, AyaEdgeError, AyaVision, BundleError, DecoderOptions, MissingExtraError, VisionOptions
+from ayaedge import (
+    Answer,
+    AyaEdgeError,
+    AyaVision,
+    BundleError,
+    DecoderOptions,
+    MissingExtraError,
+    VisionOptions,
+)
 from ayaedge.bundle import Bundle, check_hashes, read_bundle
 from ayaedge.errors import list_faults
-from ayaedge.model import demo_bundle
 
 if TYPE_CHECKING:
     from ayaedge_export.verify import Report
@@ -49,7 +56,9 @@ BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle
 
 def main() -> None:
     """Run the command line; a known error is one line on stderr and exit code 1, Ctrl-C exit code 130."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # answers come in 23 languages, whatever the terminal's encoding
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # answers come in 23 languages, whatever the terminal's encoding
         sys.stdout.reconfigure(encoding="utf-8")
     try:
         app()
@@ -67,11 +76,16 @@ def main() -> None:
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     model: Annotated[
-        Path | None, typer.Option("-m", "--model", help="Bundle directory; without it the demonstration model.")
+        Path | None,
+        typer.Option("-m", "--model", help="Bundle directory; without it the demonstration model."),
     ] = None,
     image: Annotated[list[str] | None, typer.Option("--image", help="A picture; repeatable.")] = None,
-    system: Annotated[str | None, typer.Option("-s", "--system", help="Instruction before the question.")] = None,
-    max_tokens: Annotated[int | None, typer.Option("-n", "--max-tokens", help="Most tokens of the answer.")] = None,
+    system: Annotated[
+        str | None, typer.Option("-s", "--system", help="Instruction before the question.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("-n", "--max-tokens", help="Most tokens of the answer.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is deterministic.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0 keeps all.")] = 0,
@@ -107,9 +121,12 @@ def ask(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face checkpoint directory.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face checkpoint directory.")
+    ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Bundle directory; by default named after the checkpoint.")
+        Path | None,
+        typer.Option("-o", "--output", help="Bundle directory; by default named after the checkpoint."),
     ] = None,
     quant: Annotated[DecoderFormat, typer.Option(help="Number format of the decoder.")] = "q4_k_m",
     vision: Annotated[
@@ -129,7 +146,14 @@ def export(
     exporter.check_target(target, force=force)
     with _progress(exporter.work_bytes(opened)) as advance:
         bundle = exporter.export_checkpoint(
-            opened, target, quant=quant, vision=vision, trace=trace, force=force, threads=threads, advance=advance
+            opened,
+            target,
+            quant=quant,
+            vision=vision,
+            trace=trace,
+            force=force,
+            threads=threads,
+            advance=advance,
         )
     stderr.print(f"[green]exported[/] {_escape(str(bundle.directory))} ({_megabytes(bundle.size)})")
 
@@ -205,7 +229,10 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "bundle", f"{bundle.name} (format {manifest.format_version}, {_megabytes(bundle.size)})"
     yield "made from", f"{manifest.source.name}: {manifest.source.parameters / 1e6:,.1f} M parameters"
     yield "licence", manifest.source.license
-    yield "vision", f"{manifest.formats.vision}, tiles of {tiling.tile_size} px, at most {tiling.max_tiles} and a thumbnail"
+    yield (
+        "vision",
+        f"{manifest.formats.vision}, tiles of {tiling.tile_size} px, at most {tiling.max_tiles} and a thumbnail",
+    )
     yield "image tokens", f"{manifest.image_prompt.tokens_per_tile} for each tile"
     window = f", window {decoder.sliding_window}" if decoder.sliding_window else ""
     yield (
@@ -221,7 +248,9 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
 def _print_report(report: Report) -> None:
     table = Table("figure", "measured", "bar", "")
     for check in report.checks:
-        table.add_row(check.name, f"{check.value:.3g}", check.bar, "[green]ok[/]" if check.passed else "[red]missed[/]")
+        table.add_row(
+            check.name, f"{check.value:.3g}", check.bar, "[green]ok[/]" if check.passed else "[red]missed[/]"
+        )
     Console(highlight=False).print(table)
 
 
@@ -255,7 +284,9 @@ def _progress(total: int) -> Iterator[Callable[[int, str], None]]:
 
 
 def _set_up_logging(verbose: bool) -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.DEBUG if verbose else logging.CRITICAL, format="%(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.DEBUG if verbose else logging.CRITICAL, format="%(message)s"
+    )
 
 
 def _write(text: str) -> None:

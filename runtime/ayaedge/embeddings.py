@@ -50,7 +50,7 @@ class TokenEmbeddings:
 
 @cache
 def _ggml() -> Any:
-    """ggml's base library, which llama.cpp has loaded already."""
+    """Ggml's base library, which llama.cpp has loaded already."""
     from llama_cpp import _ctypes_extensions as extensions
     from llama_cpp._ggml import libggml_base_path
 

@@ -13,11 +13,11 @@ import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ayaedge.errors import ImageError
 
@@ -73,7 +73,7 @@ def _open_bytes(data: bytes, what: str) -> NDArray[np.uint8]:
     return _decode(lambda: _open(io.BytesIO(data)), what)
 
 
-def _open(stream: io.BufferedIOBase | io.BufferedReader) -> Image.Image:
+def _open(stream: IO[bytes]) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have a limit of our own
         return Image.open(stream)
@@ -92,11 +92,20 @@ def _decode(open_picture: Callable[[], Image.Image], what: str) -> NDArray[np.ui
         return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     except ImageError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError(f"{what} is not a picture in a format that Pillow reads") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{what} is too large: {error}") from None
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, MemoryError, struct.error) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        EOFError,
+        IndexError,
+        MemoryError,
+        struct.error,
+    ) as error:
         raise ImageError(f"{what} is damaged or incomplete: {error}") from error
 
 

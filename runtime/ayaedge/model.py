@@ -82,7 +82,7 @@ class AnswerOptions:
     """Most tokens of the answer."""
     max_tiles: int | None = None
     """Most tiles of a picture's grid, at most the checkpoint's own limit."""
-    sampling: SamplingOptions = SamplingOptions()
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_tiles"):
@@ -304,7 +304,9 @@ class AyaVision:
 
     def _acquire(self) -> None:
         if self._owner == threading.get_ident():
-            raise AyaEdgeError("this thread has an unfinished answer of the same model: finish or close it first")
+            raise AyaEdgeError(
+                "this thread has an unfinished answer of the same model: finish or close it first"
+            )
         self._lock.acquire()
         self._owner = threading.get_ident()
 

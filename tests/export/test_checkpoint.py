@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from ayaedge import CheckpointError
 from ayaedge_export.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.tensors import canonical_name
 from random_checkpoint import Shape, write_random_checkpoint
-from safetensors.numpy import load_file, save_file
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,9 @@ def test_a_truncated_file_is_named(checkpoint: Path, kept: int) -> None:
 
 
 def test_an_unsupported_number_format_is_named(checkpoint: Path) -> None:
-    edit_tensors(checkpoint, lambda t: t.update({k: v.astype(np.int8) for k, v in t.items() if "norm.weight" in k}))
+    edit_tensors(
+        checkpoint, lambda t: t.update({k: v.astype(np.int8) for k, v in t.items() if "norm.weight" in k})
+    )
     message = refusal(checkpoint)
     assert "is stored as I8; supported are F16, BF16, F32" in message
 
@@ -88,11 +91,19 @@ def test_an_unsupported_number_format_is_named(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "says"),
     [
-        ("config.json", lambda c: c.update(model_type="llava", architectures=["Llava"]), "'llava' (Llava); supported is"),
+        (
+            "config.json",
+            lambda c: c.update(model_type="llava", architectures=["Llava"]),
+            "'llava' (Llava); supported is",
+        ),
         ("config.json", lambda c: c["text_config"].update(model_type="llama"), "decoder is of type 'llama'"),
         ("config.json", lambda c: c["text_config"].update(use_qk_norm=True), "use_qk_norm with 6 layers"),
         ("config.json", lambda c: c["text_config"].update(attention_bias=True), "attention_bias"),
-        ("config.json", lambda c: c["text_config"].update(rope_scaling={"type": "linear", "factor": 2}), "'linear'"),
+        (
+            "config.json",
+            lambda c: c["text_config"].update(rope_scaling={"type": "linear", "factor": 2}),
+            "'linear'",
+        ),
         ("config.json", lambda c: c["text_config"].update(head_dim=32), "head size must be"),
         ("config.json", lambda c: c["text_config"].update(hidden_act="gelu"), "hidden_act 'gelu'"),
         ("config.json", lambda c: c["vision_config"].update(hidden_act="gelu"), "hidden_act 'gelu'"),
@@ -102,7 +113,11 @@ def test_an_unsupported_number_format_is_named(checkpoint: Path) -> None:
         ("config.json", lambda c: c.update(image_token_index=9), "9 in config.json"),
         ("config.json", lambda c: c.update(tie_word_embeddings=False), "not tied"),
         ("tokenizer.json", lambda t: t.update(normalizer=None), "another way than NFC"),
-        ("tokenizer.json", lambda t: t.update(pre_tokenizer={"type": "Whitespace"}), "splits text by ['Whitespace']"),
+        (
+            "tokenizer.json",
+            lambda t: t.update(pre_tokenizer={"type": "Whitespace"}),
+            "splits text by ['Whitespace']",
+        ),
         ("tokenizer.json", lambda t: t["model"].update(type="Unigram"), "'Unigram' model"),
         ("tokenizer.json", lambda t: t["added_tokens"][9].update(lstrip=True), "has lstrip"),
         (
@@ -111,7 +126,11 @@ def test_an_unsupported_number_format_is_named(checkpoint: Path) -> None:
             "the tokenizer has no image token <|IMG_PATCH|>",
         ),
         ("tokenizer_config.json", lambda t: t.pop("bos_token"), "no bos_token"),
-        ("preprocessor_config.json", lambda p: p.update(size={"height": 64, "width": 64}), "tiles of 64 x 64"),
+        (
+            "preprocessor_config.json",
+            lambda p: p.update(size={"height": 64, "width": 64}),
+            "tiles of 64 x 64",
+        ),
         ("preprocessor_config.json", lambda p: p.update(do_normalize=False), "do_normalize false"),
         ("processor_config.json", lambda p: p.update(patch_size=28), "writes 4 image tokens for a tile"),
     ],
@@ -192,17 +211,31 @@ def test_newer_spellings_of_keys_mean_the_same(checkpoint: Path) -> None:
 
 
 def test_the_largest_stated_context_counts(checkpoint: Path) -> None:
-    assert reopened(checkpoint, lambda c: c["text_config"].update(model_max_length=16384)).config.text.context_length == 16384
+    assert (
+        reopened(
+            checkpoint, lambda c: c["text_config"].update(model_max_length=16384)
+        ).config.text.context_length
+        == 16384
+    )
 
 
 @pytest.mark.parametrize(
     ("stored", "hub"),
     [
-        ("model.language_model.layers.0.mlp.up_proj.weight", "language_model.model.layers.0.mlp.up_proj.weight"),
+        (
+            "model.language_model.layers.0.mlp.up_proj.weight",
+            "language_model.model.layers.0.mlp.up_proj.weight",
+        ),
         ("language_model.model.norm.weight", "language_model.model.norm.weight"),
         ("model.language_model.model.norm.weight", "language_model.model.norm.weight"),
-        ("model.vision_tower.encoder.layers.1.mlp.fc1.bias", "vision_tower.vision_model.encoder.layers.1.mlp.fc1.bias"),
-        ("model.vision_tower.vision_model.post_layernorm.bias", "vision_tower.vision_model.post_layernorm.bias"),
+        (
+            "model.vision_tower.encoder.layers.1.mlp.fc1.bias",
+            "vision_tower.vision_model.encoder.layers.1.mlp.fc1.bias",
+        ),
+        (
+            "model.vision_tower.vision_model.post_layernorm.bias",
+            "vision_tower.vision_model.post_layernorm.bias",
+        ),
         ("model.multi_modal_projector.linear_1.weight", "multi_modal_projector.linear_1.weight"),
         ("lm_head.weight", "language_model.lm_head.weight"),
         ("model.layers.0.weight", "model.layers.0.weight"),
@@ -213,7 +246,9 @@ def test_every_spelling_of_a_name_is_known(stored: str, hub: str) -> None:
 
 
 def test_a_tensor_that_is_there_twice_is_named(checkpoint: Path) -> None:
-    edit_tensors(checkpoint, lambda t: t.update({"model.language_model.norm.weight": np.ones(64, np.float16)}))
+    edit_tensors(
+        checkpoint, lambda t: t.update({"model.language_model.norm.weight": np.ones(64, np.float16)})
+    )
     assert "is there twice" in refusal(checkpoint)
 
 

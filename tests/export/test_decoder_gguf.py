@@ -6,6 +6,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+
 from ayaedge import llama
 from ayaedge.bundle import Bundle
 from ayaedge_export.checkpoint import open_checkpoint
@@ -28,7 +29,9 @@ def stock_quantize(source: Path, target: Path, fmt: DecoderFormat) -> None:
     parameters = library.llama_model_quantize_default_params()
     parameters.ftype = FILE_TYPE[fmt]
     parameters.nthread = 2
-    status = library.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
+    status = library.llama_model_quantize(
+        str(source).encode(), str(target).encode(), ctypes.byref(parameters)
+    )
     assert status == 0
 
 
@@ -77,7 +80,9 @@ def test_stock_llama_cpp_loads_every_format_and_talks(tiny: Path, tmp_path: Path
     bundle = export_checkpoint(tiny, tmp_path / "b", quant=fmt, vision="fp16")
     stock = Llama(str(bundle.decoder_path), n_ctx=256, verbose=False, logits_all=False)
     try:
-        reply = stock.create_chat_completion([{"role": "user", "content": "Hello"}], max_tokens=4, temperature=0.0)
+        reply = stock.create_chat_completion(
+            [{"role": "user", "content": "Hello"}], max_tokens=4, temperature=0.0
+        )
         assert reply["usage"]["completion_tokens"] >= 1
         assert stock.metadata["tokenizer.chat_template"] == bundle.manifest.chat_template
         assert stock.metadata["tokenizer.ggml.pre"] == "command-r"
@@ -87,8 +92,9 @@ def test_stock_llama_cpp_loads_every_format_and_talks(tiny: Path, tmp_path: Path
 
 def test_stock_llama_cpp_says_what_we_say(exact_bundle: Bundle) -> None:
     llama.library()
-    from ayaedge import AyaVision
     from llama_cpp import Llama
+
+    from ayaedge import AyaVision
 
     with AyaVision.load(exact_bundle.directory) as model:
         ours = model.ask("Hello", max_tokens=8)

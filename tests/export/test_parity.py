@@ -9,6 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.decoder import Decoder, DecoderOptions
 from ayaedge.prompt import Prompt
@@ -60,7 +61,9 @@ def test_names_with_a_leading_model_mean_the_same(tiny: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("fmt", ["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"])
-def test_every_format_of_the_trained_decoder_passes_verification(fmt: str, tiny: Path, tmp_path: Path) -> None:
+def test_every_format_of_the_trained_decoder_passes_verification(
+    fmt: str, tiny: Path, tmp_path: Path
+) -> None:
     bundle = export_checkpoint(tiny, tmp_path / "b", quant=fmt, vision="fp16")  # type: ignore[arg-type]
     report = verify_bundle(bundle, tiny)
     assert report.passed, report
@@ -70,7 +73,9 @@ def test_every_format_of_the_trained_decoder_passes_verification(fmt: str, tiny:
 def random_decoder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Reference]:
     """Random weights are sensitive to every detail of the graph; the trained checkpoint forgives some."""
     directory = tmp_path_factory.mktemp("random")
-    checkpoint = write_random_checkpoint(directory / "c", tiny, Shape(text={"initializer_range": 0.3}, seed=11))
+    checkpoint = write_random_checkpoint(
+        directory / "c", tiny, Shape(text={"initializer_range": 0.3}, seed=11)
+    )
     bundle = export_checkpoint(checkpoint, directory / "b", quant="f32", vision="fp32")
     return bundle, Reference(checkpoint)
 

@@ -55,6 +55,21 @@ def test_the_direct_and_the_traced_graph_agree(shape: str, tiny: Path, tmp_path:
         assert np.abs(ours - theirs).max() < FLOAT_ROUNDING * np.abs(theirs).max()
 
 
+def test_traced_weights_beside_the_graph_bear_our_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = random_weights(ODD_SHAPE)
+    trace_vision_graph(tmp_path / "inside.onnx", ODD_SHAPE, weights)
+    monkeypatch.setenv("FORCE_ONNX_EXTERNAL_DATA", "1")
+    trace_vision_graph(tmp_path / "beside.onnx", ODD_SHAPE, weights)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["beside.onnx", "beside.onnx.data", "inside.onnx"]
+    tiles = np.random.default_rng(0).uniform(-1, 1, (2, 3, 61, 61)).astype(np.float32)
+    inside, beside = (
+        onnxruntime.InferenceSession(tmp_path / f"{name}.onnx") for name in ("inside", "beside")
+    )
+    assert np.array_equal(embed(inside, tiles), embed(beside, tiles))
+
+
 def signature(session: onnxruntime.InferenceSession) -> list[tuple[str, str, list[str | int]]]:
     return [(a.name, a.type, a.shape) for a in (*session.get_inputs(), *session.get_outputs())]
 

@@ -4,12 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from ayaedge_quant import divergence as twin
-from ayaedge_quant import kernels
 from numpy.typing import NDArray
 
+from ayaedge_quant import divergence as twin
+from ayaedge_quant import kernels
+
 VOCABULARY = 256_000
-both_forms = pytest.mark.parametrize("measure", [twin.divergence, kernels.divergence], ids=["numpy", "native"])
+both_forms = pytest.mark.parametrize(
+    "measure", [twin.divergence, kernels.divergence], ids=["numpy", "native"]
+)
 Measure = Callable[[NDArray[np.float32], NDArray[np.float32]], twin.Divergence]
 
 

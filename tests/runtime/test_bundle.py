@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ayaedge import AyaVision, Bundle, BundleError, read_bundle
 from ayaedge.bundle import check_hashes
 from random_checkpoint import Shape, write_random_checkpoint
@@ -38,7 +39,11 @@ def test_all_faults_of_a_manifest_are_reported_at_once(copy: Path) -> None:
     edit(copy, spoil)
     with pytest.raises(BundleError) as caught:
         read_bundle(copy)
-    for place in ("tokens.bos is missing", "tiling.tile_size has the wrong type", "decoder must be an object"):
+    for place in (
+        "tokens.bos is missing",
+        "tiling.tile_size has the wrong type",
+        "decoder must be an object",
+    ):
         assert place in str(caught.value)
 
 
@@ -50,7 +55,9 @@ def test_all_missing_and_short_files_are_reported_at_once(copy: Path) -> None:
         read_bundle(copy)
 
 
-@pytest.mark.parametrize(("version", "advice"), [(2, "update ayaedge"), (0, "export again"), ("x", "export again")])
+@pytest.mark.parametrize(
+    ("version", "advice"), [(2, "update ayaedge"), (0, "export again"), ("x", "export again")]
+)
 def test_another_format_version_is_refused(copy: Path, version: object, advice: str) -> None:
     edit(copy, lambda data: data.update(format_version=version))
     with pytest.raises(BundleError, match=advice):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ayaedge import Bundle
 from PIL import Image
+
+from ayaedge import Bundle
 
 
 def ayaedge(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -42,7 +43,9 @@ def test_a_named_bundle_answers_quietly(picture: Path, exact_bundle: Bundle) -> 
     result = ayaedge("ask", "-m", exact_bundle.directory, "--image", picture, "What color is in the picture?")
     assert result.returncode == 0
     assert result.stderr == ""
-    same = ayaedge("ask", "What color is in the picture?", "--image", picture, "--model", exact_bundle.directory)
+    same = ayaedge(
+        "ask", "What color is in the picture?", "--image", picture, "--model", exact_bundle.directory
+    )
     assert same.stdout == result.stdout
 
 
@@ -98,7 +101,9 @@ def test_info_names_what_a_bundle_holds(exact_bundle: Bundle) -> None:
     assert data["formats"] == {"vision": "fp32", "decoder": "f32"}
 
 
-def test_verify_accepts_an_intact_bundle_and_refuses_a_damaged_one(exact_bundle: Bundle, tmp_path: Path) -> None:
+def test_verify_accepts_an_intact_bundle_and_refuses_a_damaged_one(
+    exact_bundle: Bundle, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(exact_bundle.directory, copy)
     assert ayaedge("verify", copy).returncode == 0
@@ -111,7 +116,9 @@ def test_verify_accepts_an_intact_bundle_and_refuses_a_damaged_one(exact_bundle:
     assert "vision.onnx is damaged" in result.stderr
 
 
-def test_verify_against_a_checkpoint_reports_and_judges(exact_bundle: Bundle, tiny: Path, tmp_path: Path) -> None:
+def test_verify_against_a_checkpoint_reports_and_judges(
+    exact_bundle: Bundle, tiny: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(exact_bundle.directory, copy)
     result = ayaedge("verify", copy, "--against", tiny, "--trace", "--json")
@@ -152,7 +159,9 @@ def test_a_missing_extra_names_the_command_that_installs_it(tiny: Path, tmp_path
     assert 'pip install "ayaedge[export]"' in result.stderr
 
 
-def test_verify_without_transformers_names_the_extra(exact_bundle: Bundle, tiny: Path, tmp_path: Path) -> None:
+def test_verify_without_transformers_names_the_extra(
+    exact_bundle: Bundle, tiny: Path, tmp_path: Path
+) -> None:
     (tmp_path / "transformers.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'transformers'\", name='transformers')"
     )
@@ -168,6 +177,8 @@ def test_help_lists_every_command() -> None:
 
 
 def test_answers_are_utf8_whatever_the_terminals_encoding(picture: Path) -> None:
-    result = ayaedge("ask", "--image", picture, "画像の色は何ですか？", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    result = ayaedge(
+        "ask", "--image", picture, "画像の色は何ですか？", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    )
     assert result.returncode == 0
     assert np.any([ord(c) > 127 for c in result.stdout])

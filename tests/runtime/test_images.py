@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from ayaedge import ImageError
 from ayaedge.images import MAX_PIXELS, ImageInput, load_image
-from PIL import Image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -25,7 +26,15 @@ def test_every_kind_of_input_gives_the_same_pixels(tmp_path: Path) -> None:
     path = tmp_path / "图片 é.png"
     path.write_bytes(png())
     url = "data:image/png;base64," + base64.b64encode(png()).decode()
-    inputs: list[ImageInput] = [path, str(path), png(), bytearray(png()), url, Image.fromarray(PIXELS), PIXELS]
+    inputs: list[ImageInput] = [
+        path,
+        str(path),
+        png(),
+        bytearray(png()),
+        url,
+        Image.fromarray(PIXELS),
+        PIXELS,
+    ]
     for image in inputs:
         np.testing.assert_array_equal(load_image(image), PIXELS)
 
@@ -70,7 +79,12 @@ def bomb() -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +111,11 @@ def test_what_is_no_picture_gives_one_clear_error(image: ImageInput, says: str) 
 
 def test_a_missing_or_odd_path_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
-    for path, says in [(tmp_path / "no.png", "no picture at"), (tmp_path, "a directory"), (tmp_path / "empty.png", "empty")]:
+    for path, says in [
+        (tmp_path / "no.png", "no picture at"),
+        (tmp_path, "a directory"),
+        (tmp_path / "empty.png", "empty"),
+    ]:
         with pytest.raises(ImageError, match=says) as caught:
             load_image(path)
         assert str(path) in str(caught.value)

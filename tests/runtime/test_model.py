@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from ayaedge import (
     Answer,
     AyaEdgeError,
@@ -17,7 +19,6 @@ from ayaedge import (
 )
 from ayaedge.decoder import Decoder
 from ayaedge.sampling import Sampler, SamplingOptions, TextStream
-from PIL import Image
 
 SQUARE = Image.new("RGB", (100, 100), (200, 30, 40))
 QUESTION = "What color is in the picture?"
@@ -133,7 +134,8 @@ def test_threads_wait_for_each_other(demo_model: AyaVision) -> None:
     expected = demo_model.ask(QUESTION, images=[SQUARE]).ids
     answers: list[Answer] = []
     threads = [
-        threading.Thread(target=lambda: answers.append(demo_model.ask(QUESTION, images=[SQUARE]))) for _ in range(4)
+        threading.Thread(target=lambda: answers.append(demo_model.ask(QUESTION, images=[SQUARE])))
+        for _ in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -159,7 +161,9 @@ def test_closing_ends_an_unfinished_answer_of_the_same_thread() -> None:
 
 
 def decoder_of(model: AyaVision) -> Decoder:
-    return Decoder(model.bundle.decoder_path, model.bundle.manifest, DecoderOptions(context_size=96, batch_size=32))
+    return Decoder(
+        model.bundle.decoder_path, model.bundle.manifest, DecoderOptions(context_size=96, batch_size=32)
+    )
 
 
 def test_misuse_that_would_abort_the_process_is_an_error(demo_model: AyaVision) -> None:

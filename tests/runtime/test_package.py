@@ -9,7 +9,16 @@ from pathlib import Path
 import ayaedge
 
 ROOT = Path(__file__).parents[2]
-FORBIDDEN = {"ayaedge_export", "ayaedge_quant", "torch", "transformers", "optimum", "onnx", "gguf", "safetensors"}
+FORBIDDEN = {
+    "ayaedge_export",
+    "ayaedge_quant",
+    "torch",
+    "transformers",
+    "optimum",
+    "onnx",
+    "gguf",
+    "safetensors",
+}
 LAZY = {"onnxruntime", "llama_cpp", "jinja2", "typer", "rich"}
 
 
@@ -27,7 +36,9 @@ def test_the_public_names_are_those_of_all() -> None:
 def test_every_error_is_drawn_and_inherits_the_base() -> None:
     import ayaedge.errors as errors
 
-    classes = [value for value in vars(errors).values() if getattr(value, "__module__", "") == errors.__name__]
+    classes = [
+        value for value in vars(errors).values() if getattr(value, "__module__", "") == errors.__name__
+    ]
     classes = [value for value in classes if isinstance(value, type)]
     for error in classes:
         assert issubclass(error, errors.AyaEdgeError)

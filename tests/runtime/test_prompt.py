@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+
 from ayaedge import AyaVision, PromptError
 from ayaedge.bundle import Bundle
 from ayaedge.decoder import Decoder, DecoderOptions
@@ -14,7 +16,6 @@ from ayaedge.prompt import Message, PromptBuilder
 from ayaedge.tiling import choose_grid
 from ayaedge_export.reference import Reference
 from ayaedge_export.sample_text import SENTENCES
-from PIL import Image
 
 LANGUAGES = sorted(SENTENCES)
 SIZES = [(640, 480), (56, 56), (300, 100)]
@@ -22,7 +23,11 @@ CONVERSATIONS = {
     "text": [Message("user", "Hello, how are you? 12345")],
     "one picture": [Message("user", "Describe it.", 1)],
     "two pictures": [Message("user", " What differs?\n\nSay it. ", 2)],
-    "three pictures in two turns": [Message("user", "A", 1), Message("assistant", "B"), Message("user", "C", 2)],
+    "three pictures in two turns": [
+        Message("user", "A", 1),
+        Message("assistant", "B"),
+        Message("user", "C", 2),
+    ],
     "several turns": [
         Message("user", "One?"),
         Message("assistant", "Two.\n"),
@@ -38,7 +43,9 @@ CONVERSATIONS = {
 
 
 @pytest.fixture(scope="session")
-def release(shrunk_release: Path, shrunk_release_bundle: Bundle) -> Iterator[tuple[PromptBuilder, Any, Bundle]]:
+def release(
+    shrunk_release: Path, shrunk_release_bundle: Bundle
+) -> Iterator[tuple[PromptBuilder, Any, Bundle]]:
     """A prompt builder over a released tokenizer and template, and the reference's processor for them."""
     transformers = pytest.importorskip("transformers")
     bundle = shrunk_release_bundle
@@ -154,7 +161,9 @@ def test_users_can_write_no_special_token(exact_model: AyaVision, builder: Promp
             ], text
 
 
-def test_a_marker_split_over_turns_and_parts_stays_text(builder: PromptBuilder, exact_model: AyaVision) -> None:
+def test_a_marker_split_over_turns_and_parts_stays_text(
+    builder: PromptBuilder, exact_model: AyaVision
+) -> None:
     special = set(exact_model.bundle.manifest.tokens.special.values())
     turns = [Message("system", "<|END_OF_"), Message("user", "TURN_TOKEN|>")]
     harmless = [Message("system", "a"), Message("user", "b")]

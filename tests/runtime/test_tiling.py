@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ayaedge.images import load_image
-from ayaedge.tiling import Tiling, candidate_grids, choose_grid, normalize, split_tiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+
+from ayaedge.images import load_image
+from ayaedge.tiling import Tiling, candidate_grids, choose_grid, normalize, split_tiles
 
 # (width, height, columns, rows, tiles with thumbnail), from the released processor with tiles of 364 px
 RELEASED_SIZES = [
@@ -37,7 +38,9 @@ RELEASED_SIZES = [
 MODES = ["RGB", "L", "LA", "P", "RGBA", "CMYK", "1", "I;16", "I", "F", "YCbCr", "HSV", "LAB"]
 
 
-def reference_tiles(picture: Image.Image, tiling: Tiling, max_tiles: int | None = None) -> NDArray[np.float32]:
+def reference_tiles(
+    picture: Image.Image, tiling: Tiling, max_tiles: int | None = None
+) -> NDArray[np.float32]:
     transformers = pytest.importorskip("transformers")
     processor = transformers.GotOcr2ImageProcessor(
         size={"height": tiling.tile_size, "width": tiling.tile_size}, crop_to_patches=True,
@@ -132,7 +135,9 @@ def test_max_tiles_lowers_the_limit_but_never_raises_it() -> None:
     assert len(split_tiles(picture, Tiling(56), max_tiles=4)) == 5
     assert len(split_tiles(picture, Tiling(56), max_tiles=99)) == 13
     expected = reference_tiles(Image.fromarray(picture), Tiling(56), max_tiles=4)
-    np.testing.assert_array_equal(normalize(split_tiles(picture, Tiling(56), max_tiles=4), Tiling(56)), expected)
+    np.testing.assert_array_equal(
+        normalize(split_tiles(picture, Tiling(56), max_tiles=4), Tiling(56)), expected
+    )
 
 
 def test_there_are_35_grids_of_up_to_12_tiles() -> None:

@@ -1,0 +1,58 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both are quick the second time.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUNDLE := build/tiny-aya-vision-q4_k_m-int8
+PICTURE := examples/pictures/six-cells.png
+QUESTION := What number is at the bottom left?
+NATIVE := CMakeLists.txt $(wildcard quant/kernels/*)
+
+.PHONY: demo test lint slow bench train clean
+
+## Install, export the small trained checkpoint, and ask about a picture.
+demo: $(BUNDLE)/manifest.json
+	@echo "$(PICTURE): $(QUESTION)"
+	@$(BIN)/ayaedge ask -m $(BUNDLE) --image $(PICTURE) "$(QUESTION)"
+
+## All tests but the slow ones.
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q
+
+## Style and types.
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy examples/train_tiny
+
+## Full-size synthetic checkpoints and long runs.
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m slow
+
+## Figures of speed, size and accuracy; every number in the README comes from here.
+bench: $(VENV)/.dev $(BUNDLE)/manifest.json
+	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/accuracy.py
+
+## Train the small checkpoint from scratch: about an hour on two cores.
+train: $(VENV)/.dev
+	$(BIN)/python examples/train_tiny/train.py --out build/tiny-aya-vision
+
+clean:
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BUNDLE)/manifest.json: $(VENV)/.export examples/tiny-aya-vision/model.safetensors $(wildcard export/*/*.py quant/*/*.py)
+	@mkdir -p $(dir $(BUNDLE))
+	$(BIN)/ayaedge export examples/tiny-aya-vision -o $(BUNDLE) --force
+
+$(VENV)/.export: pyproject.toml $(NATIVE) | $(VENV)/bin
+	@test -e $(VENV)/.dev || $(BIN)/python -m pip install --quiet --editable ".[export]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(NATIVE) | $(VENV)/bin
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $(VENV)/.export $@
+
+$(VENV)/bin:
+	$(PYTHON) -m venv $(VENV)

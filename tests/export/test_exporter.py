@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ayaedge import CheckpointError, ExportError, read_bundle
+from ayaedge.bundle import check_hashes
+from ayaedge.model import demo_bundle
+from ayaedge_export import decoder_gguf
+from ayaedge_export.exporter import (
+    DECODER_FORMATS,
+    VISION_FORMATS,
+    describe_writers,
+    export_checkpoint,
+    open_checkpoint,
+    work_bytes,
+)
+from random_checkpoint import Shape, write_random_checkpoint
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_two_exports_are_byte_identical(tiny: Path, tmp_path: Path) -> None:
+    first = export_checkpoint(tiny, tmp_path / "first", threads=1)
+    second = export_checkpoint(tiny, tmp_path / "second", threads=3)
+    assert contents(first.directory) == contents(second.directory)
+
+
+def test_the_shipped_bundle_is_what_an_export_gives(tiny: Path, tmp_path: Path) -> None:
+    shipped = read_bundle(demo_bundle())
+    assert check_hashes(shipped) == []
+    assert shipped.size <= 5_000_000
+    again = export_checkpoint(tiny, tmp_path / "again")
+    if shipped.manifest.created_by != describe_writers():
+        pytest.skip(f"the shipped bundle was written by {shipped.manifest.created_by}")
+    assert contents(again.directory) == contents(shipped.directory)
+
+
+@pytest.mark.parametrize("vision", VISION_FORMATS)
+@pytest.mark.parametrize("quant", DECODER_FORMATS)
+def test_every_pair_of_formats_is_an_intact_bundle(
+    tiny: Path, tmp_path: Path, quant: decoder_gguf.DecoderFormat, vision: str
+) -> None:
+    bundle = export_checkpoint(tiny, tmp_path / "b", quant=quant, vision=vision)  # type: ignore[arg-type]
+    assert check_hashes(bundle) == []
+    assert (bundle.manifest.formats.decoder, bundle.manifest.formats.vision) == (quant, vision)
+    assert {path.name for path in tmp_path.iterdir()} == {"b"}
+
+
+def test_a_traced_bundle_is_a_bundle(tiny: Path, tmp_path: Path) -> None:
+    bundle = export_checkpoint(tiny, tmp_path / "b", vision="fp32", trace=True)
+    assert bundle.manifest.formats.vision == "fp32"
+    with pytest.raises(ExportError, match="fp32, not int8"):
+        export_checkpoint(tiny, tmp_path / "c", trace=True)
+
+
+def test_progress_covers_every_byte(tiny: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny)
+    seen: list[int] = []
+    export_checkpoint(checkpoint, tmp_path / "b", advance=lambda count, _: seen.append(count))
+    unused = sum(
+        entry.nbytes for name, entry in checkpoint.tensors.entries.items() if "post_layernorm" in name
+    )
+    assert sum(seen) == work_bytes(checkpoint) - unused
+
+
+def test_an_existing_bundle_is_replaced_only_by_force(tiny: Path, tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    export_checkpoint(tiny, target, quant="q8_0")
+    with pytest.raises(ExportError, match="--force"):
+        export_checkpoint(tiny, target, quant="f16")
+    assert read_bundle(target).manifest.formats.decoder == "q8_0"
+    export_checkpoint(tiny, target, quant="f16", force=True)
+    assert read_bundle(target).manifest.formats.decoder == "f16"
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_force_never_replaces_what_is_no_bundle(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("precious")
+    with pytest.raises(ExportError, match="is not a bundle"):
+        export_checkpoint(tiny, tmp_path / "photos", force=True)
+    assert (tmp_path / "photos" / "a.jpg").read_text() == "precious"
+
+
+def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "b"
+    export_checkpoint(tiny, target, quant="q8_0")
+    before = contents(target)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(decoder_gguf, "_write_tensors", fail)
+    with pytest.raises(ExportError, match=r"the disk is full.*nothing was left behind"):
+        export_checkpoint(tiny, target, force=True)
+    assert contents(target) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_really_full_disk_says_so(tiny: Path, tmp_path: Path) -> None:
+    """With a limit on file sizes instead of a small disk: the write itself fails."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000));"
+        "sys.argv = ['ayaedge', 'export', sys.argv[1], '-o', sys.argv[2]];"
+        "from ayaedge.cli import main; main()"
+    )
+    pytest.importorskip("resource")
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tiny), str(tmp_path / "b")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "could not be written" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_an_interrupted_export_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+    shape = Shape(text={"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16})
+    checkpoint = write_random_checkpoint(tmp_path / "c", tiny, shape)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ayaedge", "export", str(checkpoint), "-o", str(tmp_path / "b")],
+        stderr=subprocess.PIPE,
+    )
+    while not list(tmp_path.glob(".b.*/decoder.gguf")):
+        assert process.poll() is None, "the export ended before it could be interrupted"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_broken_checkpoint_is_refused_before_anything_is_written(tiny: Path, tmp_path: Path) -> None:
+    checkpoint = write_random_checkpoint(tmp_path / "c", tiny, Shape())
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="tokenizer.json is missing"):
+        export_checkpoint(checkpoint, tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
