@@ -49,7 +49,7 @@ from ayaedge_quant.int8 import (
 
 BLOCK_LINEAR = f"{CONNECTOR}.linear_2"
 """Its input is a product (SwiGLU) with few large channels in each token, different ones every time. One scale
-for a token doubled the error of the whole graph at the 8B's width (random weights), for about 4 % less time."""
+for a token doubled the error of the whole graph at the 8B's width (random weights), and saved 4 % of time."""
 BLOCK_SIZE = 32
 BLOCK_ACCURACY_LEVEL = 4
 """MatMulNBits rounds activations to 8 bits in blocks of the same size."""

@@ -2,8 +2,8 @@
 
 Knows matrices, not networks: which layers are quantized, and how a graph says it, is decided elsewhere.
 Rounding is to the nearest step of the largest magnitude. Searching for a better clipping range, correcting
-the mean error, and error feedback over drawn calibration pictures were simulated on a small trained tower: the
-first two changed nothing, the third lowered the error by 5 % at most.
+the mean error, and error feedback over drawn calibration pictures were simulated on a small trained tower:
+the first two changed nothing, the third lowered the error by 5 % at most.
 """
 
 from __future__ import annotations
