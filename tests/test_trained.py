@@ -16,6 +16,7 @@ from ayaedge_export.reference import Reference
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "examples" / "pictures"
+CASES = json.loads((PICTURES / "pictures.json").read_text("utf-8"))
 ANSWER_TOKENS = 96
 SEED = 4242
 """Other questions than the ones whose accuracy the model card reports."""
@@ -25,7 +26,9 @@ def answer_ids(model: AyaVision, sample: Sample) -> list[int]:
     return list(model.ask(sample.question, images=[sample.picture], max_tokens=ANSWER_TOKENS).ids)
 
 
-def test_greedy_answers_are_the_reference_token_for_token(exact_model: AyaVision, reference: Reference) -> None:
+def test_greedy_answers_are_the_reference_token_for_token(
+    exact_model: AyaVision, reference: Reference
+) -> None:
     for sample in held_out(100, SEED):
         ids, pixels = reference.inputs([Message("user", sample.question, 1)], [sample.picture])
         expected = reference.generate(ids, pixels, max_tokens=ANSWER_TOKENS)
@@ -48,6 +51,6 @@ def test_numbers_in_a_grid_need_its_tiles(demo_model: AyaVision) -> None:
     assert np.mean(blurred) <= 0.1
 
 
-@pytest.mark.parametrize("case", json.loads((PICTURES / "pictures.json").read_text("utf-8")), ids=lambda c: c["language"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['picture']}-{case['language']}")
 def test_the_example_pictures_get_the_listed_answers(demo_model: AyaVision, case: dict[str, str]) -> None:
     assert demo_model.ask(case["question"], images=[PICTURES / case["picture"]]).text == case["answer"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,8 @@ from ayaedge_export.sample_text import SENTENCES
 from ayaedge_export.vision_graph import write_vision_graph
 from ayaedge_quant.kernels import divergence
 
+logger = logging.getLogger("ayaedge.verify")
+
 FLOAT_VISION_ERROR = 1e-4
 """Largest error of a float graph, relative to the largest activation: rounding in another order, and room."""
 TRACE_ERROR = 1e-5
@@ -33,7 +36,7 @@ VISION_ERROR = {"fp32": FLOAT_VISION_ERROR, "fp16": 5e-3, "int8": 0.03}
 """Mean relative error of a token's embedding; bfloat16, the everyday choice, costs 0.016."""
 VISION_COSINE = {"fp32": 0.999999, "fp16": 0.9999, "int8": 0.999}
 DECODER_KL = {"f32": 1e-5, "f16": 1e-3, "q8_0": 0.01, "q6_k": 0.03, "q5_k_m": 0.06, "q4_k_m": 0.15}
-"""Mean KL divergence of the next token, nats. Published 4-bit files of 8B models lie near 0.03; small models lose more."""
+"""Mean KL divergence of the next token, nats. Published 4-bit files of 8B models lie near 0.03, small ones higher."""
 DECODER_TOP1 = {"f32": 1.0, "f16": 0.99, "q8_0": 0.95, "q6_k": 0.93, "q5_k_m": 0.9, "q4_k_m": 0.85}
 _PICTURES = ((1, 1), (4, 3), (1, 3), (9, 4))
 _BEYOND_WINDOW = 64
@@ -83,7 +86,10 @@ def verify_bundle(bundle: Bundle, directory: str | Path, *, trace: bool = False)
         checks += _check_all(bundle, reference, decoder)
     report = Report(tuple(checks))
     figures = {check.name: check.value for check in report.checks}
-    write_manifest(bundle.directory, replace(bundle.manifest, parity=figures))
+    try:
+        write_manifest(bundle.directory, replace(bundle.manifest, parity=figures))
+    except OSError as error:  # a bundle that only others may change can be verified all the same
+        logger.warning("the figures were not written into the manifest: %s", error)
     return report
 
 

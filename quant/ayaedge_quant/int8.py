@@ -22,6 +22,9 @@ SYMMETRIC_ZERO_POINT = 128
 GELU_ZERO_POINT = 16
 """For activations after GELU, which never fall below -0.17: 15/16 of the steps serve the positive side."""
 BLOCK_ZERO_POINT = 128
+QUARTER_POWERS = np.array([1, 2**0.25, 2**0.5, 2**0.75], np.float32)
+SHIFT_BITS = 4
+"""The grid on which smoothing shifts a channel, in bits below its range."""
 SMALLEST_SCALE = 1e-8
 """Step of a row that is all zeros."""
 SMALLEST_RANGE = 1e-5
@@ -53,7 +56,7 @@ class Fold:
 
     def consumer_bias(self, bias: FloatArray, weight: FloatArray) -> FloatArray:
         """The bias (out,) of that linear, from its old bias and its old weight."""
-        return np.asarray(bias + weight @ self.shift)
+        return (bias + weight @ self.shift.astype(np.float64)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,16 @@ def smoothing_fold(seen: ChannelRange, weight_maxima: FloatArray, *, alpha: floa
     """Centre each channel on its mean, then share its range between activation and weight.
 
     `scale` = activation_max^alpha / weight_max^(1 - alpha). Sources: SmoothQuant (Xiao et al. 2023,
-    equation 4) for the scale, Outlier Suppression+ (Wei et al. 2023) for the shift.
+    equation 4) for the scale, Outlier Suppression+ (Wei et al. 2023) for the shift. Scales are rounded to quarter
+    powers of two and shifts to a grid, so that statistics that another processor sums up in another order give
+    the same fold, and an export the same bytes.
     """
-    reach = np.maximum(seen.high - seen.mean, seen.mean - seen.low)
-    activation = np.maximum(reach, np.float32(SMALLEST_RANGE)) ** np.float32(alpha)
-    weight = np.maximum(weight_maxima, np.float32(SMALLEST_RANGE)) ** np.float32(1 - alpha)
-    return Fold(activation / weight, seen.mean)
+    reach = np.maximum(np.maximum(seen.high - seen.mean, seen.mean - seen.low), np.float32(SMALLEST_RANGE))
+    weight = np.maximum(weight_maxima, np.float32(SMALLEST_RANGE))
+    quarters = np.rint(4 * (alpha * np.log2(reach) - (1 - alpha) * np.log2(weight))).astype(np.int32)
+    scale = np.ldexp(QUARTER_POWERS[quarters % 4], quarters // 4)
+    grid = np.exp2(np.floor(np.log2(reach)) - SHIFT_BITS)
+    return Fold(scale, np.rint(seen.mean / grid) * grid)
 
 
 def quantize_rows(weight: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:

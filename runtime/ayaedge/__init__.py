@@ -6,6 +6,8 @@ with AyaVision.load("bundle") as model:
 print(model.ask("What is written here?", images=["sign.jpg"]))
 """
 
+import logging as _logging
+
 from ayaedge.bundle import Bundle, Manifest, read_bundle
 from ayaedge.decoder import DecoderOptions
 from ayaedge.errors import (
@@ -22,6 +24,8 @@ from ayaedge.errors import (
 )
 from ayaedge.model import Answer, AnswerStream, AyaVision, Timings, Usage
 from ayaedge.vision import VisionOptions
+
+_logging.getLogger(__name__).addHandler(_logging.NullHandler())  # silent unless the application listens
 
 __all__ = [
     "Answer",

@@ -50,6 +50,7 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 DecoderFormat = Literal["q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16", "f32"]
 VisionFormat = Literal["int8", "fp16", "fp32"]
 
+_REPORT_WIDTH = 120
 JsonFlag = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle directory.")]
 
@@ -93,11 +94,13 @@ def ask(
     max_tiles: Annotated[int | None, typer.Option(help="Most tiles of a picture: fewer are faster.")] = None,
     ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Tokens of context.")] = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads", help="Processor threads.")] = None,
-    as_json: JsonFlag = False,
+    as_json: _REPORT_WIDTH = 120
+JsonFlag = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the libraries' messages.")] = False,
 ) -> None:
     """Ask a question about one or more pictures, or without any."""
-    _set_up_logging(verbose)
+    if verbose:
+        _show_messages()
     if model is None:
         stderr.print(
             "Using the small demonstration model that ships with ayaedge: it only knows coloured shapes and numbers.\n"
@@ -159,16 +162,15 @@ def export(
 
 
 @app.command()
-def info(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
+def info(bundle: BundleArgument, as_json: _REPORT_WIDTH = 120
+JsonFlag = False) -> None:
     """Show what a bundle is and what it holds."""
     opened = read_bundle(bundle)
     if as_json:
         _write(opened.manifest.to_json())
         return
-    table = Table(show_header=False, box=None)
     for name, value in _facts(opened):
-        table.add_row(f"[bold]{name}[/]", _escape(value))
-    Console(highlight=False).print(table)
+        _write(f"{name:<13} {value}\n")
 
 
 @app.command()
@@ -180,10 +182,10 @@ def verify(
     trace: Annotated[
         bool, typer.Option("--trace", help="With --against: also compare both routes to the vision graph.")
     ] = False,
-    as_json: JsonFlag = False,
+    as_json: _REPORT_WIDTH = 120
+JsonFlag = False,
 ) -> None:
     """Check a bundle's files, and with a checkpoint its numbers; exit code 1 if anything is not as it should be."""
-    _set_up_logging(verbose=False)
     opened = read_bundle(bundle)
     if faults := check_hashes(opened):
         raise BundleError(list_faults(f"the bundle {bundle}", faults))
@@ -234,11 +236,9 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
         f"{manifest.formats.vision}, tiles of {tiling.tile_size} px, at most {tiling.max_tiles} and a thumbnail",
     )
     yield "image tokens", f"{manifest.image_prompt.tokens_per_tile} for each tile"
+    layers = f"{decoder.num_layers} layers of {decoder.hidden_size}"
     window = f", window {decoder.sliding_window}" if decoder.sliding_window else ""
-    yield (
-        "decoder",
-        f"{manifest.formats.decoder}, {decoder.architecture}, {decoder.num_layers} layers of {decoder.hidden_size}{window}",
-    )
+    yield "decoder", f"{manifest.formats.decoder}, {decoder.architecture}, {layers}{window}"
     yield "context", f"{decoder.context_length} tokens"
     for name, info in manifest.files.items():
         yield name, f"{_megabytes(info.size)}, SHA-256 {info.sha256}"
@@ -251,7 +251,8 @@ def _print_report(report: Report) -> None:
         table.add_row(
             check.name, f"{check.value:.3g}", check.bar, "[green]ok[/]" if check.passed else "[red]missed[/]"
         )
-    Console(highlight=False).print(table)
+    # a pipe has no width: leave every figure on one line
+    Console(highlight=False, width=None if sys.stdout.isatty() else _REPORT_WIDTH).print(table)
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -283,10 +284,13 @@ def _progress(total: int) -> Iterator[Callable[[int, str], None]]:
         yield advance
 
 
-def _set_up_logging(verbose: bool) -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.DEBUG if verbose else logging.CRITICAL, format="%(message)s"
-    )
+def _show_messages() -> None:
+    """Write what the libraries say to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logger = logging.getLogger("ayaedge")
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
 
 
 def _write(text: str) -> None:

@@ -119,7 +119,7 @@ class PromptBuilder:
             messages=turns,
             add_generation_prompt=generate,
             bos_token=names[self._tokens.bos],
-            eos_token=names[self._tokens.stop[0]],
+            eos_token=names.get(self._tokens.stop[0], ""),
         )
         try:
             rendered.encode()

@@ -17,7 +17,8 @@ from ayaedge import Bundle
 def ayaedge(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "ayaedge", *map(str, arguments)],
-        capture_output=True, text=True, encoding="utf-8", env={**os.environ, "COLUMNS": "200", **(env or {})}, check=False,
+        capture_output=True, text=True, encoding="utf-8", check=False,
+        env={**os.environ, "COLUMNS": "200", **(env or {})},
     )  # fmt: skip
 
 
