@@ -94,8 +94,7 @@ def ask(
     max_tiles: Annotated[int | None, typer.Option(help="Most tiles of a picture: fewer are faster.")] = None,
     ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Tokens of context.")] = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads", help="Processor threads.")] = None,
-    as_json: _REPORT_WIDTH = 120
-JsonFlag = False,
+    as_json: JsonFlag = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the libraries' messages.")] = False,
 ) -> None:
     """Ask a question about one or more pictures, or without any."""
@@ -162,8 +161,7 @@ def export(
 
 
 @app.command()
-def info(bundle: BundleArgument, as_json: _REPORT_WIDTH = 120
-JsonFlag = False) -> None:
+def info(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
     """Show what a bundle is and what it holds."""
     opened = read_bundle(bundle)
     if as_json:
@@ -182,8 +180,7 @@ def verify(
     trace: Annotated[
         bool, typer.Option("--trace", help="With --against: also compare both routes to the vision graph.")
     ] = False,
-    as_json: _REPORT_WIDTH = 120
-JsonFlag = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Check a bundle's files, and with a checkpoint its numbers; exit code 1 if anything is not as it should be."""
     opened = read_bundle(bundle)
