@@ -124,7 +124,7 @@ def write_shrunk_release(target: Path, released: Path) -> Path:
     for name in TOKENIZER_FILES:
         if (released / name).is_file():
             shutil.copy(released / name, target / name)
-    parsed = parse_config(config)
+    parsed = parse_config(config, [])
     rng = np.random.default_rng(0)
     shapes = {**text_tensors(parsed.text), **vision_tensors(parsed.vision)}
     save_file(

@@ -40,7 +40,6 @@ LABEL_SIZES = {
 """What the auxiliary heads predict for a tile, and the number of classes of each."""
 _KINDS = {"shape": 0, "number": 1, "cells": 2, "part": 3}
 
-TASK_WEIGHTS = {"color": 0.20, "shape": 0.15, "number": 0.24, "count": 0.22, "describe": 0.19}
 SYSTEM_MESSAGES = ("Be brief.", "Answer briefly.", "Reply in the language of the question.")
 SYSTEM_SHARE = 0.2
 """Share of question batches whose prefix has a caller's system turn."""
@@ -145,6 +144,15 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class QuestionMix:
+    """What is asked how often."""
+
+    tasks: dict[scenes.Task, float]
+    languages: tuple[str, ...] = scenes.LANGUAGES
+    """Drawn with equal chances; a language that stands there twice comes twice as often."""
+
+
+@dataclass(frozen=True)
 class QuestionBatch:
     """Pictures with question branches; B pictures of n tiles, rows of length S."""
 
@@ -179,11 +187,17 @@ Dialogue = list[tuple[str, str]]
 
 
 def question_batch(
-    prompts: Prompts, layout: scenes.Layout, *, pictures: int, questions: int, rng: random.Random
+    prompts: Prompts,
+    layout: scenes.Layout,
+    *,
+    pictures: int,
+    questions: int,
+    mix: QuestionMix,
+    rng: random.Random,
 ) -> QuestionBatch:
     """`pictures` scenes of one layout with `questions` branches each."""
     batch = [scenes.make_scene(layout, rng) for _ in range(pictures)]
-    dialogues = [[_draw_dialogue(scene, rng) for _ in range(questions)] for scene in batch]
+    dialogues = [[_draw_dialogue(scene, mix, rng) for _ in range(questions)] for scene in batch]
     system = rng.choice(SYSTEM_MESSAGES) if rng.random() < SYSTEM_SHARE else None
     pixels = add_noise(torch.cat([tile_pixels(scene) for scene in batch]))
     labels = torch.tensor([row for scene in batch for row in tile_labels(scene)])
@@ -200,12 +214,12 @@ def greeting_batch(prompts: Prompts, *, rows: int, rng: random.Random) -> Questi
     return _assemble(prompts, prompts.prefix(0, None), dialogues, pixels, labels)
 
 
-def _draw_dialogue(scene: scenes.Scene, rng: random.Random) -> Dialogue:
-    language = rng.choice(scenes.LANGUAGES)
+def _draw_dialogue(scene: scenes.Scene, mix: QuestionMix, rng: random.Random) -> Dialogue:
+    language = rng.choice(mix.languages)
     turns = 2 if rng.random() < SECOND_TURN_SHARE else 1
     tasks = scenes.possible_tasks(scene)
-    weights = [TASK_WEIGHTS[task] for task in tasks]
-    return [scenes.ask(scene, language, task, rng) for task in rng.choices(tasks, weights, k=turns)]
+    chosen = rng.choices(tasks, [mix.tasks[task] for task in tasks], k=turns)
+    return [scenes.ask(scene, language, task, rng) for task in chosen]
 
 
 def _assemble(

@@ -60,13 +60,17 @@ class Log:
         self._start = time.monotonic()
         self._figures: list[dict[str, float]] = []
 
-    def add(self, stage: str, step: int, **figures: float) -> None:
+    def add(self, **figures: float) -> None:
+        """Take in the figures of one batch."""
         self._figures.append(figures)
-        if step % LOG_EVERY == 0:
-            names = sorted({name for entry in self._figures for name in entry})
-            means = []
-            for name in names:
-                values = [entry[name] for entry in self._figures if name in entry]
-                means.append(f"{name} {sum(values) / len(values):.3f}")
-            print(f"{stage} {step} {time.monotonic() - self._start:.0f}s  " + "  ".join(means), flush=True)
-            self._figures.clear()
+
+    def end_step(self, stage: str, step: int) -> None:
+        """Print a line if it is time for one; `step` counts from 1."""
+        if step % LOG_EVERY:
+            return
+        means = []
+        for name in sorted({name for entry in self._figures for name in entry}):
+            values = [entry[name] for entry in self._figures if name in entry]
+            means.append(f"{name} {sum(values) / len(values):.3f}")
+        print(f"{stage} {step} {time.monotonic() - self._start:.0f}s  " + "  ".join(means), flush=True)
+        self._figures.clear()

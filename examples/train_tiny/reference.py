@@ -15,7 +15,7 @@ class TransformersAnswerer:
     """Greedy answers of a checkpoint directory through transformers, in float32."""
 
     def __init__(self, checkpoint: Path, *, system: str | None = None, batch_size: int = 24) -> None:
-        self._processor = AutoProcessor.from_pretrained(checkpoint, use_fast=False)
+        self._processor = AutoProcessor.from_pretrained(checkpoint)
         self._system = system
         model = AyaVisionForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
         self._model = model.eval()

@@ -5,30 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Learning rates of one stage: a linear warm-up, a flat part, a linear decline to `floor`."""
+    """Rates of one stage of training; the learning rates are multiplied by a function of the step."""
 
     name: str
-    steps: int
+    knots: tuple[tuple[int, float], ...]
+    """(step, factor of the learning rates); straight lines between, the last step ends the stage."""
     muon_rate: float
-    adam_rate: float
     muon_decay: float
-    warmup: int
-    flat_until: float
-    """Share of the steps after which the decline begins."""
+    adam_rate: float
     clip: float
+    """Largest norm of the gradients of a step."""
     floor: float = 0.02
+    """Smallest factor after the rise to the second knot."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps the stage has."""
+        return self.knots[-1][0]
 
     def rate_factor(self, step: int) -> float:
         """What the learning rates are multiplied by in step `step`, counted from 0."""
-        progress = step / self.steps
-        decline = (1 - progress) / (1 - self.flat_until)
-        return min(1.0, (step + 1) / self.warmup) * max(self.floor, min(1.0, decline))
+        steps, factors = zip(*self.knots, strict=True)
+        factor = float(np.interp(step, steps, factors))
+        return factor if step < self.knots[1][0] else max(self.floor, factor)
 
 
 class Optimizers:

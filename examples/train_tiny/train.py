@@ -1,7 +1,8 @@
 """Train the tiny Aya Vision checkpoint from scratch: `python examples/train_tiny/train.py --out DIR`.
 
-Two stages, both by a fixed number of steps. Vision: tower and connector learn, with linear heads on every
-image token, what is in a tile. Joint: the whole network learns to answer questions; the heads stay on.
+Three stages of a fixed number of steps. Vision: tower and connector learn, with linear heads on every image
+token, what is in a tile. Joint: the whole network learns to answer questions; the heads stay on. Polish: the
+same, with more of what is hardest.
 The state is saved regularly beside DIR; the same command takes an interrupted run up again.
 """
 
@@ -9,18 +10,17 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import scenes
 import torch
 from batches import (
-    IGNORE,
-    LABEL_SIZES,
     SYSTEM_MESSAGES,
     Prompts,
     QuestionBatch,
+    QuestionMix,
     greeting_batch,
     question_batch,
     vision_batch,
@@ -29,28 +29,57 @@ from model import SYSTEM_PREAMBLE, build_model, build_processor, build_tokenizer
 from PIL import Image
 from progress import Checkpoints, Log
 from schedule import Optimizers, Stage
-from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AyaVisionForConditionalGeneration, AyaVisionProcessor
+from training_model import TrainingModel
+from transformers import AyaVisionProcessor
 
 SAVE_EVERY = 150
 GREETING_EVERY = 40
 """Every so many joint steps one batch is greetings without a picture."""
 
+EARLY_STEPS = 750
+EARLY_MIX = QuestionMix({"color": 0.20, "shape": 0.15, "number": 0.24, "count": 0.22, "describe": 0.19})
+LATE_MIX = QuestionMix({"color": 0.34, "shape": 0.13, "number": 0.22, "count": 0.11, "describe": 0.20})
+"""After `EARLY_STEPS` of the joint stage: colours are learned last and get more."""
+POLISH_MIX = QuestionMix(
+    {"color": 0.24, "shape": 0.16, "number": 0.26, "count": 0.14, "describe": 0.20},
+    languages=(*scenes.LANGUAGES, *["hi"] * 8),
+)
+"""In the polish stage: Hindi, whose words the tokenizer cuts into the most pieces, gets more."""
 
-def vision_stage(steps: int) -> Stage:
-    """The first stage: what is in a tile."""
-    return Stage("vision", steps, 4e-3, 2e-3, 0.05, warmup=100, flat_until=0.5, clip=2.0)
-
-
-def joint_stage(steps: int) -> Stage:
-    """The second stage: questions and answers."""
-    return Stage("joint", steps, 4e-3, 2e-3, 0.03, warmup=100, flat_until=0.45, clip=1.0)
+VISION_STAGE = Stage(
+    "vision",
+    knots=((0, 0.01), (99, 1.0), (650, 1.0), (1300, 0.0)),
+    muon_rate=4e-3,
+    muon_decay=0.05,
+    adam_rate=2e-3,
+    clip=2.0,
+)
+"""The first stage: what is in a tile."""
+JOINT_STAGE = Stage(
+    "joint",
+    knots=((0, 0.01), (99, 1.0), (760, 1.0), (1650, 0.2193), (1900, 0.2193), (2400, 0.0)),
+    muon_rate=4e-3,
+    muon_decay=0.03,
+    adam_rate=2e-3,
+    clip=1.0,
+)
+"""The second stage: questions and answers."""
+POLISH_STAGE = Stage(
+    "polish",
+    knots=((0, 0.01), (20, 0.35), (180, 0.35), (450, 0.0)),
+    muon_rate=4e-3,
+    muon_decay=0.03,
+    adam_rate=2e-3,
+    clip=1.0,
+    floor=0.01,
+)
+"""The third stage: the same with fresh optimizers and another mix."""
 
 
 @dataclass(frozen=True)
 class Portion:
-    """How a layout enters joint training."""
+    """How a layout enters the training on questions."""
 
     layout: int
     """Index in `scenes.LAYOUTS`."""
@@ -59,7 +88,7 @@ class Portion:
     questions: int
 
 
-JOINT_MIX = (
+PORTIONS = (
     Portion(0, 0.06, 14, 3),
     Portion(1, 0.05, 8, 3),
     Portion(2, 0.06, 5, 4),
@@ -70,55 +99,6 @@ JOINT_MIX = (
     Portion(7, 0.22, 8, 5),
     Portion(8, 0.29, 6, 6),
 )
-
-
-class TrainingModel(nn.Module):  # type: ignore[misc]
-    """The network together with the auxiliary heads that training alone uses."""
-
-    def __init__(self, network: AyaVisionForConditionalGeneration) -> None:
-        super().__init__()
-        self.network = network
-        hidden = network.config.text_config.hidden_size
-        self.heads = nn.Linear(hidden, sum(LABEL_SIZES.values()))
-        for name, parameter in network.named_parameters():
-            # the features are taken before this norm, so it never gets a gradient
-            parameter.requires_grad_("post_layernorm" not in name)
-
-    def image_features(self, pixels: Tensor) -> Tensor:
-        """Connector outputs of tiles (n, 3, S, S): (n, tokens, hidden)."""
-        features: Tensor = self.network.model.get_image_features(pixels)
-        return features.flatten(1, -2)
-
-    def tile_loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the heads' cross-entropies, each tile's labels asked of each of its tokens."""
-        # (n, tokens, classes) -> (n * tokens, classes); labels (n, heads) -> (n * tokens, heads)
-        scores = self.heads(features.float()).flatten(0, 1)
-        targets = labels.repeat_interleave(features.shape[1], dim=0)
-        losses = [
-            functional.cross_entropy(part, target, ignore_index=IGNORE)
-            for part, target in zip(scores.split([*LABEL_SIZES.values()], dim=1), targets.T, strict=True)
-            if bool((target != IGNORE).any())
-        ]
-        return torch.stack(losses).sum()
-
-    def answer_scores(self, batch: QuestionBatch, features: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits (m, vocabulary) for the m answer tokens of a batch, and the right tokens (m,)."""
-        decoder = self.network.model.language_model
-        embeddings = decoder.embed_tokens(batch.ids)
-        if features is not None:
-            # (B * n, tokens, hidden) -> (B, n * tokens, hidden)
-            rows = features.reshape(len(batch.ids), -1, features.shape[-1]).to(embeddings.dtype)
-            embeddings = embeddings.index_copy(1, batch.image_places, rows)
-        hidden = decoder(
-            inputs_embeds=embeddings,
-            attention_mask=batch.masks(self.network.config.text_config.sliding_window),
-            position_ids=batch.positions,
-            use_cache=False,
-        ).last_hidden_state
-        # what follows the last token of a branch belongs to the next one, whose first label is IGNORE
-        targets = batch.labels[:, 1:]
-        chosen = targets != IGNORE
-        return self.network.lm_head(hidden[:, :-1][chosen]).float(), targets[chosen]
 
 
 def corpus() -> Iterator[str]:
@@ -157,56 +137,61 @@ def check_prompts(processor: AyaVisionProcessor, prompts: Prompts) -> None:
                 raise RuntimeError(f"the prompt for {layout} differs from the processor's: {text!r}")
 
 
-def train_vision(model: TrainingModel, stage: Stage, checkpoints: Checkpoints, rng: random.Random) -> None:
-    """Stage one: tower, connector and heads."""
+def train_vision(model: TrainingModel, steps: int, checkpoints: Checkpoints, rng: random.Random) -> None:
+    """The first `steps` steps of stage one: tower, connector and heads."""
+    stage = VISION_STAGE
     optimizers = Optimizers(model, stage, only=("vision_tower", "projector", "heads"))
     log = Log()
-    for step in range(checkpoints.first_step(stage, optimizers), stage.steps):
+    for step in range(checkpoints.first_step(stage, optimizers), steps):
         pixels, labels = vision_batch(rng)
         with torch.autocast("cpu", torch.bfloat16):
             features = model.image_features(pixels)
         loss = model.tile_loss(features, labels)
         loss.backward()
         optimizers.step(step)
-        log.add(stage.name, step + 1, loss=loss.item(), digits=_digit_accuracy(model, features, labels))
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.steps:
+        log.add(loss=loss.item(), digits=model.digit_accuracy(features, labels))
+        log.end_step(stage.name, step + 1)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             checkpoints.save(stage, step + 1, optimizers)
 
 
-def _digit_accuracy(model: TrainingModel, features: Tensor, labels: Tensor) -> float:
-    """Share of right digits, the heads of a tile's tokens taken together."""
-    with torch.no_grad():
-        scores = model.heads(features.float()).mean(1)
-    digit_scores = scores.split([*LABEL_SIZES.values()], dim=1)[3:7]
-    targets = labels[:, 3:7]
-    guesses = torch.stack([part.argmax(1) for part in digit_scores], dim=1)
-    return float((guesses == targets)[targets != IGNORE].float().mean())
+def joint_mix(step: int) -> QuestionMix:
+    """What is asked in step `step` of the joint stage."""
+    return EARLY_MIX if step < EARLY_STEPS else LATE_MIX
 
 
-def train_joint(
-    model: TrainingModel, stage: Stage, checkpoints: Checkpoints, prompts: Prompts, rng: random.Random
+def train_answers(
+    model: TrainingModel,
+    stage: Stage,
+    mix_at: Callable[[int], QuestionMix],
+    steps: int,
+    checkpoints: Checkpoints,
+    prompts: Prompts,
+    rng: random.Random,
 ) -> None:
-    """Stage two: everything. A step is two batches of different layouts."""
+    """The first `steps` steps of the joint or polish stage; a step is two batches of different layouts."""
     optimizers = Optimizers(model, stage)
     log = Log()
-    weights = [portion.weight for portion in JOINT_MIX]
-    for step in range(checkpoints.first_step(stage, optimizers), stage.steps):
+    weights = [portion.weight for portion in PORTIONS]
+    for step in range(checkpoints.first_step(stage, optimizers), steps):
         batches = [
             question_batch(
                 prompts,
                 scenes.LAYOUTS[portion.layout],
                 pictures=portion.pictures,
                 questions=portion.questions,
+                mix=mix_at(step),
                 rng=rng,
             )
-            for portion in rng.choices(JOINT_MIX, weights, k=2)
+            for portion in rng.choices(PORTIONS, weights, k=2)
         ]
         if step % GREETING_EVERY == 0:
             batches.append(greeting_batch(prompts, rows=4, rng=rng))
         for batch in batches:
-            log.add(stage.name, step + 1 if batch is batches[-1] else -1, **_joint_backward(model, batch))
+            log.add(**_joint_backward(model, batch))
         optimizers.step(step)
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.steps:
+        log.end_step(stage.name, step + 1)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             checkpoints.save(stage, step + 1, optimizers)
 
 
@@ -232,8 +217,7 @@ def _joint_backward(model: TrainingModel, batch: QuestionBatch) -> dict[str, flo
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory for the checkpoint")
-    parser.add_argument("--vision-steps", type=int, default=1300)
-    parser.add_argument("--joint-steps", type=int, default=1800)
+    parser.add_argument("--steps", type=int, help="end each stage after so many steps, to try things out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -251,8 +235,9 @@ def main() -> None:
     model = TrainingModel(build_model(tokenizer)).train()
     print(f"{parameter_count(model.network)} parameters", flush=True)
     checkpoints = Checkpoints(args.out.with_name(args.out.name + ".training") / "state.pt", model, rng)
-    train_vision(model, vision_stage(args.vision_steps), checkpoints, rng)
-    train_joint(model, joint_stage(args.joint_steps), checkpoints, prompts, rng)
+    train_vision(model, args.steps or VISION_STAGE.steps, checkpoints, rng)
+    for stage, mix_at in ((JOINT_STAGE, joint_mix), (POLISH_STAGE, lambda _: POLISH_MIX)):
+        train_answers(model, stage, mix_at, args.steps or stage.steps, checkpoints, prompts, rng)
     network = model.network.to(torch.bfloat16)
     network.save_pretrained(args.out)
     processor.save_pretrained(args.out)

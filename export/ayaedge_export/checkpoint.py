@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from ayaedge.bundle import ImagePrompt
-from ayaedge.errors import CheckpointError, list_faults
-from ayaedge.tiling import Tiling
+from ayaedge.errors import CheckpointError, PromptError, list_faults
+from ayaedge.template import ChatTemplate
+from ayaedge.tiling import MOST_TILES, Tiling
 from ayaedge_export.config import ModelConfig, TextConfig, parse_config
+from ayaedge_export.fields import Fields
 from ayaedge_export.tensors import TensorIndex
 from ayaedge_export.tokenizer import Tokenizer, parse_tokenizer
 from ayaedge_export.vision_graph import vision_tensors
@@ -65,28 +67,27 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
             "*.safetensors files)"
         )
     files = _Files(directory)
-    settings = files.read("tokenizer_config.json")
-    length = settings.get("model_max_length")
-    config = parse_config(
-        files.read("config.json"),
-        tokenizer_max_length=int(length) if isinstance(length, (int, float)) else None,
-    )
     faults = files.faults
+    model, settings = files.read("config.json"), files.read("tokenizer_config.json")
+    before = len(faults)
+    config = parse_config(model, faults, tokenizer_max_length=settings.get("model_max_length"))
+    sizes_known = len(faults) == before  # without them every tensor would look misshapen
     tokenizer = parse_tokenizer(files.read("tokenizer.json"), settings, faults)
     processor = files.read("processor_config.json", optional=True)
     tiling = _parse_tiling(files.read_image_processor(processor), config, faults)
     image_prompt = _parse_image_prompt(processor, config, faults)
+    template = files.read_template(settings)
+    stop_ids: tuple[int, ...] = ()
     if tokenizer:
         _check_tokens(tokenizer, image_prompt, config, faults)
-    template = files.read_template(settings)
-    generation = files.read("generation_config.json", optional=True)
-    stop_ids = _stop_ids(generation, files.read("config.json"), tokenizer)
+        stop_ids = _stop_ids(files.read("generation_config.json", optional=True), model, tokenizer, faults)
+        _check_template(template, tokenizer, image_prompt, faults)
     try:
         tensors = TensorIndex(directory)
     except CheckpointError as error:
         faults.append(str(error))
     else:
-        faults += _tensor_faults(tensors, config)
+        faults += _tensor_faults(tensors, config) if sizes_known else []
     if faults or tokenizer is None:
         raise CheckpointError(list_faults(f"the checkpoint {directory}", faults))
     return Checkpoint(
@@ -160,44 +161,46 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _parse_tiling(image: dict[str, Any], config: ModelConfig, faults: list[str]) -> Tiling:
-    size = image.get("size") or {}
-    height, width = size.get("height"), size.get("width")
+    fields = Fields(image, "the image processor", faults)
     expected = config.vision.image_size
-    if image and (height, width) != (expected, expected):
+    size = fields.section("size")
+    if image and (size.get("height"), size.get("width")) != (expected, expected):
         faults.append(
-            f"the image processor makes tiles of {width} x {height}, the vision tower takes {expected}"
+            f"the image processor makes tiles of {size.get('width')} x {size.get('height')}, "
+            f"the vision tower takes {expected}"
         )
     for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
-        if image.get(step) is False:
-            faults.append(f"the image processor has {step} false, which is not supported")
+        fields.expect(step, True)
+    most = fields.integer("max_patches", 12, high=MOST_TILES)
     return Tiling(
         tile_size=expected,
-        min_tiles=image.get("min_patches", 1),
-        max_tiles=image.get("max_patches", 12),
-        resample=image.get("resample", Tiling.resample),
-        rescale=image.get("rescale_factor", Tiling.rescale),
-        mean=tuple(image.get("image_mean", Tiling.mean)),
-        std=tuple(image.get("image_std", Tiling.std)),
+        min_tiles=fields.integer("min_patches", 1, high=most),
+        max_tiles=most,
+        resample=fields.integer("resample", Tiling.resample, low=0, high=5),
+        rescale=fields.number("rescale_factor", Tiling.rescale),
+        mean=fields.channels("image_mean", Tiling.mean),
+        std=fields.channels("image_std", Tiling.std),
     )
 
 
 def _parse_image_prompt(processor: dict[str, Any], config: ModelConfig, faults: list[str]) -> ImagePrompt:
     """The processor's markers; defaults are those of its class."""
-    vision = config.vision
-    processor_tokens = (processor.get("img_size", 364) // processor.get("patch_size", 28)) ** 2
-    if processor and processor_tokens != vision.tokens_per_tile:
+    fields = Fields(processor, "processor_config.json", faults)
+    wanted = config.vision.tokens_per_tile
+    side = fields.integer("img_size", 364)
+    written = (side // fields.integer("patch_size", 28, high=side)) ** 2
+    if processor and written != wanted:
         faults.append(
-            f"the processor writes {processor_tokens} image tokens for a tile, the vision tower makes "
-            f"{vision.tokens_per_tile}"
+            f"the processor writes {written} image tokens for a tile, the vision tower makes {wanted}"
         )
     return ImagePrompt(
-        placeholder=processor.get("image_token", "<image>"),
-        start=processor.get("start_of_img_token", "<|START_OF_IMG|>"),
-        end=processor.get("end_of_img_token", "<|END_OF_IMG|>"),
-        patch=processor.get("img_patch_token", "<|IMG_PATCH|>"),
-        tile=processor.get("tile_token", "TILE"),
-        thumbnail=processor.get("tile_global_token", "TILE_GLOBAL"),
-        tokens_per_tile=vision.tokens_per_tile,
+        placeholder=fields.text("image_token", "<image>"),
+        start=fields.text("start_of_img_token", "<|START_OF_IMG|>"),
+        end=fields.text("end_of_img_token", "<|END_OF_IMG|>"),
+        patch=fields.text("img_patch_token", "<|IMG_PATCH|>"),
+        tile=fields.text("tile_token", "TILE"),
+        thumbnail=fields.text("tile_global_token", "TILE_GLOBAL"),
+        tokens_per_tile=wanted,
     )
 
 
@@ -210,9 +213,6 @@ def _check_tokens(tokenizer: Tokenizer, image: ImagePrompt, config: ModelConfig,
         faults.append(
             f"{image.patch} has id {patch_id} in the tokenizer and {config.image_token_id} in config.json"
         )
-    for token in (tokenizer.bos, tokenizer.eos):
-        if token not in tokenizer.added:
-            faults.append(f"tokenizer_config.json names {token}, which tokenizer.json does not have")
     if tokenizer.size > config.text.vocab_size:
         faults.append(
             f"the tokenizer has {tokenizer.size} tokens, the embeddings only {config.text.vocab_size} rows"
@@ -220,13 +220,35 @@ def _check_tokens(tokenizer: Tokenizer, image: ImagePrompt, config: ModelConfig,
 
 
 def _stop_ids(
-    generation: dict[str, Any], config: dict[str, Any], tokenizer: Tokenizer | None
+    generation: dict[str, Any], config: dict[str, Any], tokenizer: Tokenizer, faults: list[str]
 ) -> tuple[int, ...]:
-    text = config.get("text_config") or {}
-    for stated in (generation.get("eos_token_id"), text.get("eos_token_id"), config.get("eos_token_id")):
-        if stated is not None:
-            return tuple(sorted(stated)) if isinstance(stated, list) else (int(stated),)
-    return (tokenizer.added[tokenizer.eos],) if tokenizer and tokenizer.eos in tokenizer.added else ()
+    """The ids at which an answer ends: as the first file states that states any."""
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else {}
+    for place in (generation, text, config):
+        stated = place.get("eos_token_id")
+        if stated is None:
+            continue
+        ids = stated if isinstance(stated, list) else [stated]
+        if not ids or not all(isinstance(i, int) and 0 <= i < tokenizer.size for i in ids):
+            faults.append(f"eos_token_id is {stated!r}, which is no token of the tokenizer")
+            return ()
+        return tuple(sorted(ids))
+    return (tokenizer.added[tokenizer.eos],)
+
+
+def _check_template(template: str, tokenizer: Tokenizer, image: ImagePrompt, faults: list[str]) -> None:
+    """A fault unless the template renders a question about a picture, with the place of the picture."""
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+    try:
+        rendered = ChatTemplate(template).render(
+            messages=turns, add_generation_prompt=True, **tokenizer.named
+        )
+    except PromptError as error:
+        faults.append(str(error))
+        return
+    if template and image.placeholder not in rendered:
+        faults.append(f"the chat template writes no {image.placeholder} for a picture")
 
 
 class _Files:
@@ -237,18 +259,29 @@ class _Files:
         self.faults: list[str] = []
 
     def read(self, name: str, *, optional: bool = False) -> dict[str, Any]:
-        path = self.directory / name
-        if not path.is_file():
-            if not optional:
-                self.faults.append(f"{name} is missing")
+        """The JSON object in a file; empty if it is missing or damaged."""
+        text = self._read_text(name, optional=optional)
+        if text is None:
             return {}
         try:
-            data = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from None
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            self.faults.append(f"{name} is damaged: {error}")
+            return {}
         if not isinstance(data, dict):
-            raise CheckpointError(f"{path} must hold a JSON object")
+            self.faults.append(f"{name} must hold a JSON object")
+            return {}
         return data
+
+    def _read_text(self, name: str, *, optional: bool) -> str | None:
+        try:
+            return (self.directory / name).read_text("utf-8-sig")
+        except FileNotFoundError:
+            if not optional:
+                self.faults.append(f"{name} is missing")
+        except (OSError, UnicodeDecodeError) as error:
+            self.faults.append(f"{name} cannot be read: {error}")
+        return None
 
     def read_image_processor(self, processor: dict[str, Any]) -> dict[str, Any]:
         """The image processor's settings: a file of their own, or in newer versions inside the processor's."""
@@ -259,13 +292,14 @@ class _Files:
 
     def read_template(self, settings: dict[str, Any]) -> str:
         """The chat template: a file of its own (two spellings), or inside tokenizer_config.json."""
-        jinja = self.directory / "chat_template.jinja"
-        if jinja.is_file():
-            return jinja.read_text("utf-8")
+        jinja = self._read_text("chat_template.jinja", optional=True)
+        if jinja is not None:
+            return jinja
         template = self.read("chat_template.json", optional=True).get("chat_template")
         template = template or settings.get("chat_template")
         if isinstance(template, list):  # several named ones
-            template = next((item["template"] for item in template if item.get("name") == "default"), None)
+            named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+            template = named.get("default")
         if not isinstance(template, str):
             self.faults.append(
                 "there is no chat template: neither chat_template.jinja, chat_template.json nor one in "
@@ -276,8 +310,7 @@ class _Files:
 
     def read_license(self) -> str:
         """The licence that the model card states in its front matter."""
-        card = self.directory / "README.md"
-        text = card.read_text("utf-8", errors="replace") if card.is_file() else ""
+        text = self._read_text("README.md", optional=True) or ""
         front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-        stated = re.search(r"^license:\s*(\S+)", front[1], re.MULTILINE) if front else None
+        stated = re.search(r"^license:[ \t]*(\S+)", front[1], re.MULTILINE) if front else None
         return stated[1] if stated else "not stated by the checkpoint"

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ayaedge.errors import CheckpointError, list_faults
+from ayaedge.errors import CheckpointError
+from ayaedge_export.fields import Fields
 
 
 @dataclass(frozen=True)
@@ -87,69 +88,82 @@ class ModelConfig:
 ARCHITECTURE = "AyaVisionForConditionalGeneration"
 MODEL_TYPE = "aya_vision"
 
-_Json = Mapping[str, Any]
 # Defaults of the configuration classes, for keys that a minimal config.json leaves out.
 _SIGLIP_DEFAULTS = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "num_channels": 3, "image_size": 224, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh",
-    "layer_norm_eps": 1e-6,
+    "image_size": 224, "patch_size": 16, "layer_norm_eps": 1e-6,
 }  # fmt: skip
 _COHERE_DEFAULTS = {
     "vocab_size": 256000, "hidden_size": 8192, "intermediate_size": 22528, "num_hidden_layers": 40,
-    "num_attention_heads": 64, "hidden_act": "silu", "max_position_embeddings": 8192,
-    "layer_norm_eps": 1e-5, "rope_theta": 10000.0, "logit_scale": 0.0625, "sliding_window": 4096,
+    "num_attention_heads": 64, "max_position_embeddings": 8192, "layer_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "logit_scale": 0.0625, "sliding_window": 4096,
 }  # fmt: skip
-_LARGEST_CONTEXT = 1 << 30
+_DEFAULT_PATTERN = 4
+"""Every so many layers one does not slide."""
+_LARGEST_CONTEXT = 1 << 24
 """Tokenizer files write an absurdly large model_max_length for "not set"."""
+_MOST_LAYERS = 1024
 _QK_NORM_LAYERS = 64
 """llama.cpp's command-r graph has query and key norms only in models of at least this many layers."""
+_LAYER_TYPES = {"sliding_attention": True, "full_attention": False}
 
 
-def parse_config(config: _Json, *, tokenizer_max_length: int | None = None) -> ModelConfig:
-    """The model that a config.json describes; CheckpointError names everything that cannot be run."""
+def parse_config(
+    config: Mapping[str, Any], faults: list[str], *, tokenizer_max_length: object = None
+) -> ModelConfig:
+    """The model that a config.json describes; what cannot be run is appended to `faults`.
+
+    Raises CheckpointError for another architecture, about which there is nothing more to say.
+    """
     model_type = config.get("model_type")
     if model_type != MODEL_TYPE:
         raise CheckpointError(
             f"this is a checkpoint of the architecture {model_type!r} ({_architectures(config)}); "
             f"supported is {MODEL_TYPE!r} ({ARCHITECTURE}): Aya Vision 8B, 32B and fine-tuned versions of them"
         )
-    faults: list[str] = []
-    text = _parse_text(config.get("text_config") or {}, tokenizer_max_length, faults)
-    vision = _parse_vision(config, text.hidden_size, faults)
-    if not config.get("tie_word_embeddings", True):
+    fields = Fields(config, "config.json", faults)
+    text = _parse_text(
+        fields.section("text_config", _COHERE_DEFAULTS, required=True), tokenizer_max_length, faults
+    )
+    vision = _parse_vision(fields, text.hidden_size, faults)
+    if not fields.flag("tie_word_embeddings", default=True):
         faults.append(
             "the output head is not tied to the embeddings, which llama.cpp's Cohere graphs require"
         )
-    if faults:
-        raise CheckpointError(list_faults("config.json", faults))
-    return ModelConfig(
-        vision, text, int(config.get("image_token_index", config.get("image_token_id", 255036)))
-    )
+    key = "image_token_id" if "image_token_id" in fields else "image_token_index"
+    if key not in fields:
+        faults.append("config.json names no image token (image_token_index)")
+    return ModelConfig(vision, text, fields.integer(key, 0, low=0))
 
 
-def _architectures(config: _Json) -> str:
-    return ", ".join(config.get("architectures") or ["no architecture named"])
+def _architectures(config: Mapping[str, Any]) -> str:
+    named = config.get("architectures")
+    return ", ".join(map(str, named)) if isinstance(named, list) and named else "no architecture named"
 
 
-def _parse_vision(config: _Json, output_size: int, faults: list[str]) -> VisionConfig:
-    given = config.get("vision_config") or {}
-    values = {**_SIGLIP_DEFAULTS, **given}
-    _require(values, "model_type", "siglip_vision_model", "vision_config", faults)
-    _require(values, "hidden_act", "gelu_pytorch_tanh", "vision_config", faults)
-    _require(values, "num_channels", 3, "vision_config", faults)
-    _require(config, "vision_feature_layer", -1, "config", faults)
-    _require(config, "vision_feature_select_strategy", "full", "config", faults)
+def _parse_vision(config: Fields, output_size: int, faults: list[str]) -> VisionConfig:
+    tower = config.section("vision_config", _SIGLIP_DEFAULTS, required=True)
+    tower.expect("model_type", "siglip_vision_model")
+    tower.expect("hidden_act", "gelu_pytorch_tanh")
+    tower.expect("num_channels", 3)
+    config.expect("vision_feature_layer", -1)
+    config.expect("vision_feature_select_strategy", "full")
+    image_size = tower.integer("image_size", high=4096)
     vision = VisionConfig(
-        image_size=values["image_size"],
-        patch_size=values["patch_size"],
-        hidden_size=values["hidden_size"],
-        intermediate_size=values["intermediate_size"],
-        num_layers=values["num_hidden_layers"],
-        num_heads=values["num_attention_heads"],
-        layer_norm_eps=values["layer_norm_eps"],
-        downsample_factor=config.get("downsample_factor", 2),
-        adapter_layer_norm_eps=config.get("adapter_layer_norm_eps", 1e-6),
-        adapter_size=config.get("alignment_intermediate_size") or output_size,
+        image_size=image_size,
+        patch_size=tower.integer("patch_size", high=image_size),
+        hidden_size=tower.integer("hidden_size"),
+        intermediate_size=tower.integer("intermediate_size"),
+        num_layers=tower.integer("num_hidden_layers", high=_MOST_LAYERS),
+        num_heads=tower.integer("num_attention_heads"),
+        layer_norm_eps=tower.number("layer_norm_eps", 1e-6),
+        downsample_factor=config.integer("downsample_factor", 2, high=64),
+        adapter_layer_norm_eps=config.number("adapter_layer_norm_eps", 1e-6),
+        adapter_size=(
+            config.integer("alignment_intermediate_size")
+            if "alignment_intermediate_size" in config
+            else output_size
+        ),
         output_size=output_size,
     )
     if vision.patches_per_side % vision.downsample_factor:
@@ -160,77 +174,96 @@ def _parse_vision(config: _Json, output_size: int, faults: list[str]) -> VisionC
         faults.append(
             f"vision hidden size {vision.hidden_size} is not a multiple of {vision.num_heads} heads"
         )
+    if vision.adapter_size % 2:
+        faults.append(f"the connector's width {vision.adapter_size} cannot be halved for SwiGLU")
     return vision
 
 
-def _parse_text(given: _Json, tokenizer_max_length: int | None, faults: list[str]) -> TextConfig:
-    values = {**_COHERE_DEFAULTS, **given}
-    model_type = str(given.get("model_type", "cohere2"))
+def _parse_text(fields: Fields, tokenizer_max_length: object, faults: list[str]) -> TextConfig:
+    model_type = fields.text("model_type", "cohere2")
     if model_type not in ("cohere2", "cohere"):
         faults.append(
             f"the decoder is of type {model_type!r}; supported are 'cohere2' (8B) and 'cohere' (32B)"
         )
-    _require(values, "hidden_act", "silu", "text_config", faults)
-    if values.get("attention_bias"):
+    fields.expect("hidden_act", "silu")
+    if fields.get("attention_bias"):
         faults.append("text_config has attention_bias, which llama.cpp's Cohere graphs lack")
-    num_layers, num_heads = values["num_hidden_layers"], values["num_attention_heads"]
+    slides = model_type == "cohere2"
+    num_layers = fields.integer("num_hidden_layers", high=_MOST_LAYERS)
+    num_heads = fields.integer("num_attention_heads")
+    key_heads = "num_key_value_heads" in fields
     text = TextConfig(
         model_type=model_type,
-        vocab_size=values["vocab_size"],
-        hidden_size=values["hidden_size"],
-        intermediate_size=values["intermediate_size"],
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=fields.integer("hidden_size"),
+        intermediate_size=fields.integer("intermediate_size"),
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=values.get("num_key_value_heads") or num_heads,
-        layer_norm_eps=values["layer_norm_eps"],
-        rope_theta=_rope_theta(values, faults),
-        logit_scale=values["logit_scale"],
-        context_length=_context_length(values, tokenizer_max_length),
-        use_qk_norm=bool(values.get("use_qk_norm")),
-        sliding_window=values["sliding_window"] if model_type == "cohere2" else None,
-        layer_is_sliding=_sliding_layers(values, num_layers) if model_type == "cohere2" else (),
+        num_kv_heads=fields.integer("num_key_value_heads", high=num_heads) if key_heads else num_heads,
+        layer_norm_eps=fields.number("layer_norm_eps", 1e-5),
+        rope_theta=_rope_theta(fields, faults),
+        logit_scale=fields.number("logit_scale", 0.0625),
+        context_length=_context_length(fields, tokenizer_max_length),
+        use_qk_norm=bool(fields.get("use_qk_norm")),
+        sliding_window=fields.integer("sliding_window", 4096) if slides else None,
+        layer_is_sliding=_sliding_layers(fields, num_layers, faults) if slides else (),
     )
-    if values.get("head_dim") not in (None, text.head_dim) or text.hidden_size % num_heads:
+    if (
+        fields.get("head_dim") not in (None, text.head_dim)
+        or text.hidden_size % num_heads
+        or text.head_dim % 2
+    ):
         faults.append(
-            f"the head size must be hidden_size / num_attention_heads, not {values.get('head_dim')}"
+            f"the head size must be hidden_size / num_attention_heads and even, not {fields.get('head_dim')}"
         )
-    if text.use_qk_norm and (model_type != "cohere" or num_layers < _QK_NORM_LAYERS):
-        faults.append(
-            f"text_config has use_qk_norm with {num_layers} layers of type {model_type!r}; llama.cpp loads "
-            f"query and key norms only for 'cohere' with {_QK_NORM_LAYERS} layers or more"
-        )
-    if model_type == "cohere" and num_layers >= _QK_NORM_LAYERS and not text.use_qk_norm:
-        faults.append(
-            f"text_config has {num_layers} layers of type 'cohere' without use_qk_norm; llama.cpp expects query "
-            f"and key norms from {_QK_NORM_LAYERS} layers on"
-        )
+    if num_heads % text.num_kv_heads:
+        faults.append(f"{num_heads} attention heads cannot share {text.num_kv_heads} key heads")
+    _check_norms(text, faults)
     return text
 
 
-def _rope_theta(values: _Json, faults: list[str]) -> float:
+def _check_norms(text: TextConfig, faults: list[str]) -> None:
+    many = text.model_type == "cohere" and text.num_layers >= _QK_NORM_LAYERS
+    if text.use_qk_norm and not many:
+        faults.append(
+            f"text_config has use_qk_norm with {text.num_layers} layers of type {text.model_type!r}; llama.cpp "
+            f"loads query and key norms only for 'cohere' with {_QK_NORM_LAYERS} layers or more"
+        )
+    if many and not text.use_qk_norm:
+        faults.append(
+            f"text_config has {text.num_layers} layers of type 'cohere' without use_qk_norm; llama.cpp expects "
+            f"query and key norms from {_QK_NORM_LAYERS} layers on"
+        )
+
+
+def _rope_theta(fields: Fields, faults: list[str]) -> float:
     """The base of the rotary embedding; newer files keep it in `rope_parameters`."""
-    parameters = values.get("rope_parameters") or {}
-    scaling = values.get("rope_scaling") or {}
+    parameters, scaling = fields.section("rope_parameters"), fields.section("rope_scaling")
     kind = parameters.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
     if kind != "default":
         faults.append(f"text_config scales its rotary embedding ({kind!r}), which Aya Vision does not do")
-    return float(parameters["rope_theta"] if "rope_theta" in parameters else values["rope_theta"])
+    return (parameters if "rope_theta" in parameters else fields).number("rope_theta", 10000.0)
 
 
-def _context_length(values: _Json, tokenizer_max_length: int | None) -> int:
-    stated = (values["max_position_embeddings"], values.get("model_max_length"), tokenizer_max_length)
-    return max(int(length) for length in stated if length and length < _LARGEST_CONTEXT)
+def _context_length(fields: Fields, tokenizer_max_length: object) -> int:
+    """The longest context that any of the files states."""
+    stated = (fields.get("model_max_length"), tokenizer_max_length)
+    sane = [int(n) for n in stated if isinstance(n, (int, float)) and 1 < n < _LARGEST_CONTEXT]
+    return max([fields.integer("max_position_embeddings", low=2, high=_LARGEST_CONTEXT), *sane])
 
 
-def _sliding_layers(values: _Json, num_layers: int) -> tuple[bool, ...]:
-    """Which layers slide: as listed, or all but every n-th (4 unless the file says otherwise)."""
-    listed = values.get("layer_types")
-    if listed:
-        return tuple(kind == "sliding_attention" for kind in listed)
-    period = values.get("sliding_window_pattern") or values.get("_sliding_window_pattern") or 4
-    return tuple((layer + 1) % period != 0 for layer in range(num_layers))
-
-
-def _require(values: _Json, key: str, wanted: object, where: str, faults: list[str]) -> None:
-    if values.get(key, wanted) != wanted:
-        faults.append(f"{where} has {key} {values[key]!r}; supported is {wanted!r}")
+def _sliding_layers(fields: Fields, num_layers: int, faults: list[str]) -> tuple[bool, ...]:
+    """Which layers slide: as listed, or all but every n-th."""
+    listed = fields.get("layer_types")
+    if listed is None:
+        key = "sliding_window_pattern" if "sliding_window_pattern" in fields else "_sliding_window_pattern"
+        period = fields.integer(key, _DEFAULT_PATTERN)
+        sliding = tuple((layer + 1) % period != 0 for layer in range(num_layers))
+    elif isinstance(listed, list) and len(listed) == num_layers and set(listed) <= set(_LAYER_TYPES):
+        sliding = tuple(_LAYER_TYPES[kind] for kind in listed)
+    else:
+        faults.append(f"text_config must have one of {', '.join(_LAYER_TYPES)} for each layer in layer_types")
+        return (True,) * num_layers
+    if not any(sliding):
+        faults.append("no layer of the decoder slides, which llama.cpp's cohere2 graph does not allow")
+    return sliding

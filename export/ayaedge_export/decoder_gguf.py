@@ -216,6 +216,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> 
     writer.add_token_merges(list(tokenizer.merges))
     writer.add_bos_token_id(tokenizer.added[tokenizer.bos])
     writer.add_eos_token_id(tokenizer.added[tokenizer.eos])
-    if tokenizer.pad in tokenizer.added:
-        writer.add_pad_token_id(tokenizer.added[tokenizer.pad])
+    pad = tokenizer.named.get("pad_token", "")
+    if pad in tokenizer.added:
+        writer.add_pad_token_id(tokenizer.added[pad])
     writer.add_add_bos_token(tokenizer.adds_bos)

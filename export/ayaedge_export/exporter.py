@@ -113,6 +113,7 @@ def describe(checkpoint: Checkpoint, embeddings: EmbeddingTable, formats: Format
         image_prompt=checkpoint.image_prompt,
         tokens=Tokens(
             special=dict(sorted(tokenizer.added.items(), key=lambda item: item[1])),
+            named=tokenizer.named,
             image_patch=checkpoint.config.image_token_id,
             bos=tokenizer.added[tokenizer.bos],
             stop=checkpoint.stop_ids,

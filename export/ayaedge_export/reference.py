@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,6 +77,23 @@ class Reference:
         with self._torch.no_grad():
             logits = self.model(**arguments, use_cache=False).logits[0]
         return cast("NDArray[np.float32]", (logits * self._logit_scale).numpy())
+
+    def logit_parts(
+        self,
+        ids: Sequence[int],
+        ranges: Sequence[tuple[int, int]],
+        pixel_values: NDArray[np.float32] | None = None,
+    ) -> Iterator[NDArray[np.float32]]:
+        """`logits` of ranges of positions, one after the other: all of them together may not fit into memory."""
+        arguments = {"input_ids": self._torch.tensor([list(ids)])}
+        if pixel_values is not None:
+            arguments["pixel_values"] = self._torch.from_numpy(pixel_values)
+        with self._torch.no_grad():
+            hidden = self.model.model(**arguments, use_cache=False).last_hidden_state[0]
+        for start, stop in ranges:
+            with self._torch.no_grad():
+                logits = self.model.lm_head(hidden[start:stop]) * self._logit_scale
+            yield logits.numpy()
 
     def generate(
         self, ids: Sequence[int], pixel_values: NDArray[np.float32] | None, *, max_tokens: int

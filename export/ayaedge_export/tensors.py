@@ -88,9 +88,12 @@ class TensorIndex:
 
     def _add_file(self, file: Path, faults: list[str]) -> None:
         try:
-            with safe_open(file, framework="numpy"):  # the library checks the header and the file's length
-                pass
+            with file.open("rb"), safe_open(file, framework="numpy"):
+                pass  # the library checks the header and the file's length
             header, data_start = _read_header(file)
+        except PermissionError:
+            faults.append(f"{file.name} cannot be read: permission denied")
+            return
         except (SafetensorError, OSError, ValueError) as error:
             faults.append(f"{file.name} is truncated or not a safetensors file ({error})")
             return
@@ -137,9 +140,9 @@ def _weight_files(directory: Path, faults: list[str]) -> list[Path]:
 
 def _shards(index: Path, faults: list[str]) -> list[Path]:
     try:
-        weight_map: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        weight_map: dict[str, object] = json.loads(index.read_text("utf-8"))["weight_map"]
+        names = sorted({str(name) for name in weight_map.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         faults.append(f"{index.name} cannot be read ({error})")
         return []
     files = []

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ayaedge_export.fields import LARGEST
+
 PRE_TOKENIZER = "command-r"
 
 
@@ -25,12 +27,17 @@ class Tokenizer:
     """Tokens that are matched as a whole in the template's text."""
     hidden: tuple[int, ...]
     """Ids of the added tokens that are marked as special: decoding leaves them out."""
-    bos: str
-    eos: str
-    pad: str | None
+    named: dict[str, str]
+    """Text of `bos_token`, `eos_token` and, where there is one, `pad_token`."""
     adds_bos: bool
-    max_length: int | None
-    """Tokens, as tokenizer_config.json states."""
+
+    @property
+    def bos(self) -> str:
+        return self.named["bos_token"]
+
+    @property
+    def eos(self) -> str:
+        return self.named["eos_token"]
 
     @property
     def size(self) -> int:
@@ -53,46 +60,37 @@ def parse_tokenizer(
     What is wrong is appended to `faults`.
     """
     before = len(faults)
-    model = data.get("model") or {}
+    model = data.get("model")
+    model = model if isinstance(model, Mapping) else {}
     _check_kind(data, model, faults)
-    added_tokens = data.get("added_tokens") or []
-    for token in added_tokens:
-        for flag in ("lstrip", "rstrip", "single_word"):
-            if token.get(flag):
-                faults.append(
-                    f"tokenizer.json: added token {token['content']!r} has {flag}, which is not supported"
-                )
-    names = {key: _content(settings.get(key)) for key in ("bos_token", "eos_token", "pad_token")}
+    added, hidden = _added_tokens(data.get("added_tokens"), faults)
+    vocab = _vocabulary(model.get("vocab"), added, faults)
+    merges = _merges(model.get("merges"), vocab, faults)
+    named = {
+        key: token
+        for key in ("bos_token", "eos_token", "pad_token")
+        if (token := _content(settings.get(key))) is not None
+    }
     for key in ("bos_token", "eos_token"):
-        if names[key] is None:
-            faults.append(f"tokenizer_config.json has no {key}")
+        if named.get(key) not in added:
+            faults.append(
+                f"tokenizer_config.json must name a {key} that tokenizer.json has, not {named.get(key)!r}"
+            )
     if len(faults) > before:
         return None
-    merges = model["merges"]
-    length = settings.get("model_max_length")
-    return Tokenizer(
-        vocab=dict(model["vocab"]),
-        merges=tuple(merge if isinstance(merge, str) else " ".join(merge) for merge in merges),
-        added={token["content"]: token["id"] for token in added_tokens},
-        hidden=tuple(sorted(token["id"] for token in added_tokens if token.get("special"))),
-        bos=str(names["bos_token"]),
-        eos=str(names["eos_token"]),
-        pad=names["pad_token"],
-        adds_bos=bool(settings.get("add_bos_token", True)),
-        max_length=int(length) if length else None,
-    )
+    return Tokenizer(vocab, merges, added, hidden, named, bool(settings.get("add_bos_token", True)))
 
 
 def _check_kind(data: Mapping[str, Any], model: Mapping[str, Any], faults: list[str]) -> None:
-    if model.get("type") != "BPE" or not model.get("vocab") or "merges" not in model:
+    if model.get("type") != "BPE":
         faults.append(f"tokenizer.json holds a {model.get('type')!r} model; supported is byte-level BPE")
-        return
-    if (data.get("normalizer") or {}).get("type") != "NFC":
+    if _kind(data.get("normalizer")) != "NFC":
         faults.append("tokenizer.json normalises in another way than NFC, which is not supported")
-    pre = data.get("pre_tokenizer") or {}
-    steps = [(step.get("type"), step) for step in pre.get("pretokenizers", [pre])]
-    kinds = [kind for kind, _ in steps]
-    settings = {key: value for _, step in steps for key, value in step.items()}
+    pre = data.get("pre_tokenizer")
+    listed = pre.get("pretokenizers") if isinstance(pre, Mapping) else None
+    steps = [step for step in (listed if isinstance(listed, list) else [pre]) if isinstance(step, Mapping)]
+    kinds = [step.get("type") for step in steps]
+    settings = {key: value for step in steps for key, value in step.items()}
     if (
         kinds != ["Digits", "ByteLevel"]
         or not settings.get("individual_digits")
@@ -102,6 +100,66 @@ def _check_kind(data: Mapping[str, Any], model: Mapping[str, Any], faults: list[
         faults.append(
             f"tokenizer.json splits text by {kinds}; supported is Cohere's way: digits one by one, then ByteLevel"
         )
+
+
+def _added_tokens(listed: object, faults: list[str]) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Added tokens by their text, and the ids of those that are marked as special."""
+    added: dict[str, int] = {}
+    hidden = []
+    for token in listed if isinstance(listed, list) else []:
+        if not isinstance(token, Mapping) or not token.get("content") or not _is_id(token.get("id")):
+            faults.append(f"tokenizer.json has an added token without a text and an id: {token!r:.80}")
+            continue
+        text, index = str(token["content"]), int(token["id"])
+        if text in added or index in added.values():
+            faults.append(
+                f"tokenizer.json adds {text!r} with id {index}, but one of the two is taken already"
+            )
+        for flag in ("lstrip", "rstrip", "single_word"):
+            if token.get(flag):
+                faults.append(f"tokenizer.json: added token {text!r} has {flag}, which is not supported")
+        added[text] = index
+        if token.get("special"):
+            hidden.append(index)
+    return added, tuple(sorted(hidden))
+
+
+def _vocabulary(vocab: object, added: Mapping[str, int], faults: list[str]) -> dict[str, int]:
+    """Ordinary tokens; an added token may be among them under its own id only."""
+    if not isinstance(vocab, Mapping) or not vocab or not all(map(_is_id, vocab.values())):
+        faults.append("tokenizer.json has no vocabulary of tokens with ids")
+        return {}
+    taken = {index: text for text, index in added.items()}
+    for text, index in vocab.items():
+        if taken.setdefault(index, text) != text or added.get(text, index) != index:
+            faults.append(f"tokenizer.json gives id {index} to {text!r} and to {taken[index]!r}")
+    return dict(vocab)
+
+
+def _merges(listed: object, vocab: Mapping[str, int], faults: list[str]) -> tuple[str, ...]:
+    """Merges as "left right", whichever of its two spellings the file uses."""
+    merges = []
+    for merge in listed if isinstance(listed, list) else []:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if (
+            not isinstance(parts, list)
+            or len(parts) != 2
+            or not all(part in vocab for part in map(str, parts))
+        ):
+            faults.append(f"tokenizer.json has a merge that is not a pair of its tokens: {merge!r:.80}")
+            return ()
+        merges.append(" ".join(parts))
+    if not merges:
+        faults.append("tokenizer.json has no merges")
+    return tuple(merges)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST
+
+
+def _kind(step: object) -> object:
+    return step.get("type") if isinstance(step, Mapping) else None
 
 
 def _content(token: object) -> str | None:

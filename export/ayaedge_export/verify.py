@@ -19,7 +19,7 @@ from ayaedge.images import load_image
 from ayaedge.prompt import Message, Prompt, PromptBuilder
 from ayaedge.tiling import normalize, split_tiles
 from ayaedge.vision import VisionEncoder
-from ayaedge_export.bundle_writer import write_manifest
+from ayaedge_export.bundle_writer import replace_manifest
 from ayaedge_export.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.reference import Reference
 from ayaedge_export.sample_text import SENTENCES
@@ -87,7 +87,7 @@ def verify_bundle(bundle: Bundle, directory: str | Path, *, trace: bool = False)
     report = Report(tuple(checks))
     figures = {check.name: check.value for check in report.checks}
     try:
-        write_manifest(bundle.directory, replace(bundle.manifest, parity=figures))
+        replace_manifest(bundle.directory, replace(bundle.manifest, parity=figures))
     except OSError as error:  # a bundle that only others may change can be verified all the same
         logger.warning("the figures were not written into the manifest: %s", error)
     return report

@@ -56,33 +56,59 @@ _LAYOUT = {
     GgmlType.Q6_K: (256, 210),
 }
 
+_HALF = 65504.0  # the largest float16: weights themselves, or the scales of blocks
+_LARGEST = {
+    GgmlType.F16: _HALF, GgmlType.Q5_0: 16 * _HALF, GgmlType.Q5_1: _HALF, GgmlType.Q8_0: 127 * _HALF,
+    GgmlType.Q4_K: _HALF, GgmlType.Q5_K: _HALF, GgmlType.Q6_K: 32 * _HALF,
+}  # fmt: skip
+"""Magnitude of a weight up to which a type surely keeps its scale within float16."""
 
-def encode(weights: NDArray[np.float32], kind: GgmlType) -> NDArray[np.uint8]:
+
+def encode(
+    weights: NDArray[np.float32], kind: GgmlType, importance: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
     """Weights (rows, columns) as blocks of `kind`, bytes (rows, row_bytes); releases the GIL while it works.
 
-    Raises ValueError if a row is not a whole number of blocks or a weight is not finite (the encoders take
-    such a weight silently and spoil its block).
+    `importance` (columns,) is the mean squared input of each column: the encoders then search for the scales
+    with the smallest error of the product, not of the weights. F32, F16 and Q8_0 have nothing to search for and
+    ignore it, as in llama.cpp. Raises ValueError if a row is not a whole number of blocks, or if a weight is not
+    finite or an importance not finite or negative (the encoders take such a value silently and spoil its block).
     """
     rows, columns = weights.shape
     row_bytes = kind.row_bytes(columns)
     if not np.isfinite(weights).all():
         raise ValueError("weights that are not finite cannot be encoded")
+    if kind is not GgmlType.F32 and (largest := float(np.abs(weights).max(initial=0))) > _LARGEST[kind]:
+        raise ValueError(
+            f"a weight of {largest:g} is too large for {kind.name}, which holds {_LARGEST[kind]:g}"
+        )
+    if importance is not None:
+        _check_importance(importance, columns)
     if kind in (GgmlType.F32, GgmlType.F16):
         converted = weights.astype(np.float32 if kind is GgmlType.F32 else np.float16)
         return np.ascontiguousarray(converted).view(np.uint8).reshape(rows, row_bytes)
     source = np.ascontiguousarray(weights, np.float32)
+    column_weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     blocks = np.empty((rows, row_bytes), np.uint8)
     written = _library().ggml_quantize_chunk(
-        int(kind), source.ctypes.data, blocks.ctypes.data, 0, rows, columns, None
-    )
+        int(kind), source.ctypes.data, blocks.ctypes.data, 0, rows, columns,
+        None if column_weights is None else column_weights.ctypes.data,
+    )  # fmt: skip
     if written != blocks.nbytes:
         raise RuntimeError(f"ggml wrote {written} bytes of {kind.name} where {blocks.nbytes} were expected")
     return blocks
 
 
+def _check_importance(importance: NDArray[np.float32], columns: int) -> None:
+    if importance.shape != (columns,):
+        raise ValueError(f"the importance must have shape ({columns},), not {importance.shape}")
+    if not (np.isfinite(importance).all() and (importance >= 0).all()):
+        raise ValueError("the importance of a column must be finite and not negative")
+
+
 @cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_library_path()))
+    library = ctypes.CDLL(str(library_path()))
     encode_rows = library.ggml_quantize_chunk
     encode_rows.restype = ctypes.c_size_t
     encode_rows.argtypes = [
@@ -95,7 +121,8 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _library_path() -> Path:
+def library_path() -> Path:
+    """Where ggml's base library is; FileNotFoundError if llama-cpp-python is not installed."""
     names = {
         "win32": ["ggml-base.dll", "libggml-base.dll"],
         "darwin": ["libggml-base.dylib", "libggml-base.so"],

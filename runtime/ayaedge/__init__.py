@@ -3,7 +3,7 @@
 from ayaedge import AyaVision
 
 with AyaVision.load("bundle") as model:
-print(model.ask("What is written here?", images=["sign.jpg"]))
+    print(model.ask("What is written here?", images=["sign.jpg"]))
 """
 
 import logging as _logging

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -22,13 +23,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ayaedge.errors import BundleError, list_faults
-from ayaedge.tiling import Tiling
+from ayaedge.tiling import MOST_TILES, Tiling
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 VISION = "vision.onnx"
 DECODER = "decoder.gguf"
+FILES = (VISION, f"{VISION}.data", DECODER)
+"""Everything that a bundle may hold beside its manifest."""
 _CHUNK = 1 << 20
+_LONGEST_NAME = 255
+_LARGEST_TILE = 4096
+_MOST_TOKENS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,8 @@ class Tokens:
 
     special: dict[str, int]
     """Every added token: text that only the template may write."""
+    named: dict[str, str]
+    """What the tokenizer calls `bos_token`, `eos_token`, `pad_token`: templates use these names."""
     image_patch: int
     bos: int
     stop: tuple[int, ...]
@@ -175,7 +183,7 @@ def read_bundle(directory: str | Path) -> Bundle:
     ]
     for name, info in manifest.files.items():
         path = directory / name
-        if Path(name).name != name:
+        if Path(name).name != name or len(name) > _LONGEST_NAME:
             faults.append(f"{MANIFEST} names {name!r}, which is not a file of the bundle")
         elif not path.is_file():
             faults.append(f"{name} is missing")
@@ -191,6 +199,8 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     if not directory.exists():
         raise BundleError(f"there is no bundle at {directory}")
+    if directory.is_file():
+        raise BundleError(f"{directory} is a file; give the directory that holds it: {directory.parent}")
     if not path.is_file():
         hint = ""
         if (directory / "config.json").is_file():
@@ -198,8 +208,10 @@ def read_manifest(directory: Path) -> Manifest:
         raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}{hint}")
     try:
         data = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is damaged: {error}") from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}") from None
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
         advice = "update ayaedge" if isinstance(version, int) and version > FORMAT_VERSION else "export again"
@@ -208,18 +220,60 @@ def read_manifest(directory: Path) -> Manifest:
         )
     faults: list[str] = []
     manifest = _build(Manifest, data, "", faults)
+    faults = faults or check_values(manifest)
     if faults:
         raise BundleError(list_faults(str(path), faults))
     return manifest
 
 
+def check_values(manifest: Manifest) -> list[str]:
+    """What in a manifest of the right form cannot be true, a sentence each."""
+    tiling, image, tokens, decoder = (
+        manifest.tiling, manifest.image_prompt, manifest.tokens, manifest.decoder,
+    )  # fmt: skip
+    limits = {
+        "tiling.tile_size": (tiling.tile_size, 1, _LARGEST_TILE),
+        "tiling.max_tiles": (tiling.max_tiles, 1, MOST_TILES),
+        "tiling.min_tiles": (tiling.min_tiles, 1, tiling.max_tiles),
+        "tiling.resample": (tiling.resample, 0, 5),
+        "image_prompt.tokens_per_tile": (image.tokens_per_tile, 1, _MOST_TOKENS),
+        "decoder.vocab_size": (decoder.vocab_size, 1, _MOST_TOKENS),
+        "decoder.context_length": (decoder.context_length, 2, _MOST_TOKENS),
+        "tokens.image_patch": (tokens.image_patch, 0, decoder.vocab_size - 1),
+        "tokens.bos": (tokens.bos, 0, decoder.vocab_size - 1),
+    }
+    faults = [
+        f"{place} is {value}, it must lie between {low} and {high}"
+        for place, (value, low, high) in limits.items()
+        if not low <= value <= high
+    ]
+    numbers = {"mean": tiling.mean, "std": tiling.std, "rescale": (tiling.rescale,) * 3}
+    for name, values in numbers.items():
+        zero = name != "mean" and 0 in values
+        if len(values) != 3 or not all(map(math.isfinite, values)) or zero:
+            faults.append(f"tiling.{name} is {values}, which is no number for each of three channels")
+    for name, ids in (("stop", tokens.stop), ("special", tuple(tokens.special.values()))):
+        wrong = [token for token in ids if not 0 <= token < decoder.vocab_size]
+        if wrong or not ids:
+            faults.append(f"tokens.{name} must hold ids below {decoder.vocab_size}, it is {wrong or 'empty'}")
+    for name in ("start", "end", "patch"):
+        if getattr(image, name) not in tokens.special:
+            faults.append(f"image_prompt.{name} is {getattr(image, name)!r}, which is no special token")
+    if not image.placeholder or "" in tokens.special:
+        faults.append("image_prompt.placeholder and special tokens must not be empty")
+    return faults
+
+
 def check_hashes(bundle: Bundle) -> list[str]:
     """The files whose content is not what was written, as one sentence each; empty if all are intact."""
-    return [
-        f"{name} is damaged: its SHA-256 differs from the manifest's"
-        for name, info in bundle.manifest.files.items()
-        if hash_file(bundle.directory / name) != info.sha256
-    ]
+    faults = []
+    for name, info in bundle.manifest.files.items():
+        try:
+            if hash_file(bundle.directory / name) != info.sha256:
+                faults.append(f"{name} is damaged: its SHA-256 differs from the manifest's")
+        except OSError as error:
+            faults.append(f"{name} cannot be read: {error}")
+    return faults
 
 
 def hash_file(path: Path) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ayaedge import (
     Answer,
@@ -51,6 +54,8 @@ DecoderFormat = Literal["q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16", "f32"]
 VisionFormat = Literal["int8", "fp16", "fp32"]
 
 _REPORT_WIDTH = 120
+_KILLED = 128
+"""Exit code of a process that a signal ended, less the signal's number."""
 JsonFlag = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle directory.")]
 
@@ -61,16 +66,25 @@ def main() -> None:
         sys.stdout, io.TextIOWrapper
     ):  # answers come in 23 languages, whatever the terminal's encoding
         sys.stdout.reconfigure(encoding="utf-8")
+    for name in ("SIGTERM", "SIGHUP"):  # unfinished work is tidied up on the way out
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, _: sys.exit(_KILLED + number))
     try:
         app()
     except AyaEdgeError as error:
-        stderr.print(f"[bold red]error:[/] {_escape(str(error))}")
-        sys.exit(1)
+        _fail(str(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_KILLED + signal.SIGINT)
     except BrokenPipeError:  # the reader of stdout has gone
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    stderr.print(Text("error: ", "bold red").append(message, "default not bold"))
+    sys.exit(1)
 
 
 @app.command()
@@ -157,7 +171,9 @@ def export(
             threads=threads,
             advance=advance,
         )
-    stderr.print(f"[green]exported[/] {_escape(str(bundle.directory))} ({_megabytes(bundle.size)})")
+    stderr.print(
+        Text("exported ", "green").append(f"{bundle.directory} ({_megabytes(bundle.size)})", "default")
+    )
 
 
 @app.command()
@@ -291,12 +307,10 @@ def _show_messages() -> None:
 
 
 def _write(text: str) -> None:
+    if sys.stdout is None:
+        raise OSError("there is no standard output to write the answer to")
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def _megabytes(size: int) -> str:

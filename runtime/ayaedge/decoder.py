@@ -21,12 +21,23 @@ from numpy.typing import NDArray
 from ayaedge import llama
 from ayaedge.bundle import Manifest
 from ayaedge.embeddings import TokenEmbeddings
-from ayaedge.errors import AyaEdgeError, BackendError, BundleError, list_faults
+from ayaedge.errors import (
+    AyaEdgeError,
+    BackendError,
+    BundleError,
+    InvalidOptionError,
+    check_options,
+    list_faults,
+    whole_number,
+)
 
 DEFAULT_CONTEXT = 8192
 """Tokens of context unless asked otherwise: 1.1 GB of f16 KV cache for Aya Vision 8B."""
 
 CacheType = Literal["f16", "f32"]
+MAX_THREADS = 512
+"""More than any processor of a laptop or a server has; far more makes each token wait for all of them."""
+_LARGEST_BATCH = 1 << 16
 _CLOSED = "this model is closed"
 _CACHE_TYPES: dict[CacheType, int] = {"f32": 0, "f16": 1}
 
@@ -47,6 +58,18 @@ class DecoderOptions:
     all_logits: bool = False
     """Keep the logits of every token of a batch, not of the last alone (for verification)."""
 
+    def __post_init__(self) -> None:
+        unknown = self.cache_type not in _CACHE_TYPES
+        check_options(
+            whole_number("context_size", self.context_size, least=2, optional=True),
+            whole_number("threads", self.threads, least=1, most=MAX_THREADS, optional=True),
+            whole_number("batch_size", self.batch_size, least=1, most=_LARGEST_BATCH),
+            whole_number("gpu_layers", self.gpu_layers, least=-1),
+            f"cache_type must be one of {', '.join(_CACHE_TYPES)}, not {self.cache_type!r}"
+            if unknown
+            else None,
+        )
+
 
 class Decoder:
     """One sequence in one llama.cpp context.
@@ -66,11 +89,11 @@ class Decoder:
             self._model = self._load_model(path)
             self.vocabulary = Vocabulary(self._llama, self._model)
             self._check_fits(path, manifest)
+            self._embeddings = TokenEmbeddings(path, manifest.decoder)
             self._context = self._make_context()
         except BaseException:
             self.close()
             raise
-        self._embeddings = TokenEmbeddings(path, manifest.decoder)
 
     def __enter__(self) -> Decoder:
         return self
@@ -110,8 +133,8 @@ class Decoder:
         """Append tokens at the current position; BackendError if llama.cpp fails or the context is full."""
         self._check_room(len(ids))
         size = self.vocabulary.size
-        if any(not 0 <= token < size for token in ids):
-            raise BackendError(f"token ids must lie between 0 and {size - 1}")
+        if outside := [token for token in ids if not 0 <= token < size]:
+            raise BackendError(f"token ids must lie between 0 and {size - 1}, not {outside[0]}")
         array = np.asarray(ids, np.int32)
         pointer = ctypes.POINTER(self._llama.llama_token)
         for part in self._batches(array):
@@ -149,6 +172,7 @@ class Decoder:
     def _decode(self, count: int, *, token: Any = None, embd: Any = None) -> None:
         """One llama_decode call: positions continue by themselves, logits for the last row unless all are kept."""
         flags = (ctypes.c_int8 * count)(*([1] * count)) if self.options.all_logits else None
+        llama.forget_errors()
         batch = self._llama.llama_batch(n_tokens=count, token=token, embd=embd, logits=flags)
         status = self._llama.llama_decode(self.handle, batch)
         if status != 0:
@@ -163,11 +187,16 @@ class Decoder:
             )
 
     def _load_model(self, path: Path) -> Any:
+        if self.options.gpu_layers and not self._llama.llama_supports_gpu_offload():
+            raise InvalidOptionError(
+                f"gpu_layers is {self.options.gpu_layers}, but this build of llama-cpp-python has no GPU support"
+            )
         parameters = self._llama.llama_model_default_params()
         parameters.n_gpu_layers = self.options.gpu_layers
         # Repacked weights double memory and halve prefill on x86; on Arm they are the fast path.
         parameters.use_extra_bufts = platform.machine().lower() not in ("x86_64", "amd64")
-        model = self._llama.llama_model_load_from_file(str(path).encode(), parameters)
+        llama.forget_errors()
+        model = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not model:
             raise BundleError(f"llama.cpp cannot load {path}: {llama.recent_errors()}")
         return model
@@ -193,6 +222,14 @@ class Decoder:
             raise BundleError(list_faults(f"{path} does not belong to this bundle", faults))
 
     def _make_context(self) -> Any:
+        context = self._llama.llama_init_from_model(self._model, self._context_parameters())
+        if not context:
+            raise BackendError(
+                f"llama.cpp could not make a context of {self.context_size} tokens: {llama.recent_errors()}"
+            )
+        return context
+
+    def _context_parameters(self) -> Any:
         options = self.options
         threads = options.threads or available_cores()
         parameters = self._llama.llama_context_default_params()
@@ -206,12 +243,7 @@ class Decoder:
             self._llama.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else self._llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
         parameters.swa_full = True  # a pruned window cannot be cut back without silent errors
-        context = self._llama.llama_init_from_model(self._model, parameters)
-        if not context:
-            raise BackendError(
-                f"llama.cpp could not make a context of {self.context_size} tokens: {llama.recent_errors()}"
-            )
-        return context
+        return parameters
 
 
 class Vocabulary:
@@ -244,12 +276,14 @@ class Vocabulary:
         return list(buffer[:count])
 
     def text(self, token: int) -> str:
-        """The token as the vocabulary spells it."""
+        """The token as the vocabulary spells it; BackendError for an id that it does not have."""
+        self._check_id(token)
         spelled = self._llama.llama_vocab_get_text(self._vocab, token)
         return str(spelled.decode("utf-8")) if spelled is not None else ""
 
     def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for in text; part of a character, perhaps."""
+        """The bytes that a token stands for in text, perhaps part of a character; errors as `text`."""
+        self._check_id(token)
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
@@ -257,6 +291,10 @@ class Vocabulary:
             if count >= 0:
                 return buffer.raw[:count]
             size = -count
+
+    def _check_id(self, token: int) -> None:
+        if not 0 <= token < self.size:  # llama.cpp would abort the process
+            raise BackendError(f"token ids must lie between 0 and {self.size - 1}, not {token}")
 
 
 def available_cores() -> int:
@@ -269,6 +307,8 @@ def available_cores() -> int:
 def _context_size(trained: int, wanted: int | None) -> int:
     if wanted is None:
         return min(trained, DEFAULT_CONTEXT)
-    if not 1 <= wanted <= trained:
-        raise BackendError(f"the context size must lie between 1 and {trained} for this model, not {wanted}")
+    if wanted > trained:
+        raise InvalidOptionError(
+            f"the context size must lie between 2 and {trained} for this model, not {wanted}"
+        )
     return wanted

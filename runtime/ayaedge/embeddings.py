@@ -16,16 +16,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge.bundle import Decoder
+from ayaedge.errors import BundleError
 
+_BLOCKS = {
+    "F32": (1, 4), "F16": (1, 2), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34),
+    "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),
+}  # fmt: skip
+"""Weights and bytes of a block of each storage type."""
 _DECODERS = {"Q5_0": "q5_0", "Q5_1": "q5_1", "Q8_0": "q8_0", "Q4_K": "q4_K", "Q5_K": "q5_K", "Q6_K": "q6_K"}
 """Names in ggml's `dequantize_row_*` functions."""
 
 
 class TokenEmbeddings:
-    """The table at the place that the manifest names, mapped and decoded row by row."""
+    """The table at the place that the manifest names, mapped and decoded row by row.
+
+    Raises BundleError if the manifest's figures of it cannot be true.
+    """
 
     def __init__(self, path: Path, decoder: Decoder):
         table = decoder.embeddings
+        weights, block_bytes = _BLOCKS.get(table.type, (1, 0))
+        end = table.offset + decoder.vocab_size * table.row_bytes
+        if (
+            table.row_bytes * weights != decoder.hidden_size * block_bytes
+            or table.offset < 0
+            or end > path.stat().st_size
+        ):
+            raise BundleError(f"{path} cannot hold the embeddings that the manifest describes: {table}")
         self.hidden_size = decoder.hidden_size
         self._type = table.type
         self._table: NDArray[np.uint8] = np.memmap(

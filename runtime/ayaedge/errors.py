@@ -72,8 +72,33 @@ class MissingExtraError(AyaEdgeError, ImportError):
         super().__init__(f'{purpose} needs an extra that is not installed: pip install "ayaedge[{extra}]"')
 
 
+_MOST_FAULTS = 50
+
+
 def list_faults(subject: str, faults: Sequence[str]) -> str:
     """One message for all faults of a subject, a line each."""
     if len(faults) == 1:
         return f"{subject}: {faults[0]}"
-    return f"{subject} has {len(faults)} faults:\n" + "\n".join(f"  - {fault}" for fault in faults)
+    lines = [f"  - {fault}" for fault in faults[:_MOST_FAULTS]]
+    if len(faults) > _MOST_FAULTS:
+        lines.append(f"  - and {len(faults) - _MOST_FAULTS} more")
+    return f"{subject} has {len(faults)} faults:\n" + "\n".join(lines)
+
+
+def whole_number(
+    name: str, value: object, *, least: int, most: int | None = None, optional: bool = False
+) -> str | None:
+    """What is wrong with an option that must be a whole number in a range, or None."""
+    if optional and value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= (most or value):
+        return None
+    limits = f"of {least} or more" if most is None else f"from {least} to {most}"
+    return f"{name} must be a whole number {limits}, not {value!r}"
+
+
+def check_options(*faults: str | None) -> None:
+    """Raise InvalidOptionError for what is wrong with options, all at once."""
+    found = [fault for fault in faults if fault]
+    if found:
+        raise InvalidOptionError("; ".join(found))

@@ -9,9 +9,10 @@ import base64
 import binascii
 import io
 import os
+import re
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -21,12 +22,27 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ayaedge.errors import ImageError
 
-ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
+ImageInput: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]"
+)
 """A path, the bytes of a file, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4) uint8, or a data URL."""
 
 MAX_PIXELS = 178_956_970
 """Largest picture that is decoded: the size at which Pillow raises for a decompression bomb, 2 x its warning."""
 _SHOWN = 60
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_ORIENTATION = 0x0112
+
+
+def list_images(images: Iterable[ImageInput] | ImageInput | None) -> list[ImageInput]:
+    """One picture, several or none, as a list."""
+    if images is None:
+        return []
+    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)):
+        return [images]
+    if isinstance(images, Iterable):
+        return list(images)
+    raise ImageError(f"pictures are given as a list, not as {type(images).__name__}")
 
 
 def load_image(image: ImageInput) -> NDArray[np.uint8]:
@@ -44,8 +60,10 @@ def load_image(image: ImageInput) -> NDArray[np.uint8]:
         return _open_bytes(bytes(image), f"the picture of {len(image)} bytes")
     if isinstance(image, str) and image.startswith("data:"):
         return _open_bytes(_data_url(image), f"the data URL {_shorten(image)}")
-    if isinstance(image, str) and image.startswith(("http://", "https://")):
-        raise ImageError(f"{_shorten(image)} is on a network; ayaedge works offline: download it first")
+    if isinstance(image, str) and _SCHEME.match(image):
+        raise ImageError(f"{_shorten(image)} is a URL; ayaedge works offline: give the path of a file")
+    if isinstance(image, str) and not image:
+        raise ImageError("the path of a picture is empty")
     if isinstance(image, (str, os.PathLike)):
         return _open_path(Path(image))
     raise ImageError(
@@ -54,17 +72,15 @@ def load_image(image: ImageInput) -> NDArray[np.uint8]:
 
 
 def _open_path(path: Path) -> NDArray[np.uint8]:
-    if path.is_dir():
-        raise ImageError(f"{path} is a directory, not a picture")
-    if not path.exists():
-        raise ImageError(f"there is no picture at {path}")
     try:
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path} is empty")
-        with path.open("rb") as stream:
-            return _decode(lambda: _open(stream), str(path))
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
+        data = path.read_bytes()
+    except IsADirectoryError:
+        raise ImageError(f"{path} is a directory, not a picture") from None
+    except FileNotFoundError:
+        raise ImageError(f"there is no picture at {_shorten(str(path))}") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{_shorten(str(path))} cannot be read: {error}") from error
+    return _open_bytes(data, str(path))
 
 
 def _open_bytes(data: bytes, what: str) -> NDArray[np.uint8]:
@@ -89,23 +105,18 @@ def _decode(open_picture: Callable[[], Image.Image], what: str) -> NDArray[np.ui
             raise ImageError(
                 f"{what} has {width} x {height} pixels, more than the {MAX_PIXELS} that are decoded: make it smaller"
             )
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        if picture.getexif().get(_ORIENTATION, 1) != 1:
+            picture = ImageOps.exif_transpose(picture)
+        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
     except ImageError:
         raise
     except UnidentifiedImageError:
         raise ImageError(f"{what} is not a picture in a format that Pillow reads") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{what} is too large: {error}") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        EOFError,
-        IndexError,
-        MemoryError,
-        struct.error,
-    ) as error:
+    except MemoryError:
+        raise ImageError(f"{what} is too large to be decoded in the memory that is free") from None
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error) as error:
         raise ImageError(f"{what} is damaged or incomplete: {error}") from error
 
 

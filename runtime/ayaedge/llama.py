@@ -40,11 +40,14 @@ def library() -> Any:
     return llama_cpp
 
 
-def recent_errors() -> str:
-    """What the library said when it last failed, on one line, and forget it."""
-    text = "; ".join(_recent_errors)
+def forget_errors() -> None:
+    """Begin a call whose failure `recent_errors` shall explain."""
     _recent_errors.clear()
-    return text or "llama.cpp gave no reason"
+
+
+def recent_errors() -> str:
+    """What the library has said since `forget_errors`, on one line."""
+    return "; ".join(_recent_errors) or "llama.cpp gave no reason"
 
 
 def _forward(level: int, text: bytes, _data: object) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -17,11 +15,12 @@ from numpy.typing import NDArray
 
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.decoder import Decoder, DecoderOptions
-from ayaedge.errors import AyaEdgeError, ContextLengthError, InvalidOptionError
-from ayaedge.images import ImageInput, load_image
+from ayaedge.errors import AyaEdgeError, ContextLengthError, check_options, whole_number
+from ayaedge.images import ImageInput, list_images, load_image
 from ayaedge.prompt import Message, Prompt, PromptBuilder
 from ayaedge.sampling import Sampler, SamplingOptions, TextStream
 from ayaedge.tiling import split_tiles
+from ayaedge.turns import Turns
 from ayaedge.vision import VisionEncoder, VisionOptions
 
 StopReason = Literal["stop", "length"]
@@ -85,10 +84,10 @@ class AnswerOptions:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "max_tiles"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidOptionError(f"{name} must be 1 or more, not {value}")
+        check_options(
+            whole_number("max_tokens", self.max_tokens, least=1, optional=True),
+            whole_number("max_tiles", self.max_tiles, least=1, optional=True),
+        )
 
 
 class AnswerStream:
@@ -97,25 +96,52 @@ class AnswerStream:
     Ends early with `close()`, which leaves the model ready for the next question.
     """
 
-    def __init__(self, pieces: Iterator[str], finished: list[Answer]):
-        self._pieces, self._finished = pieces, finished
+    def __init__(self, pieces: Generator[str, None, Answer], turns: Turns):
+        self._pieces, self._turns = pieces, turns
+        self._started = self._over = False
+        self._answer: Answer | None = None
 
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
+    def __iter__(self) -> AnswerStream:
+        return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        if self._over:
+            raise StopIteration
+        if self._started and not self._turns.holds(self):
+            raise AyaEdgeError("this answer cannot go on: another one was begun on the same model since")
+        self._turns.enter(self)
+        with self._turns.step:
+            if self._over:  # by another thread, while this one waited
+                self._turns.leave(self)
+                raise StopIteration
+            self._started = True
+            try:
+                return next(self._pieces)
+            except StopIteration as end:
+                self._answer = end.value
+                self._end()
+                raise
+            except BaseException:
+                self._end()
+                raise
 
     def close(self) -> None:
         """Stop generating."""
-        self._pieces.close()  # type: ignore[attr-defined]
+        with self._turns.step:
+            self._pieces.close()
+        self._end()
 
     @property
     def answer(self) -> Answer:
-        """The whole answer; AyaEdgeError while it is unfinished."""
-        if not self._finished:
-            raise AyaEdgeError("the answer is not finished: iterate to the end first")
-        return self._finished[0]
+        """The whole answer; AyaEdgeError while it is unfinished, or if it was closed before its end."""
+        if self._answer is None:
+            reason = "was ended early" if self._over else "is not finished: iterate to the end first"
+            raise AyaEdgeError(f"the answer {reason}")
+        return self._answer
+
+    def _end(self) -> None:
+        self._over = True
+        self._turns.leave(self)
 
 
 class AyaVision:
@@ -124,15 +150,15 @@ class AyaVision:
         with AyaVision.load("bundle") as model:
             print(model.ask("What is written here?", images=["sign.jpg"]))
 
-    One question is answered at a time: a second thread waits for the first one's answer.
+    One question is answered at a time: a second thread waits for the first one's answer. A model does not survive a
+    fork of the process.
     """
 
     def __init__(self, bundle: Bundle, vision: VisionEncoder, decoder: Decoder):
         self.bundle = bundle
         self._vision, self._decoder = vision, decoder
         self._prompts = PromptBuilder(bundle.manifest, decoder.vocabulary.tokenize)
-        self._lock = threading.Lock()
-        self._owner: int | None = None
+        self._turns = Turns()
 
     @classmethod
     def load(
@@ -148,7 +174,11 @@ class AyaVision:
         """
         opened = read_bundle(bundle if bundle is not None else demo_bundle())
         encoder = VisionEncoder(opened.vision_path, opened.manifest, vision)
-        return cls(opened, encoder, Decoder(opened.decoder_path, opened.manifest, decoder))
+        try:
+            return cls(opened, encoder, Decoder(opened.decoder_path, opened.manifest, decoder))
+        except BaseException:
+            encoder.close()
+            raise
 
     def __enter__(self) -> AyaVision:
         return self
@@ -159,11 +189,9 @@ class AyaVision:
         self.close()
 
     def close(self) -> None:
-        """Free the weights and caches of both halves.
-
-        Waits for a running answer of another thread; an unfinished one of this thread cannot go on.
-        """
-        with nullcontext() if self._owner == threading.get_ident() else self._lock:
+        """Free the weights and caches of both halves; an unfinished answer of any thread ends with an error."""
+        self._turns.close()
+        with self._turns.step:
             self._vision.close()
             self._decoder.close()
 
@@ -171,7 +199,7 @@ class AyaVision:
         self,
         question: str,
         *,
-        images: Sequence[ImageInput] = (),
+        images: Iterable[ImageInput] | ImageInput | None = (),
         system: str | None = None,
         max_tokens: int | None = None,
         max_tiles: int | None = None,
@@ -193,7 +221,7 @@ class AyaVision:
         self,
         question: str,
         *,
-        images: Sequence[ImageInput] = (),
+        images: Iterable[ImageInput] | ImageInput | None = (),
         system: str | None = None,
         max_tokens: int | None = None,
         max_tiles: int | None = None,
@@ -204,69 +232,55 @@ class AyaVision:
     ) -> AnswerStream:
         """The answer in pieces of text, as the model writes it.
 
-        `images` are paths, bytes, PIL images, arrays or data URLs; `system` is an instruction before the
-        question. At temperature 0 the answer is always the same. Raises, when iteration begins, ImageError
+        `images` are paths, bytes, PIL images, arrays or data URLs, or a single one; `system` is an instruction
+        before the question. At temperature 0 the answer is always the same. Raises, when iteration begins, ImageError
         for a picture that cannot be read, ContextLengthError for a prompt that does not fit, PromptError and
         BackendError; InvalidOptionError at once for a senseless option.
         """
         sampling = SamplingOptions(temperature, top_p, top_k, seed)
         options = AnswerOptions(max_tokens, max_tiles, sampling)
-        if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
-            images = [images]
+        pictures = list_images(images)
         messages = [Message("system", system)] if system is not None else []
-        messages.append(Message("user", question, len(images)))
-        finished: list[Answer] = []
-        return AnswerStream(self._generate(messages, images, options, finished), finished)
+        messages.append(Message("user", question, len(pictures)))
+        return AnswerStream(self._generate(messages, pictures, options), self._turns)
 
     def _generate(
-        self,
-        messages: Sequence[Message],
-        images: Sequence[ImageInput],
-        options: AnswerOptions,
-        finished: list[Answer],
-    ) -> Iterator[str]:
+        self, messages: Sequence[Message], images: Sequence[ImageInput], options: AnswerOptions
+    ) -> Generator[str, None, Answer]:
         """1. pictures to tiles  2. prompt  3. embeddings  4. prefill  5. token by token to text."""
         started = time.perf_counter()
-        self._acquire()
-        try:
-            tiling = self.bundle.manifest.tiling
-            tiles = [split_tiles(load_image(i), tiling, max_tiles=options.max_tiles) for i in images]
-            prompt = self._prompts.build(messages, [len(part) for part in tiles])
-            self._check_length(prompt)
-            embeddings = [self._vision.encode(part) for part in tiles]
-            encoded = time.perf_counter()
-            self._prefill(prompt, embeddings)
-            prefilled = first = time.perf_counter()
+        manifest = self.bundle.manifest
+        tiles = [split_tiles(load_image(i), manifest.tiling, max_tiles=options.max_tiles) for i in images]
+        prompt = self._prompts.build(messages, [len(part) for part in tiles])
+        self._check_length(prompt)
+        embeddings = [self._vision.encode(part) for part in tiles]
+        encoded = time.perf_counter()
+        self._prefill(prompt, embeddings)
+        prefilled = first = time.perf_counter()
 
-            stream = TextStream(self._decoder.vocabulary, self.bundle.manifest.tokens.hidden)
-            ids: list[int] = []
-            text: list[str] = []
-            reason: StopReason = "length"
-            for token in self._tokens(options, len(prompt.ids)):
-                first = time.perf_counter() if not ids else first
-                ids.append(token)
-                if token in self.bundle.manifest.tokens.stop:
-                    reason = "stop"
-                    break
-                if piece := stream.push(token):
-                    text.append(piece)
-                    yield piece
-            if piece := stream.finish():
+        stream = TextStream(self._decoder.vocabulary, manifest.tokens.hidden)
+        ids: list[int] = []
+        text: list[str] = []
+        reason: StopReason = "length"
+        for token in self._tokens(options, len(prompt.ids)):
+            first = time.perf_counter() if not ids else first
+            ids.append(token)
+            if token in manifest.tokens.stop:
+                reason = "stop"
+                break
+            if piece := stream.push(token):
                 text.append(piece)
                 yield piece
-            finished.append(
-                Answer(
-                    "".join(text),
-                    Usage(len(prompt.ids), prompt.image_tokens, len(ids), tuple(len(part) for part in tiles)),
-                    Timings(
-                        encoded - started, prefilled - encoded, first - started, time.perf_counter() - first
-                    ),
-                    reason,
-                    tuple(ids),
-                )
-            )
-        finally:
-            self._release()
+        if piece := stream.finish():
+            text.append(piece)
+            yield piece
+        return Answer(
+            "".join(text),
+            Usage(len(prompt.ids), prompt.image_tokens, len(ids), tuple(len(part) for part in tiles)),
+            Timings(encoded - started, prefilled - encoded, first - started, time.perf_counter() - first),
+            reason,
+            tuple(ids),
+        )
 
     def _tokens(self, options: AnswerOptions, prompt_length: int) -> Iterator[int]:
         """Sampled tokens, up to the limit on tokens and the end of the context."""
@@ -301,18 +315,6 @@ class AyaVision:
             raise ContextLengthError(
                 needed=len(prompt.ids), available=available, image_tokens=prompt.image_tokens
             )
-
-    def _acquire(self) -> None:
-        if self._owner == threading.get_ident():
-            raise AyaEdgeError(
-                "this thread has an unfinished answer of the same model: finish or close it first"
-            )
-        self._lock.acquire()
-        self._owner = threading.get_ident()
-
-    def _release(self) -> None:
-        self._owner = None
-        self._lock.release()
 
 
 def demo_bundle() -> Path:

@@ -63,7 +63,9 @@ class PromptBuilder:
         self._template = ChatTemplate(manifest.chat_template)
         markers = [*manifest.tokens.special, manifest.image_prompt.placeholder]
         self._markers = re.compile("|".join(re.escape(m) for m in sorted(markers, key=len, reverse=True)))
-        self._first_characters = re.compile("[" + re.escape("".join({m[0] for m in markers})) + "]")
+        # in either case, because a template may change the case of what it is given
+        first = {variant for m in markers for variant in (m[0].upper(), m[0].lower())}
+        self._first_characters = re.compile("[" + re.escape("".join(sorted(first))) + "]")
 
     def build(self, messages: Sequence[Message], tiles: Sequence[int], *, generate: bool = True) -> Prompt:
         """The prompt of a conversation whose pictures have that many tiles each, in order.
@@ -71,6 +73,9 @@ class PromptBuilder:
         With `generate` it ends where the answer begins. Raises PromptError if the number of pictures does not
         fit, if the template refuses the conversation, or if a text is not valid Unicode.
         """
+        for message in messages:
+            if not isinstance(message.text, str):
+                raise PromptError(f"the text of a turn must be a string, not {type(message.text).__name__}")
         wanted = sum(message.images for message in messages)
         if wanted != len(tiles):
             raise PromptError(f"the conversation has places for {wanted} pictures, {len(tiles)} were given")
@@ -80,7 +85,9 @@ class PromptBuilder:
         spans: list[ImageSpan] = []
         for plain, marker in _split(self._markers, rendered):
             ids += self._plain_ids(plain.replace(guard, ""))
-            if marker == self._image.placeholder and len(spans) < len(tiles):
+            if marker == self._image.placeholder:
+                if len(spans) == wanted:
+                    raise PromptError(f"the chat template has written more pictures than the {wanted} given")
                 start = len(ids)
                 ids += self._image_ids(tiles[len(spans)])
                 spans.append(ImageSpan(start, len(ids)))
@@ -114,13 +121,7 @@ class PromptBuilder:
             guarded = self._first_characters.sub(lambda match: match[0] + guard, message.text)
             parts = [{"type": "image"}] * message.images + [{"type": "text", "text": guarded}]
             turns.append({"role": message.role, "content": parts if message.images else guarded})
-        names = {value: text for text, value in self._tokens.special.items()}
-        rendered = self._template.render(
-            messages=turns,
-            add_generation_prompt=generate,
-            bos_token=names[self._tokens.bos],
-            eos_token=names.get(self._tokens.stop[0], ""),
-        )
+        rendered = self._template.render(messages=turns, add_generation_prompt=generate, **self._tokens.named)
         try:
             rendered.encode()
         except UnicodeEncodeError as error:

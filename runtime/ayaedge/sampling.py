@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import math
 import secrets
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from types import TracebackType
 
 from ayaedge import llama
 from ayaedge.decoder import Decoder, Vocabulary
-from ayaedge.errors import AyaEdgeError, InvalidOptionError
+from ayaedge.errors import AyaEdgeError, check_options, whole_number
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,18 @@ class SamplingOptions:
     """Of the random numbers, 0 to 2**32 - 1; None draws one."""
 
     def __post_init__(self) -> None:
-        faults = []
-        if not 0 <= self.temperature < float("inf"):
-            faults.append(f"temperature must be 0 or more, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            faults.append(f"top_p must lie above 0 and at most at 1, not {self.top_p}")
-        if self.top_k < 0:
-            faults.append(f"top_k must be 0 (off) or more, not {self.top_k}")
-        if self.seed is not None and not 0 <= self.seed < 1 << 32:
-            faults.append(f"seed must lie between 0 and 2**32 - 1, not {self.seed}")
-        if faults:
-            raise InvalidOptionError("; ".join(faults))
+        check_options(
+            _number("temperature", self.temperature, "0 or more", lambda value: 0 <= value < math.inf),
+            _number("top_p", self.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1),
+            whole_number("top_k", self.top_k, least=0, most=2**31 - 1),
+            whole_number("seed", self.seed, least=0, most=2**32 - 1, optional=True),
+        )
+
+
+def _number(name: str, value: object, limits: str, fits: Callable[[float], bool]) -> str | None:
+    if isinstance(value, (int, float)) and fits(value):
+        return None
+    return f"{name} must be {limits}, not {value!r}"
 
 
 class Sampler:

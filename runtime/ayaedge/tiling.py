@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+MOST_TILES = 256
+"""Largest limit on tiles that a checkpoint may have; the released ones have 12."""
+
 
 @dataclass(frozen=True)
 class Tiling:

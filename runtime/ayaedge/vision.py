@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge.bundle import Manifest
-from ayaedge.decoder import available_cores
-from ayaedge.errors import AyaEdgeError, BackendError, BundleError
+from ayaedge.decoder import MAX_THREADS, available_cores
+from ayaedge.errors import AyaEdgeError, BackendError, BundleError, check_options, whole_number
 from ayaedge.tiling import normalize
 
 Device = Literal["cpu"]
@@ -27,6 +28,13 @@ class VisionOptions:
     device: Device = "cpu"
     verbose: bool = False
     """Let ONNX Runtime write its own messages to stderr."""
+
+    def __post_init__(self) -> None:
+        unknown = self.device not in get_args(Device)
+        check_options(
+            whole_number("threads", self.threads, least=1, most=MAX_THREADS, optional=True),
+            f"device must be one of {', '.join(get_args(Device))}, not {self.device!r}" if unknown else None,
+        )
 
 
 class VisionEncoder:
@@ -54,8 +62,6 @@ class VisionEncoder:
         Tiles run one by one, which on a CPU is as fast as any batch and takes less memory; equal tiles are encoded
         once. `on_tile` is called with the number of tiles that are done, and of all.
         """
-        if self._session is None:
-            raise AyaEdgeError("this model is closed")
         done: dict[bytes, NDArray[np.float32]] = {}
         rows = []
         for number, tile in enumerate(tiles, 1):
@@ -69,6 +75,8 @@ class VisionEncoder:
 
     def run(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         """The graph itself: normalised tiles (n, 3, S, S) to image embeddings (n, T, hidden)."""
+        if self._session is None:
+            raise AyaEdgeError("this model is closed")
         try:
             (embeddings,) = self._session.run(None, {self._session.get_inputs()[0].name: pixel_values})
         except Exception as error:
@@ -87,6 +95,6 @@ def _make_session(path: Path, options: VisionOptions) -> Any:
     # Waiting threads must not spin: the decoder needs the processor as soon as the last tile is done.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(os.fspath(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error

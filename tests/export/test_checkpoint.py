@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -125,13 +126,13 @@ def test_an_unsupported_number_format_is_named(checkpoint: Path) -> None:
             lambda t: t.update(added_tokens=[a for a in t["added_tokens"] if "IMG" not in a["content"]]),
             "the tokenizer has no image token <|IMG_PATCH|>",
         ),
-        ("tokenizer_config.json", lambda t: t.pop("bos_token"), "no bos_token"),
+        ("tokenizer_config.json", lambda t: t.pop("bos_token"), "must name a bos_token"),
         (
             "preprocessor_config.json",
             lambda p: p.update(size={"height": 64, "width": 64}),
             "tiles of 64 x 64",
         ),
-        ("preprocessor_config.json", lambda p: p.update(do_normalize=False), "do_normalize false"),
+        ("preprocessor_config.json", lambda p: p.update(do_normalize=False), "do_normalize False"),
         ("processor_config.json", lambda p: p.update(patch_size=28), "writes 4 image tokens for a tile"),
     ],
 )
@@ -252,6 +253,31 @@ def test_a_tensor_that_is_there_twice_is_named(checkpoint: Path) -> None:
     assert "is there twice" in refusal(checkpoint)
 
 
+def test_the_template_may_stand_in_any_of_three_places(checkpoint: Path) -> None:
+    template = open_checkpoint(checkpoint).chat_template
+    for name in ("chat_template.jinja", "chat_template.json"):
+        (checkpoint / name).unlink(missing_ok=True)
+    settings = checkpoint / "tokenizer_config.json"
+    edit(settings, lambda t: t.update(chat_template=template))
+    assert open_checkpoint(checkpoint).chat_template == template
+    edit(settings, lambda t: t.update(chat_template=[{"name": "default", "template": template}]))
+    assert open_checkpoint(checkpoint).chat_template == template
+    edit(settings, lambda t: t.pop("chat_template"))
+    (checkpoint / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert open_checkpoint(checkpoint).chat_template == template
+    (checkpoint / "chat_template.jinja").write_text("\ufeff" + template, "utf-8")
+    assert open_checkpoint(checkpoint).chat_template == template
+
+
+def test_the_image_processor_may_stand_inside_the_processors_file(checkpoint: Path) -> None:
+    tiling = open_checkpoint(checkpoint).tiling
+    image = checkpoint / "preprocessor_config.json"
+    nested = json.loads(image.read_text("utf-8"))
+    edit(checkpoint / "processor_config.json", lambda p: p.update(image_processor=nested))
+    image.unlink()
+    assert open_checkpoint(checkpoint).tiling == tiling
+
+
 def test_the_licence_comes_from_the_model_card(checkpoint: Path) -> None:
     (checkpoint / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# Card\n")
     assert open_checkpoint(checkpoint).license == "cc-by-nc-4.0"
@@ -260,3 +286,102 @@ def test_the_licence_comes_from_the_model_card(checkpoint: Path) -> None:
 def test_stop_tokens_may_be_several(checkpoint: Path) -> None:
     (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 6]}))
     assert open_checkpoint(checkpoint).stop_ids == (6, 7)
+
+
+ODD_VALUES = [None, "x", -1, 0, [], [None], {}, 10**30, float("nan"), True]
+FUZZED_FILES = (
+    "config.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+)
+
+
+def places(data: Any, depth: int = 2) -> list[tuple[str, ...]]:
+    """Where the values of an object are, two levels deep."""
+    found = []
+    for key, value in data.items() if isinstance(data, dict) and depth else []:
+        found += [(key,), *((key, *rest) for rest in places(value, depth - 1))]
+    return found
+
+
+@pytest.mark.parametrize("file", FUZZED_FILES)
+def test_a_value_of_any_kind_anywhere_is_accepted_or_refused_cleanly(checkpoint: Path, file: str) -> None:
+    path = checkpoint / file
+    text = path.read_text("utf-8")
+    for number, place in enumerate(places(json.loads(text))):
+        if place[0] in ("added_tokens_decoder", "chat_template"):
+            continue
+        for value in ODD_VALUES[number % 3 :: 3]:
+            data = json.loads(text)
+            parent = data
+            for key in place[:-1]:
+                parent = parent[key]
+            parent[place[-1]] = value
+            path.write_text(json.dumps(data), "utf-8")
+            with contextlib.suppress(CheckpointError):
+                open_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t["added_tokens"][3].update(id=2), "one of the two is taken already"),
+        (lambda t: t["added_tokens"][3].update(id=500), "gives id"),
+        (lambda t: t["added_tokens"][3].update(id=-1), "without a text and an id"),
+        (lambda t: t["added_tokens"][3].update(content="<CLS>"), "one of the two is taken already"),
+        (lambda t: t["added_tokens"].append(None), "without a text and an id"),
+        (lambda t: t["model"].update(merges=["a b c"]), "not a pair of its tokens"),
+        (lambda t: t["model"].update(merges=[]), "has no merges"),
+        (lambda t: t["model"].update(vocab={}), "no vocabulary"),
+    ],
+)
+def test_a_tokenizer_that_would_crash_llama_cpp_is_refused(
+    checkpoint: Path, change: Callable[[dict[str, Any]], object], says: str
+) -> None:
+    edit(checkpoint / "tokenizer.json", change)
+    assert says in refusal(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.update(layer_types=["x"] * 6), "layer_types"),
+        (lambda t: t.update(layer_types=["full_attention"] * 6), "no layer of the decoder slides"),
+        (lambda t: t.update(layer_types=["sliding_attention"]), "layer_types"),
+        (lambda t: t.update(layer_norm_eps=-1), "layer_norm_eps -1"),
+        (lambda t: t.update(logit_scale=0), "logit_scale 0"),
+        (lambda t: t.update(rope_theta=float("nan")), "rope_theta nan"),
+        (lambda t: t.update(sliding_window=0), "sliding_window 0"),
+        (lambda t: t.update(num_hidden_layers=10**30), "num_hidden_layers"),
+    ],
+)
+def test_a_decoder_that_llama_cpp_cannot_run_is_refused(
+    checkpoint: Path, change: Callable[[dict[str, Any]], object], says: str
+) -> None:
+    edit(checkpoint / "config.json", lambda c: change(c["text_config"]))
+    assert says in refusal(checkpoint)
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "no picture at all", "{{ raise_exception('no') }}"])
+def test_a_template_that_cannot_ask_about_a_picture_is_refused(checkpoint: Path, template: str) -> None:
+    for name in ("chat_template.jinja", "chat_template.json"):
+        (checkpoint / name).unlink(missing_ok=True)
+    (checkpoint / "chat_template.jinja").write_text(template)
+    assert "chat template" in refusal(checkpoint)
+
+
+@pytest.mark.parametrize("ids", [[], 99999, -1, "x", [1, "x"]])
+def test_stop_tokens_must_be_tokens(checkpoint: Path, ids: object) -> None:
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    assert "eos_token_id" in refusal(checkpoint)
+
+
+def test_faults_of_all_files_are_reported_together(checkpoint: Path) -> None:
+    edit(checkpoint / "config.json", lambda c: c["text_config"].update(hidden_act="gelu"))
+    edit(checkpoint / "preprocessor_config.json", lambda p: p.update(do_normalize=False))
+    (checkpoint / "tokenizer.json").unlink()
+    message = refusal(checkpoint)
+    for part in ("hidden_act", "do_normalize", "tokenizer.json is missing"):
+        assert part in message

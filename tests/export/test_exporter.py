@@ -92,6 +92,48 @@ def test_force_never_replaces_what_is_no_bundle(tiny: Path, tmp_path: Path) -> N
     assert (tmp_path / "photos" / "a.jpg").read_text() == "precious"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_terminated_export_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+    assert interrupted_export(tiny, tmp_path, signal.SIGTERM) == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_link_is_followed_and_stays_a_link(tiny: Path, tmp_path: Path) -> None:
+    export_checkpoint(tiny, tmp_path / "real", quant="q8_0")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    export_checkpoint(tiny, tmp_path / "link", quant="f16", force=True)
+    assert (tmp_path / "link").is_symlink()
+    assert read_bundle(tmp_path / "real").manifest.formats.decoder == "f16"
+
+
+def test_a_file_and_the_working_directory_are_no_targets(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match="is a file"):
+        export_checkpoint(tiny, tmp_path / "file", force=True)
+    bundle = export_checkpoint(tiny, tmp_path / "b")
+    monkeypatch.chdir(bundle.directory)
+    with pytest.raises(ExportError, match="working directory"):
+        export_checkpoint(tiny, Path(), force=True)
+
+
+@pytest.mark.parametrize("quant", ["f16", "q8_0", "q4_k_m"])
+def test_a_weight_that_the_format_cannot_hold_is_an_error(
+    tiny: Path, tmp_path: Path, quant: decoder_gguf.DecoderFormat
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    shape = Shape(text={"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 3})
+    checkpoint = write_random_checkpoint(tmp_path / "c", tiny, shape)
+    tensors = load_file(checkpoint / "model.safetensors")
+    name = "language_model.model.layers.1.mlp.up_proj.weight"
+    tensors[name][3] = 1e9
+    save_file(tensors, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{name}.*too large"):
+        export_checkpoint(checkpoint, tmp_path / "b", quant=quant)
+
+
 def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +174,12 @@ def test_a_really_full_disk_says_so(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_an_interrupted_export_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+    assert interrupted_export(tiny, tmp_path, signal.SIGINT) == 128 + signal.SIGINT
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def interrupted_export(tiny: Path, tmp_path: Path, number: signal.Signals) -> int:
+    """Exit code of an export to `tmp_path` / b that gets a signal while it writes the decoder."""
     shape = Shape(text={"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16})
     checkpoint = write_random_checkpoint(tmp_path / "c", tiny, shape)
     process = subprocess.Popen(
@@ -141,10 +189,9 @@ def test_an_interrupted_export_leaves_nothing(tiny: Path, tmp_path: Path) -> Non
     while not list(tmp_path.glob(".b.*/decoder.gguf")):
         assert process.poll() is None, "the export ended before it could be interrupted"
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.communicate()
-    assert process.returncode == 130
-    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    return process.returncode
 
 
 def test_a_broken_checkpoint_is_refused_before_anything_is_written(tiny: Path, tmp_path: Path) -> None:

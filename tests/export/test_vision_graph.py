@@ -95,7 +95,7 @@ def trained(tiny: Path) -> Tower:
     """The trained checkpoint's tower, with the tiles of real pictures."""
     if not (tiny / "model.safetensors").exists():
         pytest.skip(f"no trained checkpoint in {tiny}")
-    config = parse_config(json.loads((tiny / "config.json").read_text("utf-8"))).vision
+    config = parse_config(json.loads((tiny / "config.json").read_text("utf-8")), []).vision
     tiling = Tiling(tile_size=config.image_size, max_tiles=6)
     pictures = [load_image(path) for path in sorted(PICTURES.glob("*.png"))]
     tiles = np.concatenate([normalize(split_tiles(picture, tiling), tiling) for picture in pictures])

@@ -37,7 +37,7 @@ def random_weights(config: VisionConfig) -> WeightSource:
 def trained_tower(directory: Path) -> tuple[VisionConfig, WeightSource]:
     if not (directory / "model.safetensors").exists():
         pytest.skip(f"no trained checkpoint in {directory}")
-    config = parse_config(json.loads((directory / "config.json").read_text("utf-8"))).vision
+    config = parse_config(json.loads((directory / "config.json").read_text("utf-8")), []).vision
     return config, TensorIndex(directory).read
 
 

@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ayaedge import Bundle
+from ayaedge import Bundle, cli
+from ayaedge_export.exporter import DECODER_FORMATS, VISION_FORMATS
 
 
 def ayaedge(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -183,3 +185,35 @@ def test_answers_are_utf8_whatever_the_terminals_encoding(picture: Path) -> None
     )
     assert result.returncode == 0
     assert np.any([ord(c) > 127 for c in result.stdout])
+
+
+def test_the_options_offer_every_format_that_the_exporter_writes() -> None:
+    assert get_args(cli.DecoderFormat) == DECODER_FORMATS
+    assert get_args(cli.VisionFormat) == VISION_FORMATS
+
+
+def test_an_answer_that_cannot_be_written_is_an_error() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("the system has no device that is always full")
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "ayaedge", "ask", "Hi", "-n", "2"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert result.returncode == 1
+    assert "error:" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_accident() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ayaedge", "ask", "Hi", "--temperature", "50", "--seed", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+    process.wait()

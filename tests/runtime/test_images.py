@@ -93,7 +93,11 @@ def bomb() -> bytes:
         (b"", "is empty"),
         (b"not a picture at all", "not a picture in a format"),
         (png()[:-40], "damaged or incomplete"),
-        (png()[:30], "picture"),
+        (png()[:30], "not a picture in a format"),
+        ("", "path of a picture is empty"),
+        ("HTTP://example.org/a.png", "works offline"),
+        ("file:///a.png", "works offline"),
+        ("x" * 5000, "cannot be read"),
         (bomb(), "too large|more than the"),
         ("data:image/png;base64,%%%", "not valid base64"),
         ("data:image/png,plain", "not of the form"),
@@ -118,7 +122,7 @@ def test_a_missing_or_odd_path_is_named(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ImageError, match=says) as caught:
             load_image(path)
-        assert str(path) in str(caught.value)
+        assert path.name in str(caught.value)
 
 
 def test_an_error_is_also_the_builtin_that_callers_catch() -> None:

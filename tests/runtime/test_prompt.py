@@ -13,6 +13,7 @@ from ayaedge import AyaVision, PromptError
 from ayaedge.bundle import Bundle
 from ayaedge.decoder import Decoder, DecoderOptions
 from ayaedge.prompt import Message, PromptBuilder
+from ayaedge.template import ChatTemplate
 from ayaedge.tiling import choose_grid
 from ayaedge_export.reference import Reference
 from ayaedge_export.sample_text import SENTENCES
@@ -127,7 +128,7 @@ def test_the_published_vocabulary_cases_have_the_published_ids(
     texts = base.with_name(base.name + ".inp").read_text("utf-8").split("\n__ggml_vocab_test__\n")
     ids = base.with_name(base.name + ".out").read_text("utf-8").splitlines()
     cases = list(zip(texts, ids, strict=False))
-    assert len(cases) >= 46
+    assert len(texts) == len(ids) == len(cases) == 47
     for text, expected in cases:
         assert builder._tokenize(text) == [int(token) for token in expected.split()], text
 
@@ -218,11 +219,44 @@ def with_template(model: AyaVision, template: str) -> PromptBuilder:
         "{{ messages[0].__init__.__globals__ }}",
         "{{ raise_exception('no such role') }}",
         "{% for %}",
+        "{{ 'a' + 1 }}",
+        "{{ range(10 ** 9) | list }}",
     ],
 )
 def test_a_hostile_or_faulty_template_gets_nowhere(exact_model: AyaVision, template: str) -> None:
     with pytest.raises(PromptError, match="chat template"):
         with_template(exact_model, template).build([Message("user", "x")], [])
+
+
+def test_a_template_that_writes_too_many_pictures_is_an_error(exact_model: AyaVision) -> None:
+    with pytest.raises(PromptError, match="more pictures than the 0 given"):
+        with_template(exact_model, "<image>{{ messages[0].content }}").build([Message("user", "x")], [])
+
+
+@pytest.mark.parametrize("change", ["upper", "lower", "title", "trim", "replace('a', 'a')"])
+def test_a_template_that_changes_texts_opens_no_door(exact_model: AyaVision, change: str) -> None:
+    builder = with_template(exact_model, "{{ messages[0].content | " + change + " }}")
+    special = set(exact_model.bundle.manifest.tokens.special.values())
+    for marker in (*exact_model.bundle.manifest.tokens.special, "<image>"):
+        for text in (marker, marker.lower(), marker.upper(), marker.swapcase()):
+            assert not special & set(builder.build([Message("user", text)], []).ids), text
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{% if tools is none and documents is none %}a{% endif %}", "a"),
+        ("{% generation %}a{% endgeneration %}", "a"),
+        ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true) }}", '{"a": 2, "b": 1}'),
+        ("{{ eos_token }}{{ pad_token }}", "<|END_OF_TURN_TOKEN|><PAD>"),
+        ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
+    ],
+)
+def test_templates_find_what_transformers_gives_them(
+    exact_model: AyaVision, template: str, text: str
+) -> None:
+    named = exact_model.bundle.manifest.tokens.named
+    assert ChatTemplate(template).render(messages=[], **named) == text
 
 
 def test_a_template_that_drops_pictures_is_an_error(exact_model: AyaVision) -> None:
