@@ -24,7 +24,8 @@ from ayaedge_export.config import TextConfig
 from ayaedge_export.tensors import TensorIndex
 from ayaedge_export.tokenizer import PRE_TOKENIZER, Tokenizer
 from ayaedge_quant.ggml import GgmlType, encode
-from ayaedge_quant.recipes import FILE_TYPE, DecoderFormat, tensor_type
+from ayaedge_quant.imatrix import ImportanceMatrix
+from ayaedge_quant.recipes import FILE_TYPE, DecoderFormat, Recipe, as_recipe, tensor_type
 
 ARCHITECTURES = {"cohere2": "cohere2", "cohere": "command-r"}
 """llama.cpp's name of each decoder type."""
@@ -65,12 +66,12 @@ class PlannedTensor:
         return rows * self.kind.row_bytes(self.shape[-1])
 
 
-def plan_tensors(text: TextConfig, fmt: DecoderFormat) -> list[PlannedTensor]:
+def plan_tensors(text: TextConfig, recipe: DecoderFormat | Recipe) -> list[PlannedTensor]:
     """Every tensor of the file with its type, in the order in which it is written: the embeddings first."""
     plan = []
     for source, shape in text_tensors(text).items():
         name = gguf_name(source)
-        plan.append(PlannedTensor(source, name, shape, tensor_type(name, shape, text.num_layers, fmt)))
+        plan.append(PlannedTensor(source, name, shape, tensor_type(name, shape, text.num_layers, recipe)))
     return plan
 
 
@@ -88,20 +89,24 @@ def gguf_name(source: str) -> str:
 def write_decoder(
     checkpoint: Checkpoint,
     path: Path,
-    fmt: DecoderFormat,
+    recipe: DecoderFormat | Recipe,
     *,
+    importance: ImportanceMatrix | None = None,
     threads: int | None = None,
     advance: Advance | None = None,
 ) -> EmbeddingTable:
-    """Write the decoder of `checkpoint` to `path` in the format `fmt`; returns where its embeddings lie.
+    """Write the decoder of `checkpoint` to `path` as `recipe` says; returns where its embeddings lie.
 
-    Peak memory is a few slabs of 16 MB for each thread. Raises ValueError, naming the tensor, for weights that
-    are not finite, and OSError if the file cannot be written.
+    With `importance` the encoders weigh each column by its mean squared input. Peak memory is a few slabs of 16 MB
+    for each thread. Raises ValueError, naming the tensor, for weights that are not finite or too large for their
+    type, and OSError if the file cannot be written.
     """
-    plan = plan_tensors(checkpoint.config.text, fmt)
+    plan = plan_tensors(checkpoint.config.text, recipe)
     writer = gguf.GGUFWriter(path, ARCHITECTURES[checkpoint.config.text.model_type])
     try:
-        _add_metadata(writer, checkpoint, fmt)
+        _add_metadata(writer, checkpoint, as_recipe(recipe).format)
+        if importance:
+            _add_importance(writer, importance)
         for tensor in plan:
             writer.add_tensor_info(
                 tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes,
@@ -113,14 +118,19 @@ def write_decoder(
         out = writer.fout[0]
         out.write(bytes(-out.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
         embeddings = EmbeddingTable(plan[0].kind.name, out.tell(), plan[0].kind.row_bytes(plan[0].shape[1]))
-        _write_tensors(out, plan, checkpoint.tensors, threads or os.cpu_count() or 1, advance)
+        _write_tensors(out, plan, checkpoint.tensors, importance, threads or os.cpu_count() or 1, advance)
     finally:
         writer.close()
     return embeddings
 
 
 def _write_tensors(
-    out: BinaryIO, plan: list[PlannedTensor], tensors: TensorIndex, threads: int, advance: Advance | None
+    out: BinaryIO,
+    plan: list[PlannedTensor],
+    tensors: TensorIndex,
+    importance: ImportanceMatrix | None,
+    threads: int,
+    advance: Advance | None,
 ) -> None:
     """Encode slabs on `threads` threads and write them in order; at most two slabs a thread are in memory."""
     alignment = gguf.GGUF_DEFAULT_ALIGNMENT
@@ -138,9 +148,10 @@ def _write_tensors(
         try:
             for tensor in plan:
                 entry = tensors.entries[tensor.source]
+                columns = importance.importance(tensor.name) if importance else None
                 for start, stop in _slabs(tensor.shape):
                     share = entry.nbytes * (stop - start) // entry.shape[0]
-                    future = pool.submit(_encode_rows, tensors, tensor, start, stop)
+                    future = pool.submit(_encode_rows, tensors, tensor, start, stop, columns)
                     pending.append((tensor, share, stop == entry.shape[0], future))
                     if len(pending) > 2 * threads:
                         write_oldest()
@@ -151,10 +162,12 @@ def _write_tensors(
             raise
 
 
-def _encode_rows(tensors: TensorIndex, tensor: PlannedTensor, start: int, stop: int) -> NDArray[np.uint8]:
+def _encode_rows(
+    tensors: TensorIndex, tensor: PlannedTensor, start: int, stop: int, importance: NDArray[np.float32] | None
+) -> NDArray[np.uint8]:
     weights = tensors.read_rows(tensor.source, start, stop)
     try:
-        return encode(weights.reshape(-1, tensor.shape[-1]), tensor.kind)
+        return encode(weights.reshape(-1, tensor.shape[-1]), tensor.kind, importance)
     except ValueError as error:
         broken = int(np.count_nonzero(~np.isfinite(weights)))
         raise ValueError(
@@ -192,11 +205,19 @@ def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, fmt: DecoderF
     if text.sliding_window is not None:
         writer.add_sliding_window(text.sliding_window)
         writer.add_array(f"{writer.arch}.attention.sliding_window_pattern", list(text.layer_is_sliding))
-    _add_tokenizer(writer, checkpoint.tokenizer, text.vocab_size)
+    add_tokenizer(writer, checkpoint.tokenizer, text.vocab_size)
     writer.add_chat_template(checkpoint.chat_template)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> None:
+def _add_importance(writer: gguf.GGUFWriter, importance: ImportanceMatrix) -> None:
+    """Where the importance came from, under the keys of llama.cpp's quantizer."""
+    if importance.datasets:
+        writer.add_string("quantize.imatrix.dataset", importance.datasets[0])
+    writer.add_uint32("quantize.imatrix.entries_count", len(importance.entries))
+    writer.add_uint32("quantize.imatrix.chunks_count", importance.chunk_count)
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> None:
     """The vocabulary, padded to the rows of the embeddings.
 
     Added tokens are CONTROL, so that llama.cpp parses none of them in a user's text and prints none of them.

@@ -29,7 +29,8 @@ from ayaedge_export.decoder_gguf import ARCHITECTURES, Advance, write_decoder
 from ayaedge_export.tensors import WeightSource
 from ayaedge_export.vision_graph import write_vision_graph
 from ayaedge_export.vision_int8 import write_int8_vision_graph
-from ayaedge_quant.recipes import DECODER_FORMATS, DecoderFormat
+from ayaedge_quant.imatrix import ImportanceMatrix
+from ayaedge_quant.recipes import DECODER_FORMATS, DecoderFormat, Recipe, as_recipe
 
 __all__ = [
     "DECODER_FORMATS",
@@ -52,8 +53,9 @@ def export_checkpoint(
     checkpoint: Checkpoint | str | Path,
     target: str | Path | None = None,
     *,
-    quant: DecoderFormat = "q4_k_m",
+    quant: DecoderFormat | Recipe = "q4_k_m",
     vision: VisionFormat = "int8",
+    importance: ImportanceMatrix | None = None,
     trace: bool = False,
     force: bool = False,
     threads: int | None = None,
@@ -61,9 +63,11 @@ def export_checkpoint(
 ) -> Bundle:
     """Export a checkpoint to the bundle directory `target`, by default one named after it in the working directory.
 
-    `trace` takes the vision graph from PyTorch through optimum's exporter instead of building it from the weights;
-    such a graph is fp32. `force` replaces an existing bundle once the new one is complete. `advance` is called with
-    bytes of the checkpoint that are dealt with; in all it gets `work_bytes`.
+    `quant` is a named format, or a recipe with types for single tensors; `importance` lets the encoders weigh each
+    column by its mean squared input (`ayaedge_export.calibration`). `trace` takes the vision graph from PyTorch
+    through optimum's exporter instead of building it from the weights; such a graph is fp32. `force` replaces an
+    existing bundle once the new one is complete. `advance` is called with bytes of the checkpoint that are dealt
+    with; in all it gets `work_bytes`.
 
     Raises CheckpointError if the checkpoint cannot be exported, ExportError if the target exists or the export
     could not be finished; then nothing is left under the target's name.
@@ -74,18 +78,30 @@ def export_checkpoint(
         raise ExportError(
             f"a traced vision graph is fp32, not {vision}: add --vision fp32 or leave out --trace"
         )
-    target = Path(target) if target is not None else Path(default_name(checkpoint, quant, vision))
+    recipe = as_recipe(quant)
+    target = Path(target) if target is not None else Path(default_name(checkpoint, recipe.format, vision))
     try:
         with staged_directory(target, force=force) as staging:
             _write_vision(checkpoint, staging / VISION, vision, trace=trace, advance=advance)
-            embeddings = write_decoder(checkpoint, staging / DECODER, quant, threads=threads, advance=advance)
-            write_manifest(staging, describe(checkpoint, embeddings, Formats(vision, quant)))
+            embeddings = write_decoder(
+                checkpoint, staging / DECODER, recipe, importance=importance, threads=threads, advance=advance
+            )
+            formats = Formats(vision, recipe.format, _adjustments(recipe, importance))
+            write_manifest(staging, describe(checkpoint, embeddings, formats))
     except ValueError as error:  # a weight that is not finite, or does not fit the format
         raise CheckpointError(f"the checkpoint {checkpoint.directory}: {error}") from error
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
         raise ExportError(f"{target} could not be written: {reason}; nothing was left behind") from error
     return read_bundle(target)
+
+
+def _adjustments(recipe: Recipe, importance: ImportanceMatrix | None) -> tuple[str, ...]:
+    types = [str(override) for override in recipe.overrides]
+    if recipe.output_type is not None:
+        types.insert(0, f"output={recipe.output_type.name.lower()}")
+    sources = [f"importance from {name}" for name in importance.datasets or ("a file",)] if importance else []
+    return (*types, *sources)
 
 
 def default_name(checkpoint: Checkpoint, quant: DecoderFormat, vision: VisionFormat) -> str:

@@ -65,6 +65,8 @@ class Formats:
 
     vision: str
     decoder: str
+    adjustments: tuple[str, ...] = ()
+    """What else decided about the decoder's weights: an importance matrix, types that a user asked for."""
 
 
 @dataclass(frozen=True)

@@ -8,38 +8,18 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
 from rich.text import Text
 
-from ayaedge import (
-    Answer,
-    AyaEdgeError,
-    AyaVision,
-    BundleError,
-    DecoderOptions,
-    MissingExtraError,
-    VisionOptions,
-)
-from ayaedge.bundle import Bundle, check_hashes, read_bundle
-from ayaedge.errors import list_faults
-
-if TYPE_CHECKING:
-    from ayaedge_export.verify import Report
+from ayaedge import Answer, AyaEdgeError, AyaVision, DecoderOptions, VisionOptions
+from ayaedge import cli_export as exporting
+from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.cli_export import BundleArgument
+from ayaedge.console import JsonFlag, size_text, stderr, write
 
 app = typer.Typer(
     help="Run Aya Vision, a vision-language model for 23 languages, on an ordinary computer, offline.",
@@ -48,16 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-
-DecoderFormat = Literal["q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16", "f32"]
-VisionFormat = Literal["int8", "fp16", "fp32"]
-
-_REPORT_WIDTH = 120
 _KILLED = 128
 """Exit code of a process that a signal ended, less the signal's number."""
-JsonFlag = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle directory.")]
 
 
 def main() -> None:
@@ -131,49 +103,8 @@ def ask(
         )  # fmt: skip
         for piece in stream:
             if not as_json:
-                _write(piece)
+                write(piece)
         _finish_answer(loaded, stream.answer, as_json=as_json, verbose=verbose)
-
-
-@app.command()
-def export(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face checkpoint directory.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Bundle directory; by default named after the checkpoint."),
-    ] = None,
-    quant: Annotated[DecoderFormat, typer.Option(help="Number format of the decoder.")] = "q4_k_m",
-    vision: Annotated[
-        VisionFormat | None, typer.Option(help="Number format of the vision tower. [default: int8]")
-    ] = None,
-    trace: Annotated[
-        bool, typer.Option("--trace", help="Trace the vision tower with PyTorch (fp32; extra: trace).")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
-    threads: Annotated[int | None, typer.Option("-t", "--threads", help="Processor threads.")] = None,
-) -> None:
-    """Turn a Hugging Face checkpoint of Aya Vision into a bundle."""
-    exporter = _exporter("ayaedge export")
-    vision = vision or ("fp32" if trace else "int8")
-    opened = exporter.open_checkpoint(checkpoint)
-    target = output or Path(exporter.default_name(opened, quant, vision))
-    exporter.check_target(target, force=force)
-    with _progress(exporter.work_bytes(opened)) as advance:
-        bundle = exporter.export_checkpoint(
-            opened,
-            target,
-            quant=quant,
-            vision=vision,
-            trace=trace,
-            force=force,
-            threads=threads,
-            advance=advance,
-        )
-    stderr.print(
-        Text("exported ", "green").append(f"{bundle.directory} ({_megabytes(bundle.size)})", "default")
-    )
 
 
 @app.command()
@@ -181,53 +112,22 @@ def info(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
     """Show what a bundle is and what it holds."""
     opened = read_bundle(bundle)
     if as_json:
-        _write(opened.manifest.to_json())
+        write(opened.manifest.to_json())
         return
     for name, value in _facts(opened):
-        _write(f"{name:<13} {value}\n")
+        write(f"{name:<13} {value}\n")
 
 
-@app.command()
-def verify(
-    bundle: BundleArgument,
-    against: Annotated[
-        Path | None, typer.Option(help="The checkpoint that it was made from: measures how near it is.")
-    ] = None,
-    trace: Annotated[
-        bool, typer.Option("--trace", help="With --against: also compare both routes to the vision graph.")
-    ] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Check a bundle's files, and with a checkpoint its numbers; exit code 1 if anything is not as it should be."""
-    opened = read_bundle(bundle)
-    if faults := check_hashes(opened):
-        raise BundleError(list_faults(f"the bundle {bundle}", faults))
-    AyaVision.load(bundle).close()  # both halves load and belong together
-    if against is None:
-        if trace:
-            raise typer.BadParameter("--trace needs --against CHECKPOINT")
-        if as_json:
-            _write(json.dumps({"files": "intact", "passed": True}) + "\n")
-        else:
-            stderr.print("[green]intact[/]: every file has the hash that was written, and both halves load")
-        return
-    _exporter("ayaedge verify --against")
-    from ayaedge_export.verify import verify_bundle
-
-    report = verify_bundle(opened, against, trace=trace)
-    if as_json:
-        _write(json.dumps(report.to_dict(), indent=2) + "\n")
-    else:
-        _print_report(report)
-    if not report.passed:
-        raise typer.Exit(1)
+for _command in (exporting.export, exporting.verify, exporting.plan, exporting.calibrate):
+    app.command()(_command)
+app.command("eval")(exporting.evaluate)
 
 
 def _finish_answer(model: AyaVision, answer: Answer, *, as_json: bool, verbose: bool) -> None:
     if as_json:
-        _write(json.dumps({"model": model.bundle.name, **answer.to_dict()}, ensure_ascii=False) + "\n")
+        write(json.dumps({"model": model.bundle.name, **answer.to_dict()}, ensure_ascii=False) + "\n")
         return
-    _write("\n")
+    write("\n")
     if verbose:
         usage, timings = answer.usage, answer.timings
         stderr.print(
@@ -241,7 +141,7 @@ def _finish_answer(model: AyaVision, answer: Answer, *, as_json: bool, verbose: 
 def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     manifest = bundle.manifest
     tiling, decoder = manifest.tiling, manifest.decoder
-    yield "bundle", f"{bundle.name} (format {manifest.format_version}, {_megabytes(bundle.size)})"
+    yield "bundle", f"{bundle.name} (format {manifest.format_version}, {size_text(bundle.size)})"
     yield "made from", f"{manifest.source.name}: {manifest.source.parameters / 1e6:,.1f} M parameters"
     yield "licence", manifest.source.license
     yield (
@@ -252,49 +152,12 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     layers = f"{decoder.num_layers} layers of {decoder.hidden_size}"
     window = f", window {decoder.sliding_window}" if decoder.sliding_window else ""
     yield "decoder", f"{manifest.formats.decoder}, {decoder.architecture}, {layers}{window}"
+    if manifest.formats.adjustments:
+        yield "adjusted by", ", ".join(manifest.formats.adjustments)
     yield "context", f"{decoder.context_length} tokens"
     for name, info in manifest.files.items():
-        yield name, f"{_megabytes(info.size)}, SHA-256 {info.sha256}"
+        yield name, f"{size_text(info.size)}, SHA-256 {info.sha256}"
     yield "written by", ", ".join(f"{name} {version}" for name, version in manifest.created_by.items())
-
-
-def _print_report(report: Report) -> None:
-    table = Table("figure", "measured", "bar", "")
-    for check in report.checks:
-        table.add_row(
-            check.name, f"{check.value:.3g}", check.bar, "[green]ok[/]" if check.passed else "[red]missed[/]"
-        )
-    # a pipe has no width: leave every figure on one line
-    Console(highlight=False, width=None if sys.stdout.isatty() else _REPORT_WIDTH).print(table)
-
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _exporter(purpose: str) -> Any:
-    """The exporting package, which is optional."""
-    try:
-        import ayaedge_export
-        import ayaedge_export.exporter
-    except ImportError as error:
-        if error.name in ("onnx", "gguf", "safetensors", "ayaedge_export", "ayaedge_quant"):
-            raise MissingExtraError(purpose, "export") from error
-        raise
-    return ayaedge_export.exporter
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int, str], None]]:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=stderr, transient=True) as progress:
-        task = progress.add_task("reading", total=total)
-
-        def advance(count: int, what: str) -> None:
-            progress.update(task, advance=count, description=what[-40:].rjust(40))
-
-        yield advance
 
 
 def _show_messages() -> None:
@@ -304,14 +167,3 @@ def _show_messages() -> None:
     logger = logging.getLogger("ayaedge")
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
-
-
-def _write(text: str) -> None:
-    if sys.stdout is None:
-        raise OSError("there is no standard output to write the answer to")
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.2f} GB"

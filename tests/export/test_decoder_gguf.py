@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
 import gguf
@@ -12,8 +11,9 @@ from ayaedge.bundle import Bundle
 from ayaedge_export.checkpoint import open_checkpoint
 from ayaedge_export.decoder_gguf import plan_tensors, write_decoder
 from ayaedge_export.exporter import export_checkpoint
-from ayaedge_quant.recipes import DECODER_FORMATS, FILE_TYPE, DecoderFormat
+from ayaedge_quant.recipes import DECODER_FORMATS, DecoderFormat, Recipe
 from random_checkpoint import Shape, write_random_checkpoint
+from stock_quantizer import stock_quantize, tensors_of
 
 # widths that fill K-quant blocks, and widths that force llama.cpp's fallbacks
 WIDTHS = {
@@ -21,22 +21,6 @@ WIDTHS = {
     "blocks of 32": {"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 5},
     "no blocks": {"hidden_size": 96, "intermediate_size": 100, "num_hidden_layers": 3},
 }
-
-
-def stock_quantize(source: Path, target: Path, fmt: DecoderFormat) -> None:
-    """llama.cpp's own quantizer on the same weights."""
-    library = llama.library()
-    parameters = library.llama_model_quantize_default_params()
-    parameters.ftype = FILE_TYPE[fmt]
-    parameters.nthread = 2
-    status = library.llama_model_quantize(
-        str(source).encode(), str(target).encode(), ctypes.byref(parameters)
-    )
-    assert status == 0
-
-
-def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:
-    return {t.name: (t.tensor_type.name, t.data.tobytes()) for t in gguf.GGUFReader(path).tensors}
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
@@ -55,6 +39,23 @@ def test_every_tensor_equals_llama_cpps_own_quantizer(
         assert ours.keys() == stock.keys()
         for name in ours:
             assert ours[name] == stock[name], (fmt, name)
+
+
+def test_overridden_types_equal_llama_cpps_own(tiny: Path, tmp_path: Path) -> None:
+    shape = Shape(text=WIDTHS["blocks of 256"], dtype="float16")
+    checkpoint = open_checkpoint(write_random_checkpoint(tmp_path / "c", tiny, shape))
+    write_decoder(checkpoint, tmp_path / "f32.gguf", "f32")
+    overrides = {
+        r"blk\.[13]\.ffn_down": "q8_0",
+        "attn_(q|k)": "q5_k",
+        "ffn_down": "q6_k",
+        "token_embd": "q4_k",
+    }
+    recipe = Recipe.parse("q4_k_m", [f"{pattern}={kind}" for pattern, kind in overrides.items()])
+    write_decoder(checkpoint, tmp_path / "ours.gguf", recipe)
+    stock_quantize(tmp_path / "f32.gguf", tmp_path / "stock.gguf", "q4_k_m", overrides=overrides)
+    assert tensors_of(tmp_path / "ours.gguf") == tensors_of(tmp_path / "stock.gguf")
+    assert tensors_of(tmp_path / "ours.gguf")["blk.1.ffn_down.weight"][0] == "Q8_0"
 
 
 def test_the_number_of_threads_does_not_change_a_byte(tiny: Path, tmp_path: Path) -> None:

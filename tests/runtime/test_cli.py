@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ayaedge import Bundle, cli
+from ayaedge import Bundle, cli_export
 from ayaedge_export.exporter import DECODER_FORMATS, VISION_FORMATS
 
 
@@ -188,8 +188,8 @@ def test_answers_are_utf8_whatever_the_terminals_encoding(picture: Path) -> None
 
 
 def test_the_options_offer_every_format_that_the_exporter_writes() -> None:
-    assert get_args(cli.DecoderFormat) == DECODER_FORMATS
-    assert get_args(cli.VisionFormat) == VISION_FORMATS
+    assert get_args(cli_export.DecoderFormat) == DECODER_FORMATS
+    assert get_args(cli_export.VisionFormat) == VISION_FORMATS
 
 
 def test_an_answer_that_cannot_be_written_is_an_error() -> None:
@@ -217,3 +217,76 @@ def test_a_reader_that_leaves_early_is_no_accident() -> None:
     assert "Traceback" not in process.stderr.read()
     process.stderr.close()
     process.wait()
+
+
+def test_an_importance_matrix_goes_from_calibration_into_a_bundle(tiny: Path, tmp_path: Path) -> None:
+    matrix, bundle = tmp_path / "matrix.gguf", tmp_path / "b"
+    result = ayaedge("calibrate", tiny, "-o", matrix, "--max-tokens", "2500")
+    assert result.returncode == 0, result.stderr
+    result = ayaedge("export", tiny, "-o", bundle, "--imatrix", matrix, "--tensor-type", "ffn_up=q6_k")
+    assert result.returncode == 0, result.stderr
+    assert "adjusted by   ffn_up=q6_k, importance from builtin" in ayaedge("info", bundle).stdout
+    assert ayaedge("verify", bundle).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--imatrix", "none.gguf"], "none.gguf"),
+        (["--imatrix", "a", "--calibrate", "builtin"], "exclude each other"),
+        (["--calibrate", "none.txt"], "none.txt"),
+        (["--tensor-type", "ffn_up"], "REGEX=TYPE"),
+        (["--tensor-type", "ffn_up=q9"], "q9"),
+        (["--tensor-type", "nothing=q6_k"], "no tensor matches"),
+        (["--tensor-type", "(=q6_k"], "not a regular expression"),
+        (["--output-type", "q9"], "q9"),
+    ],
+)
+def test_options_of_an_export_that_cannot_be_followed_are_refused_first(
+    tiny: Path, tmp_path: Path, options: list[str], says: str
+) -> None:
+    result = ayaedge("export", tiny, "-o", tmp_path / "b", *options)
+    assert result.returncode == 1
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_shows_types_and_the_disk_needed(tiny: Path) -> None:
+    result = ayaedge("plan", "--export", tiny, "--tensor-type", "ffn_down=q8_0", "--output-type", "f16")
+    assert result.returncode == 0, result.stderr
+    for part in ("ffn_down", "Q8_0", "F16", "INT8", "disk needed"):
+        assert part in result.stdout
+    data = json.loads(ayaedge("plan", "--export", tiny, "--json", "--vision", "fp16").stdout)
+    assert {tensor["type"] for tensor in data["tensors"] if tensor["part"] == "vision"} == {"FP16"}
+    wrong = ayaedge("plan", "--export", tiny, "--tensor-type", "ffn_dwon=q8_0")
+    assert wrong.returncode == 1
+    assert "no tensor matches 'ffn_dwon'" in wrong.stderr
+
+
+def test_eval_reports_draws_records_and_goes_on(exact_bundle: Bundle, tmp_path: Path) -> None:
+    copy, output, plot = tmp_path / "copy", tmp_path / "e.json", tmp_path / "e.png"
+    shutil.copytree(exact_bundle.directory, copy)
+    text = tmp_path / "t.jsonl"
+    text.write_text('{"language": "en", "text": "What color is the circle? The circle is red."}\n', "utf-8")
+    command = [
+        "eval",
+        copy,
+        "--against",
+        exact_bundle.directory,
+        "--text",
+        text,
+        "-o",
+        output,
+        "--plot",
+        plot,
+    ]
+    result = ayaedge(*command, "--record")
+    assert result.returncode == 0, result.stderr
+    assert "same top" in result.stdout
+    assert json.loads(output.read_text("utf-8"))["languages"]["en"]["top1"] == 1.0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "eval, text: same likeliest token" in json.loads(ayaedge("info", copy, "--json").stdout)["parity"]
+    assert (tmp_path / "e.windows.jsonl").exists()
+    again = ayaedge(*command, "--json")
+    assert json.loads(again.stdout) == json.loads(output.read_text("utf-8"))

@@ -1,0 +1,192 @@
+"""Importance matrices: how strongly each input column of each linear is driven, and llama.cpp's file format for that.
+
+A matrix made here serves `llama-quantize --imatrix`, and one made by `llama-imatrix` serves us. What feeds the
+sums (which model, which text) is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+
+_TYPE = "imatrix"
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+_DATASETS, _CHUNK_COUNT, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+_MAGIC = b"GGUF"
+_ROWS_AT_ONCE = 512
+"""Positions that are squared at once, which bounds the memory."""
+
+
+class ColumnSums(NamedTuple):
+    """What one linear's input was seen to do, in the form that the file has."""
+
+    sums: FloatArray
+    """Sum of the squared inputs of each column, (columns,)."""
+    positions: int
+    """How many were summed."""
+
+    @property
+    def mean_squares(self) -> FloatArray:
+        """Mean squared input of each column (columns,), rounded as `llama-quantize` does."""
+        return np.asarray(self.sums / np.float32(self.positions))
+
+
+@dataclass(frozen=True)
+class ImportanceMatrix:
+    """Column sums of every linear that was watched, under its tensor's name in the GGUF file."""
+
+    entries: Mapping[str, ColumnSums]
+    datasets: tuple[str, ...] = ()
+    """Names of the texts that it was collected on."""
+    chunk_size: int = 512
+    """Tokens of a sequence, at most."""
+
+    @property
+    def chunk_count(self) -> int:
+        """Whole sequences' worth of positions, at least 1."""
+        return max(1, max((entry.positions for entry in self.entries.values()), default=0) // self.chunk_size)
+
+    def importance(self, name: str) -> FloatArray | None:
+        """Mean squared input (columns,) of the tensor `name`; None if it was not watched."""
+        entry = self.entries.get(name)
+        return None if entry is None else entry.mean_squares
+
+
+class SquareSums:
+    """Gathers weighted mean squares of inputs, part by part, in double precision."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._weights: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(
+        self,
+        name: str,
+        x: FloatArray,
+        weights: FloatArray,
+        *,
+        first_column: int = 0,
+        columns: int | None = None,
+    ) -> None:
+        """Add inputs x (positions, part), which weigh `weights` (positions,), to those of the tensor `name`.
+
+        A part of the columns may come alone, beginning at `first_column` of `columns`; every part must come for
+        the same positions.
+        """
+        width = columns or x.shape[1]
+        total = self._sums.setdefault(name, np.zeros(width))
+        part = total[first_column : first_column + x.shape[1]]
+        for start in range(0, len(x), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            part += weights[rows] @ np.square(x[rows])
+        if first_column == 0:
+            self._weights[name] = self._weights.get(name, 0.0) + float(weights.sum(dtype=np.float64))
+            self._counts[name] = self._counts.get(name, 0) + len(x)
+
+    def matrix(self, datasets: tuple[str, ...] = (), *, chunk_size: int = 512) -> ImportanceMatrix:
+        """What was gathered; sums are scaled to the number of positions, so that their mean is the weighted one.
+
+        Raises ValueError, naming the tensor, if an input was not finite.
+        """
+        for name, total in self._sums.items():
+            if not np.isfinite(total).all():
+                raise ValueError(f"inputs of {name} are not finite")
+        entries = {
+            name: ColumnSums((sums * (count / self._weights[name])).astype(np.float32), count)
+            for name, sums in self._sums.items()
+            if (count := self._counts[name]) and self._weights[name] > 0
+        }
+        return ImportanceMatrix(entries, datasets, chunk_size)
+
+
+def write_imatrix(path: str | Path, matrix: ImportanceMatrix) -> None:
+    """Write `matrix` as llama.cpp does (`save_imatrix` in tools/imatrix/imatrix.cpp), names sorted."""
+    writer = _Writer(path)
+    try:
+        writer.add_type(_TYPE)
+        writer.add_array(_DATASETS, list(matrix.datasets) or [""])  # llama-quantize requires the key
+        writer.add_uint32(_CHUNK_COUNT, matrix.chunk_count)
+        writer.add_uint32(_CHUNK_SIZE, matrix.chunk_size)
+        for name in sorted(matrix.entries):
+            sums, count = matrix.entries[name]
+            writer.add_tensor(name + _SUMS, sums)
+            writer.add_tensor(name + _COUNTS, np.array([count], np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+class _Writer(gguf.GGUFWriter):  # type: ignore[misc]
+    """A GGUF file that names no architecture: it is not a model."""
+
+    def __init__(self, path: str | Path):
+        super().__init__(path, "")
+
+    def add_architecture(self) -> None:
+        pass
+
+
+def read_imatrix(path: str | Path) -> ImportanceMatrix:
+    """Read a file of `llama-imatrix` or of `write_imatrix`; ValueError says why it is not one.
+
+    A linear without a single position is left out. Raises OSError if the file cannot be read.
+    """
+    reader = _open(Path(path))
+    kind = reader.fields.get("general.type")
+    if kind is None or kind.contents() != _TYPE:
+        found = kind.contents() if kind else "no general.type"
+        raise ValueError(
+            f"{path} is a GGUF file, but not an importance matrix ({found} instead of 'imatrix')"
+        )
+    missing = [key for key in (_DATASETS, _CHUNK_COUNT, _CHUNK_SIZE) if key not in reader.fields]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}, which llama-quantize requires too")
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    entries = {name: entry for name, entry in _entries(path, tensors) if entry.positions > 0}
+    if not entries:
+        raise ValueError(f"{path} holds no data")
+    datasets = tuple(name for name in reader.fields[_DATASETS].contents() or () if name)
+    return ImportanceMatrix(entries, datasets, int(reader.fields[_CHUNK_SIZE].contents()))
+
+
+def _open(path: Path) -> Any:
+    with path.open("rb") as stream:
+        magic = stream.read(len(_MAGIC))
+    if magic != _MAGIC:
+        raise ValueError(
+            f"{path} is not a GGUF file; an importance matrix in the older form is converted with: "
+            f"llama-imatrix --in-file {path.name} -o imatrix.gguf"
+        )
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error})") from None
+
+
+def _entries(path: str | Path, tensors: Mapping[str, Any]) -> Iterator[tuple[str, ColumnSums]]:
+    names = {name.removesuffix(end) for name in tensors for end in (_SUMS, _COUNTS) if name.endswith(end)}
+    for name in sorted(names):
+        sums, counts = tensors.get(name + _SUMS), tensors.get(name + _COUNTS)
+        if sums is None or counts is None:
+            raise ValueError(f"{path} has only one of {name}{_SUMS} and {name}{_COUNTS}")
+        if sums.tensor_type != gguf.GGMLQuantizationType.F32 or counts.tensor_type != sums.tensor_type:
+            raise ValueError(f"{path}: sums and counts of {name} must be F32")
+        if counts.n_elements != 1:
+            raise ValueError(
+                f"{path}: {name} belongs to a mixture of {counts.n_elements} experts, which we do not have"
+            )
+        values = np.array(sums.data, np.float32).reshape(-1)
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            raise ValueError(f"{path}: sums of {name} are not finite or negative")
+        yield name, ColumnSums(values, round(float(counts.data.reshape(-1)[0])))

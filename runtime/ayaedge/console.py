@@ -1,0 +1,82 @@
+"""What both halves of the command line share: where text goes, and how progress looks.
+
+stdout carries answers and reports and nothing else; everything for the eye goes to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+JsonFlag = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
+
+_REPORT_WIDTH = 120
+_LABEL_WIDTH = 40
+
+
+def write(text: str) -> None:
+    """Put text on stdout at once; OSError if there is none."""
+    if sys.stdout is None:
+        raise OSError("there is no standard output to write the answer to")
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def announce(done: str, what: str) -> None:
+    """One line on stderr for something that went well."""
+    stderr.print(Text(f"{done} ", "green").append(what, "default"))
+
+
+def print_table(table: Table) -> None:
+    """A report on stdout; a pipe has no width, so every row stays on one line there."""
+    Console(highlight=False, width=None if sys.stdout.isatty() else _REPORT_WIDTH).print(table)
+
+
+@contextmanager
+def byte_progress(total: int) -> Iterator[Callable[[int, str], None]]:
+    """A bar over bytes; called with how many more are done, and what they belong to."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task("reading", total=total)
+
+        def advance(count: int, what: str) -> None:
+            progress.update(task, advance=count, description=what[-_LABEL_WIDTH:].rjust(_LABEL_WIDTH))
+
+        yield advance
+
+
+@contextmanager
+def count_progress(what: str) -> Iterator[Callable[..., None]]:
+    """A bar over things that are counted; called with how many are done, of how many, and perhaps a name."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+
+        def advance(done: int, of: int, name: str = "") -> None:
+            progress.update(task, completed=done, total=of, description=f"{what} {name}".strip())
+
+        yield advance
+
+
+def size_text(size: int) -> str:
+    """Bytes as people read them."""
+    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.2f} GB"

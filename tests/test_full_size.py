@@ -1,0 +1,117 @@
+"""Checkpoints of true size: quick tests on shrunk ones, slow ones at true width."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from full_size import (
+    RELEASES,
+    Drawer,
+    checkpoint_tensors,
+    plan_shards,
+    write_full_size_checkpoint,
+)
+
+from ayaedge_export.checkpoint import open_checkpoint, text_tensors
+from ayaedge_export.exporter import export_checkpoint
+from ayaedge_export.vision_graph import vision_tensors
+
+SMALL_SHARD = 4_000_000
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_a_drawn_checkpoint_opens_and_has_every_tensor(shrunk_release: Path, tmp_path: Path) -> None:
+    target = write_full_size_checkpoint(tmp_path / "c", shrunk_release, shard_bytes=SMALL_SHARD)
+    opened = open_checkpoint(target)
+    config = opened.config
+    assert set(opened.tensors.entries) == {*text_tensors(config.text), *vision_tensors(config.vision)}
+    released = json.loads((shrunk_release / "config.json").read_text())["torch_dtype"]
+    expected = {"bfloat16": "BF16", "float16": "F16"}[released]
+    assert {entry.dtype for entry in opened.tensors.entries.values()} == {expected}
+    assert len(list(target.glob("model-0000?-of-0000?.safetensors"))) >= 2
+
+
+def test_a_drawn_checkpoint_becomes_a_bundle(shrunk_release: Path, tmp_path: Path) -> None:
+    target = write_full_size_checkpoint(tmp_path / "c", shrunk_release, layers=2, dtype="bf16")
+    assert (target / "model.safetensors").is_file()  # one shard has no index
+    bundle = export_checkpoint(target, tmp_path / "b", quant="q8_0", vision="fp32")
+    assert bundle.manifest.decoder.num_layers == 2
+
+
+def test_the_same_seed_gives_the_same_bytes(shrunk_release: Path, tmp_path: Path) -> None:
+    def write(name: str, seed: int, threads: int) -> dict[str, bytes]:
+        target = tmp_path / name
+        return contents(write_full_size_checkpoint(target, shrunk_release, seed=seed, threads=threads))
+
+    first = write("a", 5, 1)
+    assert write("b", 5, 3) == first
+    assert write("c", 6, 1)["model.safetensors"] != first["model.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_weights_have_heavy_tails_and_columns_of_outliers(dtype: str) -> None:
+    words = Drawer(0, dtype).rows("some.weight", (2000, 2048), 0, 2000)  # type: ignore[arg-type]
+    if dtype == "bf16":
+        weights = (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    else:
+        weights = words.view(np.float16).astype(np.float32)
+    assert np.isfinite(weights).all()
+    columns, rows = weights.std(0), weights.std(1)
+    outliers = columns > 3 * np.median(columns)
+    assert 1 <= outliers.sum() <= 2 * 2048 / 1024
+    assert rows.max() / rows.min() > 2
+    ordinary = weights[:, ~outliers] / weights[:, ~outliers].std()
+    assert (ordinary**4).mean() > 5  # a normal distribution has 3
+    assert 0.5 < columns[~outliers].mean() * math.sqrt(2048) < 2
+
+
+def test_rows_of_different_tensors_and_tasks_differ() -> None:
+    drawer = Drawer(0, "bf16")
+    first = drawer.rows("a.weight", (64, 256), 0, 32)
+    for other in (drawer.rows("a.weight", (64, 256), 32, 64), drawer.rows("b.weight", (64, 256), 0, 32)):
+        assert (first == other).mean() < 0.01
+
+
+def test_missing_files_of_the_release_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"lacks config.json, tokenizer.json.*--reference"):
+        write_full_size_checkpoint(tmp_path / "c", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "gigabytes"), [("8b", [4.93, 5.00, 4.92, 2.42]), ("32b", [1.68, *[None] * 14])]
+)
+def test_shards_are_the_hubs(released_files: Path, model: str, gigabytes: list[float | None]) -> None:
+    config = json.loads((released_files / RELEASES[model] / "config.json").read_text("utf-8"))
+    shards = plan_shards(checkpoint_tensors(config), 5_000_000_000)
+    sizes = [sum(2 * math.prod(shape) for shape in shard.tensors.values()) / 1e9 for shard in shards]
+    assert len(shards) == len(gigabytes)
+    assert max(sizes) <= 5
+    if model == "32b":
+        assert all(not name.startswith("language_model") for name in shards[0].tensors)
+        assert sizes[0] == pytest.approx(1.68, abs=0.005)
+    else:
+        assert sum(sizes) == pytest.approx(17.27, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "gigabytes"), [("8b", 1.0), ("32b", 2.5)])
+def test_export_at_true_width_stays_within_its_memory(
+    released_files: Path, tmp_path: Path, model: str, gigabytes: float
+) -> None:
+    from export_size import measure
+
+    target = write_full_size_checkpoint(tmp_path / "c", released_files / RELEASES[model], layers=1)
+    decoder = measure("decoder", target, 2)
+    if decoder.peak_bytes is None:
+        pytest.skip("this system does not say how much memory a process has allocated")
+    assert decoder.peak_bytes <= gigabytes * 1e9
+    assert decoder.extra_disk_bytes == 0
+    for step in ("vision fp16", "vision int8"):
+        assert (measure(step, target, 2).peak_bytes or 0) <= 1.5e9
