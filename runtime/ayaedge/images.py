@@ -29,7 +29,7 @@ ImageInput: TypeAlias = (
 
 MAX_PIXELS = 178_956_970
 """Largest picture that is decoded: the size at which Pillow raises for a decompression bomb, 2 x its warning."""
-_SHOWN = 60
+_SHOWN, _SHOWN_OF_PATH = 60, 400
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _ORIENTATION = 0x0112
 
@@ -77,9 +77,9 @@ def _open_path(path: Path) -> NDArray[np.uint8]:
     except IsADirectoryError:
         raise ImageError(f"{path} is a directory, not a picture") from None
     except FileNotFoundError:
-        raise ImageError(f"there is no picture at {_shorten(str(path))}") from None
+        raise ImageError(f"there is no picture at {_shorten(str(path), _SHOWN_OF_PATH)}") from None
     except (OSError, ValueError) as error:
-        raise ImageError(f"{_shorten(str(path))} cannot be read: {error}") from error
+        raise ImageError(f"{_shorten(str(path), _SHOWN_OF_PATH)} cannot be read: {error}") from error
     return _open_bytes(data, str(path))
 
 
@@ -144,5 +144,5 @@ def _data_url(url: str) -> bytes:
         raise ImageError(f"the data URL {_shorten(url)} is not valid base64: {error}") from None
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+def _shorten(text: str, longest: int = _SHOWN) -> str:
+    return text if len(text) <= longest else text[:longest] + "..."

@@ -101,7 +101,7 @@ def test_info_names_what_a_bundle_holds(exact_bundle: Bundle) -> None:
     for info in exact_bundle.manifest.files.values():
         assert info.sha256 in result.stdout
     data = json.loads(ayaedge("info", exact_bundle.directory, "--json").stdout)
-    assert data["formats"] == {"vision": "fp32", "decoder": "f32"}
+    assert data["formats"] == {"vision": "fp32", "decoder": "f32", "adjustments": []}
 
 
 def test_verify_accepts_an_intact_bundle_and_refuses_a_damaged_one(
