@@ -22,7 +22,8 @@ from ayaedge.bundle import (
     Tokens,
     read_bundle,
 )
-from ayaedge.errors import CheckpointError, ExportError
+from ayaedge.decoder import MAX_THREADS
+from ayaedge.errors import CheckpointError, ExportError, check_options, whole_number
 from ayaedge_export.bundle_writer import check_target, staged_directory, write_manifest
 from ayaedge_export.checkpoint import Checkpoint, open_checkpoint, text_tensors
 from ayaedge_export.decoder_gguf import ARCHITECTURES, Advance, write_decoder
@@ -69,9 +70,10 @@ def export_checkpoint(
     existing bundle once the new one is complete. `advance` is called with bytes of the checkpoint that are dealt
     with; in all it gets `work_bytes`.
 
-    Raises CheckpointError if the checkpoint cannot be exported, ExportError if the target exists or the export
-    could not be finished; then nothing is left under the target's name.
+    Raises InvalidOptionError, CheckpointError if the checkpoint cannot be exported, and ExportError if the target
+    exists or the export could not be finished; then nothing is left under the target's name.
     """
+    check_options(whole_number("threads", threads, least=1, most=MAX_THREADS, optional=True))
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)
     if trace and vision != "fp32":

@@ -240,6 +240,7 @@ def test_an_importance_matrix_goes_from_calibration_into_a_bundle(tiny: Path, tm
         (["--tensor-type", "nothing=q6_k"], "no tensor matches"),
         (["--tensor-type", "(=q6_k"], "not a regular expression"),
         (["--output-type", "q9"], "q9"),
+        (["--threads", "-3"], "threads must be a whole number"),
     ],
 )
 def test_options_of_an_export_that_cannot_be_followed_are_refused_first(
