@@ -6,7 +6,7 @@ import errno
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from numpy.typing import NDArray
 
@@ -27,6 +27,7 @@ from ayaedge.errors import CheckpointError, ExportError, check_options, whole_nu
 from ayaedge_export.bundle_writer import check_target, staged_directory, write_manifest
 from ayaedge_export.checkpoint import Checkpoint, open_checkpoint, text_tensors
 from ayaedge_export.decoder_gguf import ARCHITECTURES, Advance, write_decoder
+from ayaedge_export.plan import VisionFormat, check_disk, plan_recipe
 from ayaedge_export.tensors import WeightSource
 from ayaedge_export.vision_graph import write_vision_graph
 from ayaedge_export.vision_int8 import write_int8_vision_graph
@@ -43,7 +44,6 @@ __all__ = [
     "work_bytes",
 ]
 
-VisionFormat = Literal["int8", "fp16", "fp32"]
 VISION_FORMATS: tuple[VisionFormat, ...] = get_args(VisionFormat)
 
 _WRITERS = ("ayaedge", "onnx", "gguf", "llama-cpp-python", "numpy")
@@ -71,7 +71,7 @@ def export_checkpoint(
     with; in all it gets `work_bytes`.
 
     Raises InvalidOptionError, CheckpointError if the checkpoint cannot be exported, and ExportError if the target
-    exists or the export could not be finished; then nothing is left under the target's name.
+    exists, its disk is too small, or the export could not be finished; then nothing is left under the target's name.
     """
     check_options(whole_number("threads", threads, least=1, most=MAX_THREADS, optional=True))
     if not isinstance(checkpoint, Checkpoint):
@@ -82,13 +82,14 @@ def export_checkpoint(
         )
     recipe = as_recipe(quant)
     target = Path(target) if target is not None else Path(default_name(checkpoint, recipe.format, vision))
+    check_disk(plan_recipe(checkpoint, recipe, vision, target), target)
     try:
         with staged_directory(target, force=force) as staging:
             _write_vision(checkpoint, staging / VISION, vision, trace=trace, advance=advance)
             embeddings = write_decoder(
                 checkpoint, staging / DECODER, recipe, importance=importance, threads=threads, advance=advance
             )
-            formats = Formats(vision, recipe.format, _adjustments(recipe, importance))
+            formats = Formats(vision, recipe.format, (*recipe.adjustments, *_sources(importance)))
             write_manifest(staging, describe(checkpoint, embeddings, formats))
     except ValueError as error:  # a weight that is not finite, or does not fit the format
         raise CheckpointError(f"the checkpoint {checkpoint.directory}: {error}") from error
@@ -98,12 +99,8 @@ def export_checkpoint(
     return read_bundle(target)
 
 
-def _adjustments(recipe: Recipe, importance: ImportanceMatrix | None) -> tuple[str, ...]:
-    types = [str(override) for override in recipe.overrides]
-    if recipe.output_type is not None:
-        types.insert(0, f"output={recipe.output_type.name.lower()}")
-    sources = [f"importance from {name}" for name in importance.datasets or ("a file",)] if importance else []
-    return (*types, *sources)
+def _sources(importance: ImportanceMatrix | None) -> list[str]:
+    return [f"importance from {name}" for name in importance.datasets or ("a file",)] if importance else []
 
 
 def default_name(checkpoint: Checkpoint, quant: DecoderFormat, vision: VisionFormat) -> str:

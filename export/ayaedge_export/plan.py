@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import gguf
 from rich.table import Table
 
-from ayaedge.errors import InvalidOptionError
+from ayaedge.errors import ExportError, InvalidOptionError
 from ayaedge_export.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.config import TextConfig, VisionConfig
 from ayaedge_export.decoder_gguf import plan_tensors
@@ -152,7 +152,13 @@ def plan_export(
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)
-    recipe = make_recipe(quant, tensor_types, output_type)
+    return plan_recipe(checkpoint, make_recipe(quant, tensor_types, output_type), vision, Path(target))
+
+
+def plan_recipe(
+    checkpoint: Checkpoint, recipe: Recipe, vision: VisionFormat, target: Path = Path()
+) -> ExportPlan:
+    """`plan_export` for a recipe; InvalidOptionError for an override that does not fit or match."""
     decoder = plan_decoder(checkpoint.config.text, recipe)
     metadata = (
         gguf_metadata_bytes(checkpoint.tokenizer, checkpoint.chat_template, decoder, checkpoint.config.text)
@@ -161,13 +167,22 @@ def plan_export(
     )
     return ExportPlan(
         checkpoint.name,
-        quant,
+        recipe.format,
         vision,
-        tuple(map(str, recipe.overrides)) + ((f"output={output_type.lower()}",) if output_type else ()),
+        recipe.adjustments,
         (*decoder, *plan_vision(checkpoint.config.vision, vision)),
         metadata,
-        shutil.disk_usage(_existing(Path(target))).free,
+        shutil.disk_usage(_existing(target)).free,
     )
+
+
+def check_disk(plan: ExportPlan, target: Path) -> None:
+    """Raise ExportError, with both figures, if the disk of `target` cannot hold the bundle."""
+    if plan.disk_bytes > plan.free_bytes:
+        raise ExportError(
+            f"the bundle takes {_megabytes(plan.disk_bytes)} MB and the disk of {target} has "
+            f"{_megabytes(plan.free_bytes)} MB free: make room or choose another place with -o"
+        )
 
 
 def make_recipe(quant: DecoderFormat, tensor_types: Sequence[str], output_type: str | None) -> Recipe:

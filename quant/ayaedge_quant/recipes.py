@@ -94,6 +94,12 @@ class Recipe:
             )
         return wanted
 
+    @property
+    def adjustments(self) -> tuple[str, ...]:
+        """What is wanted otherwise than the format has it, as a user writes it."""
+        output = () if self.output_type is None else (f"output={self.output_type.name.lower()}",)
+        return (*output, *map(str, self.overrides))
+
     def check_used(self, names: Iterable[str]) -> None:
         """Raise ValueError if an override matches none of the tensors `names` (norms aside): most likely a typo."""
         names = [name for name in names if not name.endswith(_NORM)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,16 @@ def test_a_weight_that_the_format_cannot_hold_is_an_error(
     save_file(tensors, checkpoint / "model.safetensors")
     with pytest.raises(CheckpointError, match=f"{name}.*too large"):
         export_checkpoint(checkpoint, tmp_path / "b", quant=quant)
+
+
+def test_a_disk_that_is_too_small_is_noticed_before_any_work(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=3_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ExportError, match=r"the bundle takes 3\.5 MB and the disk of .* has 3\.0 MB free"):
+        export_checkpoint(tiny, tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(
