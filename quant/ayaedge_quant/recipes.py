@@ -98,7 +98,7 @@ class Recipe:
     def adjustments(self) -> tuple[str, ...]:
         """What is wanted otherwise than the format has it, as a user writes it."""
         output = () if self.output_type is None else (f"output={self.output_type.name.lower()}",)
-        return (*output, *map(str, self.overrides))
+        return (*map(str, self.overrides), *output)
 
     def check_used(self, names: Iterable[str]) -> None:
         """Raise ValueError if an override matches none of the tensors `names` (norms aside): most likely a typo."""
