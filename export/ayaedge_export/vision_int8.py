@@ -54,6 +54,8 @@ BLOCK_SIZE = 32
 BLOCK_ACCURACY_LEVEL = 4
 """MatMulNBits rounds activations to 8 bits in blocks of the same size."""
 CALIBRATION_SEED = 20
+PATCHES_FOR_ONE_TILE = 400
+"""So many patches of one tile tell enough: a second tile would cost a third of the time of the whole graph."""
 
 
 def write_int8_vision_graph(
@@ -70,7 +72,8 @@ def write_int8_vision_graph(
     the drawn pictures as calibration. Patch embedding, norms, attention and sums stay float32.
     """
     if tiles is None:
-        tiles = calibration_tiles(config.image_size)
+        large = config.patches_per_side**2 >= PATCHES_FOR_ONE_TILE
+        tiles = calibration_tiles(config.image_size, count=1 if large else 2)
     folded = FoldedWeights(weights, smoothing_folds(config, weights, tiles))
     with GraphWriter(path, external=weight_count(config) > external_threshold) as graph:
         build_vision_graph(graph, config, folded, linear=int8_linear(folded), attention=fused_attention)
@@ -237,15 +240,22 @@ def _block_product(graph: GraphWriter, weights: WeightSource, x: str, name: str)
 Picture = NDArray[np.float64]
 
 
-def calibration_tiles(size: int, *, seed: int = CALIBRATION_SEED) -> FloatArray:
-    """Two drawn tiles (2, 3, size, size) in -1..1: photograph and page, diagram and hard textures.
+def calibration_tiles(size: int, *, count: int = 2, seed: int = CALIBRATION_SEED) -> FloatArray:
+    """Drawn tiles (count, 3, size, size) in -1..1: photograph, page, diagram and hard textures, joined.
 
-    More tiles, or one subject in each, were measured to make no difference that the time would be worth.
+    Two tiles hold two subjects side by side each; one tile holds all four, a quarter each. More tiles, or one
+    subject in each, were measured to make no difference that the time would be worth.
     """
     rng = np.random.default_rng(seed)
-    subjects = [draw(size, rng)[:, :, : -(-size // 2)] for draw in (_photograph, _page, _diagram, _textures)]
-    pairs = [np.concatenate(subjects[i : i + 2], axis=2)[:, :, :size] for i in (0, 2)]
-    return np.stack(pairs).astype(np.float32)
+    half = -(-size // 2)
+    subjects = [draw(size, rng) for draw in (_photograph, _page, _diagram, _textures)]
+    if count == 1:
+        middle = slice(size // 4, size // 4 + half)
+        subjects = [subject[:, middle] for subject in subjects]
+    halves = [subject[:, :, :half] for subject in subjects]
+    pairs = [np.concatenate(halves[i : i + 2], axis=2) for i in (0, 2)]
+    tiles = pairs if count == 2 else [np.concatenate(pairs, axis=1)]
+    return np.stack(tiles)[:, :, :size, :size].astype(np.float32)
 
 
 def _photograph(size: int, rng: np.random.Generator) -> Picture:

@@ -56,7 +56,9 @@ class Fold:
 
     def consumer_bias(self, bias: FloatArray, weight: FloatArray) -> FloatArray:
         """The bias (out,) of that linear, from its old bias and its old weight."""
-        return (bias + weight @ self.shift.astype(np.float64)).astype(np.float32)
+        shift = self.shift.astype(np.float64)
+        moved = [weight[start : start + SLAB_ROWS] @ shift for start in range(0, len(weight), SLAB_ROWS)]
+        return np.asarray((bias + np.concatenate(moved)).astype(np.float32))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,6 +29,7 @@ from ayaedge_export.vision_graph import (
     UNUSED_TENSORS,
     FloatPrecision,
     GraphWriter,
+    convert,
     vision_tensors,
     write_vision_graph,
 )
@@ -298,8 +300,26 @@ def test_every_tensor_but_the_unused_ones_is_read(tmp_path: Path) -> None:
 
 
 def test_calibration_tiles_are_the_same_every_time_and_in_range() -> None:
-    for size in (56, 61, 364):
-        tiles = calibration_tiles(size)
-        assert tiles.shape == (2, 3, size, size)
+    for size, count in product((56, 61, 364), (1, 2)):
+        tiles = calibration_tiles(size, count=count)
+        assert tiles.shape == (count, 3, size, size)
         assert np.abs(tiles).max() <= 1
-        assert np.array_equal(tiles, calibration_tiles(size))
+        assert np.array_equal(tiles, calibration_tiles(size, count=count))
+
+
+def test_one_calibration_tile_keeps_a_trained_tower_within_the_bars(trained: Tower, tmp_path: Path) -> None:
+    tiles = calibration_tiles(trained.config.image_size, count=1)
+    write_int8_vision_graph(tmp_path / "v.onnx", trained.config, trained.weights, tiles=tiles)
+    reference = vision_forward(trained.config, trained.weights, trained.tiles)
+    error, cosine = error_and_cosine(run(tmp_path / "v.onnx", trained.tiles), reference)
+    assert error < INT8_ERROR
+    assert cosine > INT8_COSINE
+
+
+@pytest.mark.parametrize("shape", [(3,), (300, 200), (5, 7, 131)])
+def test_conversion_in_slabs_is_that_of_numpy(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(7).standard_normal(shape).astype(np.float32)
+    for turned in (array, array.T):
+        converted = convert(turned, np.float16)
+        assert converted.flags.c_contiguous
+        assert np.array_equal(converted, turned.astype(np.float16))
