@@ -4,34 +4,73 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from ayaedge.bundle import FILES, MANIFEST, FileInfo, Manifest, hash_file, read_bundle
-from ayaedge.errors import ExportError
+from ayaedge.errors import CheckpointError, ExportError
+from ayaedge_export.journal import Journal
+
+_OLD = "old"
 
 
 @contextmanager
-def staged_directory(target: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary directory beside `target` that takes its name when the block ends well.
+def staged_bundle(
+    target: Path, fingerprint: str, *, force: bool = False, resume: bool = True
+) -> Iterator[Journal]:
+    """A directory beside `target` whose bundle takes that name when the block ends well.
 
-    An existing target is an error unless `force`; then it is replaced only after the new one is complete and has
-    been read. When the block fails the temporary directory is removed and the target is as it was.
+    Yields the journal, whose `directory` is the bundle's; with `resume` it holds what an interrupted export of the
+    same fingerprint has finished. An existing target is an error unless `force`; then it is replaced only after the
+    new one is complete and has been read. When the block fails the target is as it was, and finished pieces stay
+    for the next try, unless the checkpoint itself is at fault. ExportError if another export has the same target.
     """
     check_target(target, force=force)
     target = target.resolve()  # what a link points to is replaced, not the link
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
-        yield staging
-        read_bundle(staging)
-        _take_place(staging, target, force=force)
-    except BaseException:
+    staging = staging_place(target)
+    with _alone(staging, target):
+        if (staging / _OLD).exists():  # a run was killed while it exchanged the bundles
+            _put_back(staging / _OLD, target)
+        journal = Journal(staging / "journal.jsonl", staging / "bundle", fingerprint, resume=resume)
+        try:
+            yield journal
+            read_bundle(journal.directory)
+            _take_place(journal.directory, target, staging / _OLD, force=force)
+        except BaseException as error:
+            if isinstance(error, CheckpointError) or not journal.pieces:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
         shutil.rmtree(staging, ignore_errors=True)
-        raise
+
+
+def staging_place(target: Path) -> Path:
+    """Where an unfinished bundle lies that shall become `target`."""
+    return target.with_name(f".{target.name}.partial")
+
+
+@contextmanager
+def _alone(staging: Path, target: Path) -> Iterator[None]:
+    """Make the staging directory and hold its lock, which the system releases when the process ends in any way."""
+    staging.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(staging / "lock", blocking=False)
+    try:
+        lock.acquire()
+    except (Timeout, FileNotFoundError):  # not found: the other one has just finished
+        raise ExportError(
+            f"another export to {target} is at work; wait for it or choose another place"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        if (
+            os.name == "nt" and not (staging / "journal.jsonl").exists()
+        ):  # an open file could not be removed before
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -65,27 +104,22 @@ def replace_manifest(directory: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _take_place(staging: Path, target: Path, *, force: bool) -> None:
-    for path in staging.iterdir():
+def _take_place(bundle: Path, target: Path, old: Path, *, force: bool) -> None:
+    """Give a complete bundle its name; one that has it lies at `old` for a moment."""
+    for path in bundle.iterdir():
         with path.open("rb+") as stream:
             os.fsync(stream.fileno())
-    staging.chmod(0o777 & ~_umask())  # mkdtemp makes private directories
     check_target(target, force=force)  # again: hours may have passed
-    if not target.exists():
-        staging.rename(target)
-        return
-    old = target.with_name(f"{staging.name}.old")
-    target.rename(old)
+    if target.exists():
+        target.rename(old)
     try:
-        staging.rename(target)
+        bundle.rename(target)
     except BaseException:
-        old.rename(target)
+        _put_back(old, target)
         raise
+
+
+def _put_back(old: Path, target: Path) -> None:
+    if old.exists() and not target.exists():
+        old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    """The process's mask for new files, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

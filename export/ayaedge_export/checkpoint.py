@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ayaedge.template import ChatTemplate
 from ayaedge.tiling import MOST_TILES, Tiling
 from ayaedge_export.config import ModelConfig, TextConfig, parse_config
 from ayaedge_export.fields import Fields
-from ayaedge_export.tensors import TensorIndex
+from ayaedge_export.tensors import TensorIndex, slabs
 from ayaedge_export.tokenizer import Tokenizer, parse_tokenizer
 from ayaedge_export.vision_graph import vision_tensors
 
@@ -141,6 +142,37 @@ def _tensor_faults(tensors: TensorIndex, config: ModelConfig) -> list[str]:
             f"{found[_HEAD].stored_name} differs from the embeddings; llama.cpp's Cohere graphs require them tied"
         )
     return faults
+
+
+def check_finite(
+    checkpoint: Checkpoint, threads: int, advance: Callable[[int, str], None] | None = None
+) -> None:
+    """Read every weight that the model uses; CheckpointError names all tensors with NaN or infinite values.
+
+    `advance` is called with bytes that were read, and their tensor.
+    """
+    config, tensors = checkpoint.config, checkpoint.tensors
+    names = [*text_tensors(config.text), *vision_tensors(config.vision)]
+    counts = dict.fromkeys(names, 0)
+    jobs = [(name, *rows) for name in names for rows in slabs(tensors.entries[name].shape)]
+    with ThreadPoolExecutor(threads) as pool:
+        for (name, start, stop), count in zip(
+            jobs, pool.map(lambda job: tensors.count_not_finite(*job), jobs), strict=True
+        ):
+            counts[name] += count
+            if advance:
+                entry = tensors.entries[name]
+                advance(entry.nbytes * (stop - start) // entry.shape[0], f"checking {name}")
+    faults = [
+        f"tensor {tensors.entries[name].stored_name} in {tensors.entries[name].file.name}: {count:,} of "
+        f"{tensors.entries[name].size:,} values are NaN or infinite"
+        for name, count in counts.items()
+        if count
+    ]
+    if faults:
+        raise CheckpointError(
+            list_faults(f"the checkpoint {checkpoint.directory} is damaged; download it again", faults)
+        )
 
 
 def _heads_equal(tensors: TensorIndex) -> bool:

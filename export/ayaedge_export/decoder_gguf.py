@@ -7,8 +7,9 @@ the output head too. The keys follow llama.cpp's loaders of `cohere2` and `comma
 from __future__ import annotations
 
 import os
+import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from ayaedge.bundle import EmbeddingTable
 from ayaedge_export.checkpoint import Checkpoint, text_tensors
 from ayaedge_export.config import TextConfig
-from ayaedge_export.tensors import TensorIndex
+from ayaedge_export.journal import Journal, Piece
+from ayaedge_export.tensors import TensorIndex, slabs
 from ayaedge_export.tokenizer import PRE_TOKENIZER, Tokenizer
 from ayaedge_quant.ggml import GgmlType, encode
 from ayaedge_quant.imatrix import ImportanceMatrix
@@ -30,8 +32,6 @@ from ayaedge_quant.recipes import FILE_TYPE, DecoderFormat, Recipe, as_recipe, t
 ARCHITECTURES = {"cohere2": "cohere2", "cohere": "command-r"}
 """llama.cpp's name of each decoder type."""
 
-_SLAB_WEIGHTS = 1 << 22
-"""Weights that are read and encoded at once: 16 MB as float32."""
 _NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -94,17 +94,73 @@ def write_decoder(
     importance: ImportanceMatrix | None = None,
     threads: int | None = None,
     advance: Advance | None = None,
+    journal: Journal | None = None,
 ) -> EmbeddingTable:
     """Write the decoder of `checkpoint` to `path` as `recipe` says; returns where its embeddings lie.
 
     With `importance` the encoders weigh each column by its mean squared input. Peak memory is a few slabs of 16 MB
-    for each thread. Raises ValueError, naming the tensor, for weights that are not finite or too large for their
+    for each thread. Header and tensors are noted in `journal` when they are finished; those that it has already are
+    not written again. Raises ValueError, naming the tensor, for weights that are not finite or too large for their
     type, and OSError if the file cannot be written.
     """
     plan = plan_tensors(checkpoint.config.text, recipe)
-    writer = gguf.GGUFWriter(path, ARCHITECTURES[checkpoint.config.text.model_type])
+    header = _header(
+        checkpoint, path.with_name(f"{path.name}.header"), plan, as_recipe(recipe).format, importance
+    )
+    embeddings = EmbeddingTable(plan[0].kind.name, len(header), plan[0].kind.row_bytes(plan[0].shape[1]))
+    finished = journal.of(path.name) if journal else []
+    with path.open("r+b" if finished else "wb") as out:
+        pieces = PieceWriter(out, path.name, journal)
+        if finished:
+            pieces.skip(finished)
+        else:
+            pieces.write(header)
+            pieces.finish("header")
+        for tensor in plan[: len(finished[1:])]:
+            if advance:
+                advance(checkpoint.tensors.entries[tensor.source].nbytes, tensor.name)
+        left = plan[len(finished[1:]) :]
+        _write_tensors(pieces, left, checkpoint.tensors, importance, threads or os.cpu_count() or 1, advance)
+    return embeddings
+
+
+class PieceWriter:
+    """Writes a file piece by piece, and notes the finished ones in a journal."""
+
+    def __init__(self, out: BinaryIO, name: str, journal: Journal | None) -> None:
+        self._out, self._name, self._journal = out, name, journal
+        self._size = self._crc32 = 0
+
+    def skip(self, finished: Sequence[Piece]) -> None:
+        """Go on behind pieces that are there; what lies behind them is cut off."""
+        self._out.seek(sum(piece.nbytes for piece in finished))
+        self._out.truncate()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append to the current piece."""
+        self._out.write(data)
+        self._size += memoryview(data).nbytes
+        self._crc32 = zlib.crc32(data, self._crc32)
+
+    def finish(self, name: str) -> None:
+        """End the current piece."""
+        self._out.flush()
+        if self._journal:
+            self._journal.add(self._name, name, self._size, self._crc32)
+        self._size = self._crc32 = 0
+
+
+def _header(
+    checkpoint: Checkpoint,
+    scratch: Path,
+    plan: Sequence[PlannedTensor],
+    fmt: DecoderFormat,
+    importance: ImportanceMatrix | None,
+) -> bytes:
+    """Everything in front of the first tensor, padding included; written to the file `scratch` on the way."""
+    writer = gguf.GGUFWriter(scratch, ARCHITECTURES[checkpoint.config.text.model_type])
     try:
-        _add_metadata(writer, checkpoint, as_recipe(recipe).format)
+        _add_metadata(writer, checkpoint, fmt)
         if importance:
             _add_importance(writer, importance)
         for tensor in plan:
@@ -115,32 +171,31 @@ def write_decoder(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        out = writer.fout[0]
-        out.write(bytes(-out.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
-        embeddings = EmbeddingTable(plan[0].kind.name, out.tell(), plan[0].kind.row_bytes(plan[0].shape[1]))
-        _write_tensors(out, plan, checkpoint.tensors, importance, threads or os.cpu_count() or 1, advance)
+        writer.close()
+        header = scratch.read_bytes()
     finally:
         writer.close()
-    return embeddings
+        scratch.unlink(missing_ok=True)
+    return header + bytes(-len(header) % gguf.GGUF_DEFAULT_ALIGNMENT)
 
 
 def _write_tensors(
-    out: BinaryIO,
-    plan: list[PlannedTensor],
+    pieces: PieceWriter,
+    plan: Sequence[PlannedTensor],
     tensors: TensorIndex,
     importance: ImportanceMatrix | None,
     threads: int,
     advance: Advance | None,
 ) -> None:
     """Encode slabs on `threads` threads and write them in order; at most two slabs a thread are in memory."""
-    alignment = gguf.GGUF_DEFAULT_ALIGNMENT
     pending: deque[tuple[PlannedTensor, int, bool, Future[NDArray[np.uint8]]]] = deque()
 
     def write_oldest() -> None:
         tensor, source_bytes, last, future = pending.popleft()
-        out.write(future.result().data)
+        pieces.write(future.result().data)
         if last:
-            out.write(bytes(-tensor.nbytes % alignment))
+            pieces.write(bytes(-tensor.nbytes % gguf.GGUF_DEFAULT_ALIGNMENT))
+            pieces.finish(tensor.name)
         if advance:
             advance(source_bytes, tensor.name)
 
@@ -149,7 +204,7 @@ def _write_tensors(
             for tensor in plan:
                 entry = tensors.entries[tensor.source]
                 columns = importance.importance(tensor.name) if importance else None
-                for start, stop in _slabs(tensor.shape):
+                for start, stop in slabs(tensor.shape):
                     share = entry.nbytes * (stop - start) // entry.shape[0]
                     future = pool.submit(_encode_rows, tensors, tensor, start, stop, columns)
                     pending.append((tensor, share, stop == entry.shape[0], future))
@@ -173,14 +228,6 @@ def _encode_rows(
         raise ValueError(
             f"tensor {tensor.source}, rows {start} to {stop}: {broken} values: {error}"
         ) from None
-
-
-def _slabs(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Ranges of the first axis that hold about `_SLAB_WEIGHTS` weights; a vector is one slab."""
-    rows = shape[0]
-    step = rows if len(shape) == 1 else max(1, _SLAB_WEIGHTS // int(np.prod(shape[1:])))
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
 
 
 def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, fmt: DecoderFormat) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
+import os
 import platform
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge.bundle import (
@@ -24,12 +29,12 @@ from ayaedge.bundle import (
 )
 from ayaedge.decoder import MAX_THREADS
 from ayaedge.errors import CheckpointError, ExportError, check_options, whole_number
-from ayaedge_export.bundle_writer import check_target, staged_directory, write_manifest
-from ayaedge_export.checkpoint import Checkpoint, open_checkpoint, text_tensors
+from ayaedge_export.bundle_writer import check_target, staged_bundle, staging_place, write_manifest
+from ayaedge_export.checkpoint import Checkpoint, check_finite, open_checkpoint, text_tensors
 from ayaedge_export.decoder_gguf import ARCHITECTURES, Advance, write_decoder
+from ayaedge_export.journal import Journal
 from ayaedge_export.plan import VisionFormat, check_disk, plan_recipe
-from ayaedge_export.tensors import WeightSource
-from ayaedge_export.vision_graph import write_vision_graph
+from ayaedge_export.vision_graph import vision_tensors, write_vision_graph
 from ayaedge_export.vision_int8 import write_int8_vision_graph
 from ayaedge_quant.imatrix import ImportanceMatrix
 from ayaedge_quant.recipes import DECODER_FORMATS, DecoderFormat, Recipe, as_recipe
@@ -46,6 +51,7 @@ __all__ = [
 
 VISION_FORMATS: tuple[VisionFormat, ...] = get_args(VisionFormat)
 
+_VISION_DATA = f"{VISION}.data"
 _WRITERS = ("ayaedge", "onnx", "gguf", "llama-cpp-python", "numpy")
 """Packages whose versions decide about the bytes of a bundle."""
 
@@ -59,6 +65,7 @@ def export_checkpoint(
     importance: ImportanceMatrix | None = None,
     trace: bool = False,
     force: bool = False,
+    resume: bool = True,
     threads: int | None = None,
     advance: Advance | None = None,
 ) -> Bundle:
@@ -67,11 +74,13 @@ def export_checkpoint(
     `quant` is a named format, or a recipe with types for single tensors; `importance` lets the encoders weigh each
     column by its mean squared input (`ayaedge_export.calibration`). `trace` takes the vision graph from PyTorch
     through optimum's exporter instead of building it from the weights; such a graph is fp32. `force` replaces an
-    existing bundle once the new one is complete. `advance` is called with bytes of the checkpoint that are dealt
-    with; in all it gets `work_bytes`.
+    existing bundle once the new one is complete. `resume` goes on where an interrupted export of the same checkpoint
+    to the same target with the same options has stopped; without it such an export begins anew. `advance` is called
+    with bytes of the checkpoint that are dealt with; in all it gets `work_bytes`.
 
     Raises InvalidOptionError, CheckpointError if the checkpoint cannot be exported, and ExportError if the target
-    exists, its disk is too small, or the export could not be finished; then nothing is left under the target's name.
+    exists, another export writes it, its disk is too small, or the export could not be finished. Nothing is ever left
+    under the target's name; what is finished lies beside it for the next try, unless the checkpoint is at fault.
     """
     check_options(whole_number("threads", threads, least=1, most=MAX_THREADS, optional=True))
     if not isinstance(checkpoint, Checkpoint):
@@ -82,21 +91,62 @@ def export_checkpoint(
         )
     recipe = as_recipe(quant)
     target = Path(target) if target is not None else Path(default_name(checkpoint, recipe.format, vision))
-    check_disk(plan_recipe(checkpoint, recipe, vision, target), target)
+    plan = plan_recipe(checkpoint, recipe, vision, target)
+    formats = Formats(vision, recipe.format, (*recipe.adjustments, *_sources(importance)))
+    advance = advance or _ignore
     try:
-        with staged_directory(target, force=force) as staging:
-            _write_vision(checkpoint, staging / VISION, vision, trace=trace, advance=advance)
-            embeddings = write_decoder(
-                checkpoint, staging / DECODER, recipe, importance=importance, threads=threads, advance=advance
-            )
-            formats = Formats(vision, recipe.format, (*recipe.adjustments, *_sources(importance)))
-            write_manifest(staging, describe(checkpoint, embeddings, formats))
-    except ValueError as error:  # a weight that is not finite, or does not fit the format
-        raise CheckpointError(f"the checkpoint {checkpoint.directory}: {error}") from error
+        mark = _fingerprint(checkpoint, formats, importance, trace=trace)
+        with staged_bundle(target, mark, force=force, resume=resume) as journal:
+            check_disk(plan, target, present=journal.nbytes)
+            if trace:
+                from ayaedge_export.vision_trace import check_memory
+
+                check_memory(checkpoint.config.vision)
+            if journal.pieces:  # they were written after this check
+                advance(work_bytes(checkpoint) // 2, "checked before")
+            else:
+                check_finite(checkpoint, threads or os.cpu_count() or 1, advance)
+            _write_vision(checkpoint, journal, vision, trace=trace, advance=advance)
+            try:
+                embeddings = write_decoder(
+                    checkpoint, journal.directory / DECODER, recipe,
+                    importance=importance, threads=threads, advance=advance, journal=journal,
+                )  # fmt: skip
+            except ValueError as error:  # a weight that does not fit its format
+                raise CheckpointError(f"the checkpoint {checkpoint.directory}: {error}") from error
+            write_manifest(journal.directory, describe(checkpoint, embeddings, formats))
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-        raise ExportError(f"{target} could not be written: {reason}; nothing was left behind") from error
+        raise ExportError(f"{target} could not be written: {reason}; {what_is_left(target)}") from error
     return read_bundle(target)
+
+
+def what_is_left(target: Path) -> str:
+    """A sentence on what an export to `target` that has stopped leaves, and what to do with it."""
+    staging = staging_place(target)
+    if not staging.exists():
+        return "nothing was left behind"
+    return f"what is finished lies in {staging}, and the same command goes on from there"
+
+
+def _fingerprint(
+    checkpoint: Checkpoint, formats: Formats, importance: ImportanceMatrix | None, *, trace: bool
+) -> str:
+    """Everything that decides about the bytes of a bundle, hashed; files of the checkpoint by size and time."""
+    stats = {path.name: path.stat() for path in sorted(checkpoint.directory.iterdir()) if path.is_file()}
+    facts = {
+        "writers": describe_writers(),
+        "directory": str(checkpoint.directory.resolve()),
+        "files": {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()},
+        "formats": asdict(formats),
+        "importance": importance.digest() if importance else None,
+        "trace": trace,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _ignore(_count: int, _what: str) -> None:
+    pass
 
 
 def _sources(importance: ImportanceMatrix | None) -> list[str]:
@@ -109,13 +159,9 @@ def default_name(checkpoint: Checkpoint, quant: DecoderFormat, vision: VisionFor
 
 
 def work_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of the checkpoint that an export deals with."""
-    text = text_tensors(checkpoint.config.text)
-    return sum(
-        entry.nbytes
-        for name, entry in checkpoint.tensors.entries.items()
-        if name in text or name.startswith(("vision_tower.", "multi_modal_projector."))
-    )
+    """Bytes of the checkpoint that an export deals with: every tensor is checked, then written."""
+    names = (*text_tensors(checkpoint.config.text), *vision_tensors(checkpoint.config.vision))
+    return 2 * sum(checkpoint.tensors.entries[name].nbytes for name in names)
 
 
 def describe(checkpoint: Checkpoint, embeddings: EmbeddingTable, formats: Formats) -> Manifest:
@@ -154,29 +200,27 @@ def describe_writers() -> dict[str, str]:
 
 
 def _write_vision(
-    checkpoint: Checkpoint, path: Path, fmt: VisionFormat, *, trace: bool, advance: Advance | None
+    checkpoint: Checkpoint, journal: Journal, fmt: VisionFormat, *, trace: bool, advance: Advance
 ) -> None:
+    """Write the vision graph, or nothing if the journal has it; either way `advance` gets all of its bytes."""
     config = checkpoint.config.vision
-    weights = _counted(checkpoint, advance)
-    if trace:
-        from ayaedge_export.vision_trace import trace_vision_graph
+    left = {name: checkpoint.tensors.entries[name].nbytes for name in vision_tensors(config)}
 
-        trace_vision_graph(path, config, weights)
-    elif fmt == "int8":
-        write_int8_vision_graph(path, config, weights)
-    else:
-        write_vision_graph(path, config, weights, precision=fmt)
+    def weights(name: str) -> NDArray[np.float32]:
+        advance(left.pop(name, 0), name)  # a tensor counts the first time it is read
+        return checkpoint.tensors.read(name)
 
+    path = journal.directory / VISION
+    if not journal.of(VISION):
+        if trace:
+            from ayaedge_export.vision_trace import trace_vision_graph
 
-def _counted(checkpoint: Checkpoint, advance: Advance | None) -> WeightSource:
-    """The checkpoint's weights, reporting each tensor the first time it is read."""
-    seen: set[str] = set()
-
-    def read(name: str) -> NDArray:  # type: ignore[type-arg]
-        weights = checkpoint.tensors.read(name)
-        if advance and name not in seen:
-            seen.add(name)
-            advance(checkpoint.tensors.entries[name].nbytes, name)
-        return weights
-
-    return read
+            trace_vision_graph(path, config, weights)
+        elif fmt == "int8":
+            write_int8_vision_graph(path, config, weights)
+        else:
+            write_vision_graph(path, config, weights, precision=fmt)
+        for name in (_VISION_DATA, VISION):  # the graph last: where it is, both are
+            if (journal.directory / name).exists():
+                journal.add_file(name)
+    advance(sum(left.values()), VISION)

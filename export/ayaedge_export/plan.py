@@ -176,12 +176,17 @@ def plan_recipe(
     )
 
 
-def check_disk(plan: ExportPlan, target: Path) -> None:
-    """Raise ExportError, with both figures, if the disk of `target` cannot hold the bundle."""
-    if plan.disk_bytes > plan.free_bytes:
+def check_disk(plan: ExportPlan, target: Path, *, present: int = 0) -> None:
+    """Raise ExportError, with both figures, if the disk of `target` cannot hold what is missing of the bundle.
+
+    `present` bytes of it are there already.
+    """
+    missing = plan.disk_bytes - present
+    free = shutil.disk_usage(_existing(target)).free
+    if missing > free:
         raise ExportError(
-            f"the bundle takes {_megabytes(plan.disk_bytes)} MB and the disk of {target} has "
-            f"{_megabytes(plan.free_bytes)} MB free: make room or choose another place with -o"
+            f"the bundle takes {_megabytes(missing)} MB and the disk of {target} has "
+            f"{_megabytes(free)} MB free: make room or choose another place with -o"
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,8 @@ from ayaedge.errors import CheckpointError, list_faults
 WeightSource = Callable[[str], NDArray[np.float32]]
 """Gives a whole tensor as float32 by the name it has on the hub."""
 
+_SLAB_WEIGHTS = 1 << 22
+"""Weights that are read at once: 16 MB as float32."""
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _STORED_AS: dict[str, np.dtype[Any]] = {
@@ -29,6 +31,8 @@ _STORED_AS: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "F32": np.dtype("<f4"),
 }
+_INFINITY: dict[str, int] = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000}
+"""The bits of infinity; whatever lies above them, sign aside, is not a number."""
 _PARTS = ("language_model.", "vision_tower.", "multi_modal_projector.")
 
 
@@ -82,6 +86,16 @@ class TensorIndex:
         """Rows `start` to `stop` (exclusive) of a tensor."""
         return _to_float32(self._map(name)[start:stop], self.entries[name].dtype)
 
+    def count_not_finite(self, name: str, start: int, stop: int) -> int:
+        """How many of the values in rows `start` to `stop` are NaN or infinite."""
+        entry = self.entries[name]
+        stored = self._map(name)[start:stop]
+        magnitudes = stored.view(f"<u{stored.dtype.itemsize}") << 1  # which drops the sign
+        limit = 2 * _INFINITY[entry.dtype]
+        if magnitudes.max(initial=0) < limit:
+            return 0
+        return int(np.count_nonzero(magnitudes >= limit))
+
     def _map(self, name: str) -> NDArray[Any]:
         entry = self.entries[name]
         return np.memmap(entry.file, _STORED_AS[entry.dtype], "r", entry.offset, entry.shape)
@@ -103,6 +117,14 @@ class TensorIndex:
                 faults.append(f"{name} is there twice, the second time as {stored_name} in {file.name}")
             start = data_start + info["data_offsets"][0]
             self.entries[name] = TensorEntry(file, stored_name, info["dtype"], tuple(info["shape"]), start)
+
+
+def slabs(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Ranges of the first axis that hold about `_SLAB_WEIGHTS` weights; a vector is one slab."""
+    rows = shape[0]
+    step = rows if len(shape) == 1 else max(1, _SLAB_WEIGHTS // int(np.prod(shape[1:])))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
 
 
 def canonical_name(name: str) -> str:

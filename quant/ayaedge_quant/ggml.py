@@ -76,9 +76,10 @@ def encode(
     """
     rows, columns = weights.shape
     row_bytes = kind.row_bytes(columns)
-    if not np.isfinite(weights).all():
+    largest = float(np.maximum(weights.max(initial=0), -weights.min(initial=0)))
+    if not np.isfinite(largest):  # NaN passes through all of these
         raise ValueError("weights that are not finite cannot be encoded")
-    if kind is not GgmlType.F32 and (largest := float(np.abs(weights).max(initial=0))) > _LARGEST[kind]:
+    if kind is not GgmlType.F32 and largest > _LARGEST[kind]:
         raise ValueError(
             f"a weight of {largest:g} is too large for {kind.name}, which holds {_LARGEST[kind]:g}"
         )

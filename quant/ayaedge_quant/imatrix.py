@@ -6,6 +6,7 @@ sums (which model, which text) is not known here.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,14 @@ class ImportanceMatrix:
         """Mean squared input (columns,) of the tensor `name`; None if it was not watched."""
         entry = self.entries.get(name)
         return None if entry is None else entry.mean_squares
+
+    def digest(self) -> str:
+        """SHA-256 of all values: two matrices with the same one give the same weights."""
+        state = hashlib.sha256(repr((self.datasets, self.chunk_size)).encode())
+        for name, entry in sorted(self.entries.items()):
+            state.update(f"{name} {entry.positions}".encode())
+            state.update(entry.sums.astype("<f4").tobytes())
+        return state.hexdigest()
 
 
 class SquareSums:

@@ -58,6 +58,9 @@ def export(
     ] = None,
     tensor_type: TensorTypes = None,
     output_type: OutputType = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on where the same export was interrupted, or begin anew.")
+    ] = True,
     threads: Annotated[int | None, typer.Option("-t", "--threads", help="Processor threads.")] = None,
 ) -> None:
     """Turn a Hugging Face checkpoint of Aya Vision into a bundle."""
@@ -73,18 +76,15 @@ def export(
     target = output or Path(exporter.default_name(opened, quant, vision))
     exporter.check_target(target, force=force)
     importance = _importance(opened, calibrate, imatrix)
-    with byte_progress(exporter.work_bytes(opened)) as advance:
-        bundle = exporter.export_checkpoint(
-            opened,
-            target,
-            quant=recipe,
-            vision=vision,
-            importance=importance,
-            trace=trace,
-            force=force,
-            threads=threads,
-            advance=advance,
-        )
+    try:
+        with byte_progress(exporter.work_bytes(opened)) as advance:
+            bundle = exporter.export_checkpoint(
+                opened, target, quant=recipe, vision=vision, importance=importance, trace=trace, force=force,
+                resume=resume, threads=threads, advance=advance,
+            )  # fmt: skip
+    except (KeyboardInterrupt, SystemExit):
+        announce("stopped:", exporter.what_is_left(target))
+        raise
     announce("exported", f"{bundle.directory} ({size_text(bundle.size)})")
 
 

@@ -1,0 +1,115 @@
+"""What of a bundle is finished: kept beside its files, so that an export that was interrupted goes on from there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file that was written to its end: a tensor with its padding, a header, or a whole file."""
+
+    file: str
+    name: str
+    nbytes: int
+    crc32: int
+
+
+class Journal:
+    """The finished pieces of the files in `directory`, in the order in which they were written.
+
+    Kept in the file `path`: one JSON line with the export's fingerprint, then one for each piece. An earlier run's
+    pieces count if the fingerprint is the same, and up to the first one whose bytes are not what was written. Without
+    any, or with `resume` off, `directory` is emptied. OSError if it cannot be written.
+    """
+
+    def __init__(self, path: Path, directory: Path, fingerprint: str, *, resume: bool = True) -> None:
+        self.directory = directory
+        self.pieces = list(_intact(directory, _read(path, fingerprint))) if resume else []
+        if not self.pieces:
+            shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        temporary = path.with_suffix(".new")
+        lines = [json.dumps({"fingerprint": fingerprint}), *map(_line, self.pieces)]
+        temporary.write_text("\n".join(lines) + "\n", "utf-8")
+        temporary.replace(path)
+
+    def of(self, file: str) -> list[Piece]:
+        """The finished pieces of one file, which are its beginning."""
+        return [piece for piece in self.pieces if piece.file == file]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all finished pieces."""
+        return sum(piece.nbytes for piece in self.pieces)
+
+    def add(self, file: str, name: str, nbytes: int, crc32: int) -> None:
+        """Note that the next piece of `file` stands in it, flushed."""
+        piece = Piece(file, name, nbytes, crc32)
+        self.pieces.append(piece)
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(_line(piece) + "\n")
+
+    def add_file(self, file: str) -> None:
+        """Note that a whole file is finished."""
+        size = (self.directory / file).stat().st_size
+        with (self.directory / file).open("rb") as stream:
+            crc32 = _checksum(stream, size)
+        assert crc32 is not None
+        self.add(file, file, size, crc32)
+
+
+def _line(piece: Piece) -> str:
+    return json.dumps(asdict(piece))
+
+
+def _read(path: Path, fingerprint: str) -> list[Piece]:
+    """The pieces that the journal at `path` names; none if it belongs to another export."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+        if json.loads(lines[0]) != {"fingerprint": fingerprint}:
+            return []
+    except (OSError, ValueError, IndexError):
+        return []
+    pieces = []
+    for line in lines[1:]:
+        try:
+            pieces.append(Piece(**json.loads(line)))
+        except (ValueError, TypeError):  # the last line, torn
+            break
+    return pieces
+
+
+def _intact(directory: Path, pieces: list[Piece]) -> Iterator[Piece]:
+    """Those of `pieces` that are there, up to the first that is not."""
+    for file, group in groupby(pieces, key=lambda piece: piece.file):
+        try:
+            with (directory / file).open("rb") as stream:
+                for piece in group:
+                    if _checksum(stream, piece.nbytes) != piece.crc32:
+                        return
+                    yield piece
+        except OSError:
+            return
+
+
+def _checksum(stream: BinaryIO, nbytes: int) -> int | None:
+    """CRC-32 of the next bytes; None if there are fewer."""
+    crc = 0
+    while nbytes > 0:
+        chunk = stream.read(min(_CHUNK, nbytes))
+        if not chunk:
+            return None
+        crc = zlib.crc32(chunk, crc)
+        nbytes -= len(chunk)
+    return crc
