@@ -44,8 +44,7 @@ from ayaedge_export.decoder_gguf import PlannedTensor, plan_tensors, write_decod
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.vision_graph import write_vision_graph
 from ayaedge_export.vision_int8 import write_int8_vision_graph
-from ayaedge_quant import ggml
-from ayaedge_quant.ggml import GgmlType
+from ayaedge_quant.ggml import GgmlType, stock_encode
 from ayaedge_quant.recipes import FILE_TYPE
 
 WORK = Path(__file__).parents[1] / "build" / "full-size"
@@ -112,16 +111,7 @@ def encode(checkpoint: Path, out: Path, threads: int) -> None:  # noqa: ARG001
             words = drawer.rows("slab.weight", (rows, columns), 0, rows)
             slab = (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
             times = round(weights / slab.size)
-            list(pool.map(lambda _, slab=slab, kind=kind: encode_slab(slab, kind), range(times)))
-
-
-def encode_slab(slab: np.ndarray, kind: GgmlType) -> None:
-    """Run ggml's encoder, and nothing else, on one slab (rows, columns)."""
-    rows, columns = slab.shape
-    blocks = np.empty(rows * kind.row_bytes(columns), np.uint8)
-    ggml._library().ggml_quantize_chunk(
-        int(kind), slab.ctypes.data, blocks.ctypes.data, 0, rows, columns, None
-    )
+            list(pool.map(lambda _, slab=slab, kind=kind: stock_encode(slab, kind), range(times)))
 
 
 def stock_f16(checkpoint: Path, out: Path, threads: int) -> None:

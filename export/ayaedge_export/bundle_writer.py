@@ -33,15 +33,16 @@ def staged_bundle(
     target = target.resolve()  # what a link points to is replaced, not the link
     staging = staging_place(target)
     with _alone(staging, target):
-        if (staging / _OLD).exists():  # a run was killed while it exchanged the bundles
-            _put_back(staging / _OLD, target)
-        journal = Journal(staging / "journal.jsonl", staging / "bundle", fingerprint, resume=resume)
+        journal = None
         try:
+            _put_back(staging / _OLD, target)  # a run was killed while it exchanged the bundles
+            check_target(target, force=force)
+            journal = Journal(staging / "journal.jsonl", staging / "bundle", fingerprint, resume=resume)
             yield journal
             read_bundle(journal.directory)
             _take_place(journal.directory, target, staging / _OLD, force=force)
         except BaseException as error:
-            if isinstance(error, CheckpointError) or not journal.pieces:
+            if isinstance(error, CheckpointError) or not (journal and journal.pieces):
                 shutil.rmtree(staging, ignore_errors=True)
             raise
         shutil.rmtree(staging, ignore_errors=True)
@@ -120,6 +121,7 @@ def _take_place(bundle: Path, target: Path, old: Path, *, force: bool) -> None:
 
 
 def _put_back(old: Path, target: Path) -> None:
+    """Undo the first half of an exchange, or tidy up behind its second half."""
     if old.exists() and not target.exists():
         old.rename(target)
     shutil.rmtree(old, ignore_errors=True)

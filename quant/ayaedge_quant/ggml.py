@@ -1,4 +1,8 @@
-"""ggml's own block encoders and decoders, reached by ctypes in the library that llama-cpp-python ships.
+"""Weights to ggml's blocks: its own encoders, reached by ctypes in the library that llama-cpp-python ships, and ours.
+
+Our encoders of Q4_K, Q5_K and Q6_K (`quant/kernels/encode_lanes.cpp`) do the same arithmetic many times faster. Before
+the first use of each it is compared with the installed ggml, which is used instead if one byte differs: where its
+compiler fused multiplications and additions, or where a new version searches in another way.
 
 Importing this module loads nothing; the first call loads ggml's base library alone, not llama.cpp.
 """
@@ -14,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ayaedge_quant import kernels
 
 
 class GgmlType(IntEnum):
@@ -56,6 +62,9 @@ _LAYOUT = {
     GgmlType.Q6_K: (256, 210),
 }
 
+_FAST = frozenset({GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K})
+"""Types that our own encoders know."""
+
 _HALF = 65504.0  # the largest float16: weights themselves, or the scales of blocks
 _LARGEST = {
     GgmlType.F16: _HALF, GgmlType.Q5_0: 16 * _HALF, GgmlType.Q5_1: _HALF, GgmlType.Q8_0: 127 * _HALF,
@@ -90,14 +99,39 @@ def encode(
         return np.ascontiguousarray(converted).view(np.uint8).reshape(rows, row_bytes)
     source = np.ascontiguousarray(weights, np.float32)
     column_weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
-    blocks = np.empty((rows, row_bytes), np.uint8)
+    if kind in _FAST and _kernel_agrees(kind, weighted=importance is not None):
+        return kernels.encode(source, int(kind), row_bytes, column_weights)
+    return stock_encode(source, kind, column_weights)
+
+
+def stock_encode(
+    weights: NDArray[np.float32], kind: GgmlType, importance: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
+    """`encode` by ggml itself, for C-ordered weights and types with blocks; nothing is checked."""
+    rows, columns = weights.shape
+    blocks = np.empty((rows, kind.row_bytes(columns)), np.uint8)
     written = _library().ggml_quantize_chunk(
-        int(kind), source.ctypes.data, blocks.ctypes.data, 0, rows, columns,
-        None if column_weights is None else column_weights.ctypes.data,
+        int(kind), weights.ctypes.data, blocks.ctypes.data, 0, rows, columns,
+        None if importance is None else importance.ctypes.data,
     )  # fmt: skip
     if written != blocks.nbytes:
         raise RuntimeError(f"ggml wrote {written} bytes of {kind.name} where {blocks.nbytes} were expected")
     return blocks
+
+
+@cache
+def _kernel_agrees(kind: GgmlType, *, weighted: bool) -> bool:
+    """Whether our encoder gives the installed ggml's bytes on a sample with all kinds of rows."""
+    rng = np.random.default_rng(0)
+    sample = (0.02 * rng.standard_t(4, (24, 512))).astype(np.float32)
+    sample[0] = 0  # nothing, one sign only, equal values, wide and narrow ranges beside each other
+    sample[1:3] = np.abs(sample[1:3]) * np.array([[1], [-1]], np.float32)
+    sample[3, :300] = 0.25
+    sample[4, ::5] = 0
+    sample[5:8] *= np.exp(6 * rng.standard_normal((3, 512))).astype(np.float32)
+    importance = np.exp(2 * rng.standard_normal(512)).astype(np.float32) if weighted else None
+    ours = kernels.encode(sample, int(kind), kind.row_bytes(512), importance)
+    return bool(np.array_equal(ours, stock_encode(sample, kind, importance)))
 
 
 def _check_importance(importance: NDArray[np.float32], columns: int) -> None:

@@ -35,6 +35,31 @@ def divergence(
     return Divergence(kl, same_top.astype(np.bool_))
 
 
+WIDEST = 2
+"""Instruction sets of the encoders: 0 any processor, 1 AVX2, 2 AVX-512. A processor without one takes the next."""
+
+
+def encode(
+    weights: NDArray[np.float32],
+    kind: int,
+    row_bytes: int,
+    importance: NDArray[np.float32] | None = None,
+    *,
+    widest: int = WIDEST,
+) -> NDArray[np.uint8]:
+    """C-ordered weights (rows, columns) as blocks of ggml's type number `kind`, bytes (rows, row_bytes).
+
+    `importance` (columns,) weighs the columns. All zeros where this build has no encoders. Releases the GIL.
+    """
+    rows, columns = weights.shape
+    blocks = np.zeros((rows, row_bytes), np.uint8)
+    _library().ayaedge_encode(
+        kind, weights.ctypes.data, blocks.ctypes.data, rows, columns,
+        None if importance is None else importance.ctypes.data, widest,
+    )  # fmt: skip
+    return blocks
+
+
 def library_path() -> Path:
     """Where the compiled kernels are: beside this file, or where an editable install put them."""
     name = f"libayaedge_kernels{_SUFFIX}"
@@ -60,4 +85,8 @@ def _library() -> ctypes.CDLL:
         pointer, pointer, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32, pointer, pointer,
     ]  # fmt: skip
     library.ayaedge_divergence.restype = ctypes.c_int
+    library.ayaedge_encode.argtypes = [
+        ctypes.c_int32, pointer, pointer, ctypes.c_int64, ctypes.c_int64, pointer, ctypes.c_int32,
+    ]  # fmt: skip
+    library.ayaedge_encode.restype = ctypes.c_int64
     return library

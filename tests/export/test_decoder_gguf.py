@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
-from ayaedge import llama
+from ayaedge import CheckpointError, llama
 from ayaedge.bundle import Bundle
 from ayaedge_export.checkpoint import open_checkpoint
 from ayaedge_export.decoder_gguf import plan_tensors, write_decoder
@@ -129,15 +129,25 @@ def test_added_tokens_are_control_and_padding_is_unused(exact_bundle: Bundle) ->
     assert padding == set(range(manifest.decoder.vocab_size)) - known
 
 
-@pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_a_weight_that_is_not_finite_is_named(tiny: Path, tmp_path: Path, broken: float) -> None:
-    from safetensors.numpy import load_file, save_file
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_weights_that_are_not_finite_are_counted_before_anything_is_written(
+    tiny: Path, tmp_path: Path, dtype: str
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
 
-    path = write_random_checkpoint(tmp_path / "c", tiny, Shape())
+    path = write_random_checkpoint(tmp_path / "c", tiny, Shape(dtype=dtype))
     tensors = load_file(path / "model.safetensors")
-    name = "language_model.model.layers.3.mlp.up_proj.weight"
-    tensors[name][5, 7] = broken
-    save_file(tensors, path / "model.safetensors")
-    with pytest.raises(ValueError, match=rf"{name}.*1 values.*not finite"):
+    spoilt = "language_model.model.layers.3.mlp.up_proj.weight"
+    tensors[spoilt][5, 7:9] = torch.nan
+    tensors[spoilt][6, 0] = -torch.inf
+    tensors["multi_modal_projector.linear_1.bias"][2] = torch.inf
+    tensors["vision_tower.vision_model.post_layernorm.bias"][0] = torch.finfo(tensors[spoilt].dtype).max
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError) as caught:
         export_checkpoint(path, tmp_path / "b")
+    message = str(caught.value)
+    assert "has 2 faults" in message
+    assert f"{spoilt} in model.safetensors: 3 of 6,144 values are NaN or infinite" in message
+    assert "linear_1.bias in model.safetensors: 1 of 96 values" in message
     assert [p.name for p in tmp_path.iterdir()] == ["c"]

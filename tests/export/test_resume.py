@@ -1,0 +1,281 @@
+"""Exports that are killed, run out of disk or meet another one: nothing is lost and nothing half stands."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ayaedge import ExportError, read_bundle
+from ayaedge.bundle import DECODER, VISION
+from ayaedge_export import decoder_gguf
+from ayaedge_export.bundle_writer import staged_bundle, staging_place
+from ayaedge_export.exporter import export_checkpoint, open_checkpoint, work_bytes
+from ayaedge_export.journal import Journal
+from random_checkpoint import Shape, write_random_checkpoint
+
+KILLS = 30
+SHAPE = Shape(
+    text={"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6},
+    vision={"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4},
+    dtype="bfloat16",
+    shard_size="10MB",
+)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("resume") / "c", tiny, SHAPE)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return contents(export_checkpoint(checkpoint, tmp_path_factory.mktemp("undisturbed") / "b").directory)
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the tensors that were encoded since the list was cleared."""
+    names: list[str] = []
+    encode_rows = decoder_gguf._encode_rows
+
+    def watched(tensors: Any, tensor: decoder_gguf.PlannedTensor, *rest: Any) -> Any:
+        names.append(tensor.name)
+        return encode_rows(tensors, tensor, *rest)
+
+    monkeypatch.setattr(decoder_gguf, "_encode_rows", watched)
+    return names
+
+
+def fill_disk_at(monkeypatch: pytest.MonkeyPatch, tensor: str) -> Callable[[], None]:
+    """Let the write of this tensor fail; returns what frees the disk."""
+    finish = decoder_gguf.PieceWriter.finish
+
+    def full(self: decoder_gguf.PieceWriter, name: str) -> None:
+        if name == tensor:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finish(self, name)
+
+    monkeypatch.setattr(decoder_gguf.PieceWriter, "finish", full)
+    return lambda: monkeypatch.setattr(decoder_gguf.PieceWriter, "finish", finish)
+
+
+def interrupt(checkpoint: Path, target: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """Leave an export unfinished that has written four layers."""
+    free = fill_disk_at(monkeypatch, "blk.4.attn_k.weight")
+    with pytest.raises(ExportError, match="the disk is full"):
+        export_checkpoint(checkpoint, target, **options)
+    free()
+    assert not target.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+def test_an_export_killed_at_any_moment_ends_as_an_undisturbed_one(
+    checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ayaedge_export.exporter", "onnx", "gguf"])
+    target, journal = tmp_path / "b", staging_place(tmp_path / "b") / "journal.jsonl"
+
+    def start() -> multiprocessing.process.BaseProcess:
+        process = context.Process(target=export_checkpoint, args=(checkpoint, target))
+        process.start()
+        return process
+
+    def finish() -> None:
+        assert contents(target) == undisturbed
+        assert [path.name for path in tmp_path.iterdir()] == ["b"]
+        shutil.rmtree(target)
+
+    start().join()  # the fork server comes up
+    finish()
+    started = time.perf_counter()
+    start().join()
+    duration = time.perf_counter() - started
+    finish()
+
+    chance, kills, resumed = random.Random(0), 0, 0
+    while kills < KILLS:
+        process = start()
+        process.join(chance.uniform(0, duration))
+        if process.is_alive():
+            process.kill()
+            process.join()
+            kills += 1
+            assert not target.exists() or contents(target) == undisturbed
+            resumed += journal.exists() and "blk." in journal.read_text()
+        else:
+            assert process.exitcode == 0
+        if target.exists():
+            shutil.rmtree(target)
+    assert resumed >= KILLS // 6  # else this test has killed beginners only
+    start().join()
+    finish()
+
+
+def test_a_full_disk_loses_nothing(
+    checkpoint: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    encoded: list[str],
+) -> None:
+    target = tmp_path / "b"
+    free = fill_disk_at(monkeypatch, "blk.4.attn_k.weight")
+    with pytest.raises(
+        ExportError, match=r"the disk is full; what is finished lies in .*\.b\.partial, and the same"
+    ):
+        export_checkpoint(checkpoint, target)
+    assert not target.exists()
+    free()
+    encoded.clear()
+    opened, seen = open_checkpoint(checkpoint), [0]
+    bundle = export_checkpoint(opened, target, advance=lambda count, _: seen.append(count))
+    assert encoded[0] == "blk.4.attn_k.weight"
+    assert not any(name.startswith("blk.3.") for name in encoded)
+    assert sum(seen) == work_bytes(opened)
+    assert contents(bundle.directory) == undisturbed
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "first"),
+    [
+        (VISION, 100, "token_embd.weight"),
+        (DECODER, 100, "token_embd.weight"),
+        (DECODER, -1, "blk.4.attn_q.weight"),
+        (DECODER, None, "token_embd.weight"),
+    ],
+)
+def test_what_was_damaged_in_between_is_written_again(
+    checkpoint: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    encoded: list[str],
+    file: str,
+    place: int | None,
+    first: str,
+) -> None:
+    target = tmp_path / "b"
+    interrupt(checkpoint, target, monkeypatch)
+    path = staging_place(target) / "bundle" / file
+    if place is None:
+        path.write_bytes(path.read_bytes()[:5000])
+    else:
+        if place < 0:  # the last byte that the journal calls finished
+            lines = (staging_place(target) / "journal.jsonl").read_text().splitlines()[1:]
+            pieces = [json.loads(line) for line in lines]
+            place = sum(piece["nbytes"] for piece in pieces if piece["file"] == DECODER) - 1
+        data = bytearray(path.read_bytes())
+        data[place] ^= 1
+        path.write_bytes(data)
+    encoded.clear()
+    assert contents(export_checkpoint(checkpoint, target).directory) == undisturbed
+    assert encoded[0] == first
+
+
+def test_a_torn_line_of_the_journal_is_no_piece(
+    checkpoint: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    encoded: list[str],
+) -> None:
+    target = tmp_path / "b"
+    interrupt(checkpoint, target, monkeypatch)
+    journal = staging_place(target) / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-10])
+    encoded.clear()
+    assert contents(export_checkpoint(checkpoint, target).directory) == undisturbed
+    assert encoded[0] == "blk.4.attn_q.weight"
+
+
+@pytest.mark.parametrize("change", ["format", "checkpoint", "no resume"])
+def test_another_export_begins_anew(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded: list[str], change: str
+) -> None:
+    copy, target = shutil.copytree(checkpoint, tmp_path / "c"), tmp_path / "b"
+    interrupt(copy, target, monkeypatch)
+    encoded.clear()
+    if change == "checkpoint":
+        (copy / "README.md").write_text("---\nlicense: mit\n---\n")
+    bundle = export_checkpoint(
+        copy, target, quant="q8_0" if change == "format" else "q4_k_m", resume=change != "no resume"
+    )
+    assert encoded[0] == "token_embd.weight"
+    expected = export_checkpoint(copy, tmp_path / "expected", quant=bundle.manifest.formats.decoder)
+    assert contents(bundle.directory) == contents(expected.directory)
+
+
+def test_of_two_exports_to_one_place_the_second_fails_at_once(
+    checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    target, refusals = tmp_path / "b", []
+
+    def start_another(_count: int, what: str) -> None:
+        if what == "blk.2.attn_q.weight" and not refusals:
+            started = time.perf_counter()
+            with pytest.raises(ExportError, match=r"another export to .* is at work"):
+                export_checkpoint(checkpoint, target)
+            refusals.append(time.perf_counter() - started)
+
+    bundle = export_checkpoint(checkpoint, target, advance=start_another)
+    assert len(refusals) == 1
+    assert contents(bundle.directory) == undisturbed
+
+
+def test_a_bundle_that_was_being_replaced_is_put_back(
+    checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    target = export_checkpoint(checkpoint, tmp_path / "b").directory
+    staging_place(target).mkdir()
+    target.rename(staging_place(target) / "old")  # killed here
+    with pytest.raises(ExportError, match="exists"), staged_bundle(target, "another"):
+        pytest.fail("there is a bundle already")
+    assert contents(read_bundle(target).directory) == undisturbed
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_failed_exchange_keeps_the_old_bundle(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = export_checkpoint(checkpoint, tmp_path / "b", quant="q8_0").directory
+    before, rename = contents(target), Path.rename
+
+    def fail(self: Path, to: Path) -> Path:
+        if self.name == "bundle":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(ExportError, match="what is finished lies in"):
+        export_checkpoint(checkpoint, target, force=True)
+    assert contents(target) == before
+    monkeypatch.undo()
+    assert export_checkpoint(checkpoint, target, force=True).manifest.formats.decoder == "q4_k_m"
+
+
+def test_a_journal_belongs_to_one_export(tmp_path: Path) -> None:
+    def opened(fingerprint: str, *, resume: bool = True) -> Journal:
+        return Journal(tmp_path / "journal.jsonl", tmp_path / "files", fingerprint, resume=resume)
+
+    journal = opened("a")
+    (tmp_path / "files" / "x").write_bytes(b"data")
+    journal.add_file("x")
+    assert [piece.name for piece in opened("a").pieces] == ["x"]
+    assert opened("b").pieces == []
+    assert not (tmp_path / "files" / "x").exists()
