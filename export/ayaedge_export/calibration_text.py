@@ -6,6 +6,7 @@ Knows passages and their languages only; which of them are used, and how much ea
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ class CalibrationText:
         """The passages of some languages."""
         chosen = {language: self.passages[language] for language in languages}
         return CalibrationText(f"{self.name}[{','.join(languages)}]", chosen)
+
+    def digest(self) -> str:
+        """SHA-256 of everything in it."""
+        return hashlib.sha256(repr((self.name, sorted(self.passages.items()))).encode()).hexdigest()
 
 
 BUILTIN = CalibrationText("builtin", PASSAGES)

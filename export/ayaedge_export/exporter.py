@@ -30,13 +30,14 @@ from ayaedge.bundle import (
 from ayaedge.decoder import MAX_THREADS
 from ayaedge.errors import CheckpointError, ExportError, check_options, whole_number
 from ayaedge_export.bundle_writer import check_target, staged_bundle, staging_place, write_manifest
+from ayaedge_export.calibration_text import CalibrationText
 from ayaedge_export.checkpoint import Checkpoint, check_finite, open_checkpoint, text_tensors
 from ayaedge_export.decoder_gguf import ARCHITECTURES, Advance, write_decoder
 from ayaedge_export.journal import Journal
 from ayaedge_export.plan import VisionFormat, check_disk, plan_recipe
 from ayaedge_export.vision_graph import vision_tensors, write_vision_graph
 from ayaedge_export.vision_int8 import write_int8_vision_graph
-from ayaedge_quant.imatrix import ImportanceMatrix
+from ayaedge_quant.imatrix import ImportanceMatrix, read_imatrix, write_imatrix
 from ayaedge_quant.recipes import DECODER_FORMATS, DecoderFormat, Recipe, as_recipe
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
 
 VISION_FORMATS: tuple[VisionFormat, ...] = get_args(VisionFormat)
 
+_IMPORTANCE = "importance.gguf"
 _VISION_DATA = f"{VISION}.data"
 _WRITERS = ("ayaedge", "onnx", "gguf", "llama-cpp-python", "numpy")
 """Packages whose versions decide about the bytes of a bundle."""
@@ -63,6 +65,7 @@ def export_checkpoint(
     quant: DecoderFormat | Recipe = "q4_k_m",
     vision: VisionFormat = "int8",
     importance: ImportanceMatrix | None = None,
+    calibrate: CalibrationText | None = None,
     trace: bool = False,
     force: bool = False,
     resume: bool = True,
@@ -71,8 +74,9 @@ def export_checkpoint(
 ) -> Bundle:
     """Export a checkpoint to the bundle directory `target`, by default one named after it in the working directory.
 
-    `quant` is a named format, or a recipe with types for single tensors; `importance` lets the encoders weigh each
-    column by its mean squared input (`ayaedge_export.calibration`). `trace` takes the vision graph from PyTorch
+    `quant` is a named format, or a recipe with types for single tensors. `importance` lets the encoders weigh each
+    column by its mean squared input; `calibrate` measures that first, on this text, once for an export that is
+    interrupted (`ayaedge_export.calibration`). `trace` takes the vision graph from PyTorch
     through optimum's exporter instead of building it from the weights; such a graph is fp32. `force` replaces an
     existing bundle once the new one is complete. `resume` goes on where an interrupted export of the same checkpoint
     to the same target with the same options has stopped; without it such an export begins anew. `advance` is called
@@ -82,7 +86,10 @@ def export_checkpoint(
     exists, another export writes it, its disk is too small, or the export could not be finished. Nothing is ever left
     under the target's name; what is finished lies beside it for the next try, unless the checkpoint is at fault.
     """
-    check_options(whole_number("threads", threads, least=1, most=MAX_THREADS, optional=True))
+    check_options(
+        whole_number("threads", threads, least=1, most=MAX_THREADS, optional=True),
+        "importance and calibrate exclude each other" if importance and calibrate else None,
+    )
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)
     if trace and vision != "fp32":
@@ -92,10 +99,13 @@ def export_checkpoint(
     recipe = as_recipe(quant)
     target = Path(target) if target is not None else Path(default_name(checkpoint, recipe.format, vision))
     plan = plan_recipe(checkpoint, recipe, vision, target)
-    formats = Formats(vision, recipe.format, (*recipe.adjustments, *_sources(importance)))
+    weighed_by = importance.datasets or ("a file",) if importance else (calibrate.name,) if calibrate else ()
+    formats = Formats(
+        vision, recipe.format, (*recipe.adjustments, *(f"importance from {name}" for name in weighed_by))
+    )
     advance = advance or _ignore
     try:
-        mark = _fingerprint(checkpoint, formats, importance, trace=trace)
+        mark = _fingerprint(checkpoint, formats, (importance or calibrate), trace=trace)
         with staged_bundle(target, mark, force=force, resume=resume) as journal:
             check_disk(plan, target, present=journal.nbytes)
             if trace:
@@ -106,6 +116,8 @@ def export_checkpoint(
                 advance(work_bytes(checkpoint) // 2, "checked before")
             else:
                 check_finite(checkpoint, threads or os.cpu_count() or 1, advance)
+            if calibrate:
+                importance = _measured(checkpoint, journal, calibrate, advance)
             _write_vision(checkpoint, journal, vision, trace=trace, advance=advance)
             try:
                 embeddings = write_decoder(
@@ -114,6 +126,7 @@ def export_checkpoint(
                 )  # fmt: skip
             except ValueError as error:  # a weight that does not fit its format
                 raise CheckpointError(f"the checkpoint {checkpoint.directory}: {error}") from error
+            (journal.directory / _IMPORTANCE).unlink(missing_ok=True)
             write_manifest(journal.directory, describe(checkpoint, embeddings, formats))
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
@@ -130,7 +143,11 @@ def what_is_left(target: Path) -> str:
 
 
 def _fingerprint(
-    checkpoint: Checkpoint, formats: Formats, importance: ImportanceMatrix | None, *, trace: bool
+    checkpoint: Checkpoint,
+    formats: Formats,
+    importance: ImportanceMatrix | CalibrationText | None,
+    *,
+    trace: bool,
 ) -> str:
     """Everything that decides about the bytes of a bundle, hashed; files of the checkpoint by size and time."""
     stats = {path.name: path.stat() for path in sorted(checkpoint.directory.iterdir()) if path.is_file()}
@@ -147,10 +164,6 @@ def _fingerprint(
 
 def _ignore(_count: int, _what: str) -> None:
     pass
-
-
-def _sources(importance: ImportanceMatrix | None) -> list[str]:
-    return [f"importance from {name}" for name in importance.datasets or ("a file",)] if importance else []
 
 
 def default_name(checkpoint: Checkpoint, quant: DecoderFormat, vision: VisionFormat) -> str:
@@ -197,6 +210,21 @@ def describe(checkpoint: Checkpoint, embeddings: EmbeddingTable, formats: Format
 def describe_writers() -> dict[str, str]:
     """Versions of everything that decides about the bytes of a bundle."""
     return {name: metadata.version(name) for name in _WRITERS} | {"machine": platform.machine()}
+
+
+def _measured(
+    checkpoint: Checkpoint, journal: Journal, text: CalibrationText, advance: Advance
+) -> ImportanceMatrix:
+    """The importance matrix for `text`, kept among the finished files until the decoder is written."""
+    from ayaedge_export.calibration import collect
+
+    path = journal.directory / _IMPORTANCE
+    if not journal.of(_IMPORTANCE):
+        write_imatrix(
+            path, collect(checkpoint, text, on_step=lambda done, of: advance(0, f"calibrating {done}/{of}"))
+        )
+        journal.add_file(_IMPORTANCE)
+    return read_imatrix(path)
 
 
 def _write_vision(

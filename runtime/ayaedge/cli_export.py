@@ -65,6 +65,8 @@ def export(
 ) -> None:
     """Turn a Hugging Face checkpoint of Aya Vision into a bundle."""
     exporter = require_exporter("ayaedge export")
+    from ayaedge_export.calibration import load_importance
+    from ayaedge_export.calibration_text import read_calibration_text
     from ayaedge_export.plan import make_recipe, plan_decoder
 
     if calibrate and imatrix:
@@ -75,12 +77,13 @@ def export(
     plan_decoder(opened.config.text, recipe)  # says at once what cannot be followed
     target = output or Path(exporter.default_name(opened, quant, vision))
     exporter.check_target(target, force=force)
-    importance = _importance(opened, calibrate, imatrix)
+    importance = load_importance(imatrix, opened.config.text) if imatrix else None
+    text = read_calibration_text(calibrate) if calibrate else None
     try:
         with byte_progress(exporter.work_bytes(opened)) as advance:
             bundle = exporter.export_checkpoint(
-                opened, target, quant=recipe, vision=vision, importance=importance, trace=trace, force=force,
-                resume=resume, threads=threads, advance=advance,
+                opened, target, quant=recipe, vision=vision, importance=importance, calibrate=text, trace=trace,
+                force=force, resume=resume, threads=threads, advance=advance,
             )  # fmt: skip
     except (KeyboardInterrupt, SystemExit):
         announce("stopped:", exporter.what_is_left(target))
@@ -265,17 +268,3 @@ def require_exporter(purpose: str) -> Any:
             raise MissingExtraError(purpose, "export") from error
         raise
     return ayaedge_export.exporter
-
-
-def _importance(checkpoint: Any, text: str | None, matrix: Path | None) -> Any:
-    """The importance matrix that an export shall use, None without one."""
-    from ayaedge_export.calibration import collect, load_importance
-    from ayaedge_export.calibration_text import read_calibration_text
-
-    if matrix is not None:
-        return load_importance(matrix, checkpoint.config.text)
-    if text is None:
-        return None
-    passages = read_calibration_text(text)
-    with count_progress("calibrating") as on_step:
-        return collect(checkpoint, passages, on_step=on_step)

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from ayaedge import ExportError, read_bundle
+from ayaedge import ExportError, InvalidOptionError, read_bundle
 from ayaedge.bundle import DECODER, VISION
-from ayaedge_export import decoder_gguf
+from ayaedge_export import calibration, decoder_gguf
 from ayaedge_export.bundle_writer import staged_bundle, staging_place
+from ayaedge_export.calibration_text import BUILTIN
 from ayaedge_export.exporter import export_checkpoint, open_checkpoint, work_bytes
 from ayaedge_export.journal import Journal
 from random_checkpoint import Shape, write_random_checkpoint
@@ -279,3 +280,29 @@ def test_a_journal_belongs_to_one_export(tmp_path: Path) -> None:
     assert [piece.name for piece in opened("a").pieces] == ["x"]
     assert opened("b").pieces == []
     assert not (tmp_path / "files" / "x").exists()
+
+
+def test_an_interrupted_export_measures_the_importance_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_random_checkpoint(tmp_path / "small", tiny, Shape())
+    text, target = BUILTIN.only("en", "ja"), tmp_path / "b"
+    matrix = calibration.collect(open_checkpoint(checkpoint), text)
+    expected = export_checkpoint(checkpoint, tmp_path / "expected", importance=matrix)
+    interrupt(checkpoint, target, monkeypatch, calibrate=text)
+    monkeypatch.setattr(calibration, "collect", lambda *_, **__: pytest.fail("it was measured before"))
+    bundle = export_checkpoint(checkpoint, target, calibrate=text)
+    assert contents(bundle.directory) == contents(expected.directory)
+    assert bundle.manifest.formats.adjustments == ("importance from builtin[en,ja]",)
+    with pytest.raises(InvalidOptionError, match="exclude each other"):
+        export_checkpoint(checkpoint, tmp_path / "c", calibrate=text, importance=matrix)
+
+
+def test_another_text_to_calibrate_on_begins_anew(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded: list[str]
+) -> None:
+    checkpoint = write_random_checkpoint(tmp_path / "small", tiny, Shape())
+    interrupt(checkpoint, tmp_path / "b", monkeypatch, calibrate=BUILTIN.only("en"))
+    encoded.clear()
+    export_checkpoint(checkpoint, tmp_path / "b", calibrate=BUILTIN.only("ja"))
+    assert encoded[0] == "token_embd.weight"
