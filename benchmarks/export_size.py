@@ -9,7 +9,7 @@ in a process of its own and prints a table:
     vision     the vision graph as fp16 and as int8, built from the weights
     trace      the fp32 vision graph, traced from PyTorch (extra: trace)
     export     a whole export, int8 + q4_k_m
-    encode     ggml's encoders alone on slabs in memory, as many weights of each type as the decoder has
+    encode     ggml's own encoders alone on slabs in memory, as many weights of each type as the decoder has
     stock      an f16 GGUF file, written by our exporter, and `llama_model_quantize` of it
 
 Peak memory is measured from outside: every 50 ms /proc/PID/status is read, and the largest sum of RssAnon and RssShmem
@@ -111,7 +111,7 @@ def encode(checkpoint: Path, out: Path, threads: int) -> None:  # noqa: ARG001
             words = drawer.rows("slab.weight", (rows, columns), 0, rows)
             slab = (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
             times = round(weights / slab.size)
-            list(pool.map(lambda _, slab=slab, kind=kind: stock_encode(slab, kind), range(times)))
+            list(pool.map(lambda _, slab=slab, kind=kind: stock_encode(slab, kind).size, range(times)))
 
 
 def stock_f16(checkpoint: Path, out: Path, threads: int) -> None:

@@ -81,6 +81,38 @@ def test_a_truncated_file_is_named(checkpoint: Path, kept: int) -> None:
     assert "model.safetensors is truncated or not a safetensors file" in refusal(checkpoint)
 
 
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda first, second: first.update(data_offsets=second["data_offsets"]),
+        lambda first, second: first.update(shape=[*first["shape"], 2]),
+        lambda first, second: first.update(dtype="F32"),
+        lambda first, second: first["data_offsets"].__setitem__(1, 10**12),
+        lambda first, second: first["data_offsets"].reverse(),
+        lambda first, second: first.update(data_offsets=[-2, 0]),
+        lambda first, second: first.pop("data_offsets"),
+    ],
+)
+def test_a_header_that_lies_is_refused(
+    checkpoint: Path, lie: Callable[[dict[str, Any], dict[str, Any]], Any]
+) -> None:
+    path = checkpoint / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    names = [name for name in header if name != "__metadata__"]
+    lie(header[names[0]], header[names[1]])
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    assert "model.safetensors is truncated or not a safetensors file" in refusal(checkpoint)
+
+
+def test_a_header_longer_than_the_file_is_refused(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    path.write_bytes((2**62).to_bytes(8, "little") + path.read_bytes()[8:])
+    assert "model.safetensors is truncated or not a safetensors file" in refusal(checkpoint)
+
+
 def test_an_unsupported_number_format_is_named(checkpoint: Path) -> None:
     edit_tensors(
         checkpoint, lambda t: t.update({k: v.astype(np.int8) for k, v in t.items() if "norm.weight" in k})
