@@ -18,6 +18,7 @@ from full_size import (
 )
 
 from ayaedge_export.checkpoint import open_checkpoint, text_tensors
+from ayaedge_export.config import parse_config
 from ayaedge_export.decoder_gguf import plan_tensors, write_decoder
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.vision_graph import vision_tensors
@@ -102,6 +103,13 @@ def test_shards_are_the_hubs(released_files: Path, model: str, gigabytes: list[f
         assert sizes[0] == pytest.approx(1.68, abs=0.005)
     else:
         assert sum(sizes) == pytest.approx(17.27, abs=0.01)
+
+
+@pytest.mark.parametrize(("model", "gigabytes"), [("8b", 5.05), ("32b", 19.8)])
+def test_the_decoders_come_to_their_sizes(released_files: Path, model: str, gigabytes: float) -> None:
+    config = json.loads((released_files / RELEASES[model] / "config.json").read_text("utf-8"))
+    planned = plan_tensors(parse_config(config, []).text, "q4_k_m")
+    assert sum(tensor.nbytes for tensor in planned) / 1e9 == pytest.approx(gigabytes, rel=0.01)
 
 
 @pytest.mark.slow

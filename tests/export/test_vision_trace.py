@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import psutil
 import pytest
 from numpy.typing import NDArray
 
-from ayaedge.errors import CheckpointError
+from ayaedge.errors import CheckpointError, ExportError
 from ayaedge_export.config import VisionConfig, parse_config
+from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.tensors import TensorIndex, WeightSource
 from ayaedge_export.vision_graph import UNUSED_TENSORS, vision_tensors, write_vision_graph
 from ayaedge_export.vision_trace import VisionModule, trace_vision_graph
@@ -53,6 +55,16 @@ def test_the_direct_and_the_traced_graph_agree(shape: str, tiny: Path, tmp_path:
         tiles = np.random.default_rng(count).uniform(-1, 1, (count, 3, config.image_size, config.image_size))
         ours, theirs = (embed(session, tiles.astype(np.float32)) for session in (direct, traced))
         assert np.abs(ours - theirs).max() < FLOAT_ROUNDING * np.abs(theirs).max()
+
+
+def test_too_little_memory_for_tracing_is_said_before_any_work(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = psutil.virtual_memory()._replace(available=300_000_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    with pytest.raises(ExportError, match=r"takes about 0\.5 GB of memory and 0\.3 GB are available"):
+        export_checkpoint(tiny, tmp_path / "b", vision="fp32", trace=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_traced_weights_beside_the_graph_bear_our_name(
