@@ -168,9 +168,9 @@ def measure(step: str, checkpoint: Path, threads: int) -> Measured:
     command = [sys.executable, __file__, "--child", step, str(checkpoint), str(out), str(threads)]
     environment = {**os.environ, "TMPDIR": str(temporary)}
     try:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        peak, most = watch(process, work)
-        output = process.stdout.read() if process.stdout else ""
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            peak, most = watch(process, work)
+            output = process.stdout.read() if process.stdout else ""
         if process.returncode != 0:
             sys.exit(f"{step} failed with status {process.returncode}")
         finished = tree_bytes(out)

@@ -25,6 +25,14 @@ REFERENCE_FILES = ROOT.parent / "shared" / "reference"
 """Configurations and tokenizers of the released checkpoints; they are not part of this repository."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """States are kept where the tests are, also those of processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AYAEDGE_CACHE_DIR", str(tmp_path_factory.mktemp("states")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Path:
     return TINY

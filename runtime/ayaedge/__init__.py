@@ -23,11 +23,13 @@ from ayaedge.errors import (
     PromptError,
 )
 from ayaedge.model import Answer, AnswerStream, AyaVision, Timings, Usage
+from ayaedge.states import NO_CACHE, CacheOptions
 from ayaedge.vision import VisionOptions
 
 _logging.getLogger(__name__).addHandler(_logging.NullHandler())  # silent unless the application listens
 
 __all__ = [
+    "NO_CACHE",
     "Answer",
     "AnswerStream",
     "AyaEdgeError",
@@ -35,6 +37,7 @@ __all__ = [
     "BackendError",
     "Bundle",
     "BundleError",
+    "CacheOptions",
     "CheckpointError",
     "ContextLengthError",
     "DecoderOptions",

@@ -15,9 +15,10 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ayaedge import Answer, AyaEdgeError, AyaVision, DecoderOptions, VisionOptions
+from ayaedge import NO_CACHE, Answer, AyaEdgeError, AyaVision, DecoderOptions, VisionOptions
 from ayaedge import cli_export as exporting
 from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.cli_cache import app as cache_app
 from ayaedge.cli_export import BundleArgument
 from ayaedge.console import JsonFlag, size_text, stderr, write
 
@@ -80,6 +81,9 @@ def ask(
     max_tiles: Annotated[int | None, typer.Option(help="Most tiles of a picture: fewer are faster.")] = None,
     ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Tokens of context.")] = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads", help="Processor threads.")] = None,
+    cache: Annotated[
+        bool, typer.Option(help="Keep what was computed for pictures, in files that only you can read.")
+    ] = True,
     as_json: JsonFlag = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the libraries' messages.")] = False,
 ) -> None:
@@ -96,6 +100,7 @@ def ask(
         model,
         decoder=DecoderOptions(context_size=ctx_size, threads=threads),
         vision=VisionOptions(threads=threads, verbose=verbose),
+        cache=None if cache else NO_CACHE,
     ) as loaded:
         stream = loaded.stream(
             question, images=image or [], system=system, max_tokens=max_tokens, max_tiles=max_tiles,
@@ -121,6 +126,7 @@ def info(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
 for _command in (exporting.export, exporting.verify, exporting.plan, exporting.calibrate):
     app.command()(_command)
 app.command("eval")(exporting.evaluate)
+app.add_typer(cache_app, name="cache")
 
 
 def _finish_answer(model: AyaVision, answer: Answer, *, as_json: bool, verbose: bool) -> None:
@@ -131,7 +137,8 @@ def _finish_answer(model: AyaVision, answer: Answer, *, as_json: bool, verbose: 
     if verbose:
         usage, timings = answer.usage, answer.timings
         stderr.print(
-            f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of pictures, tiles {list(usage.tiles)}), "
+            f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of pictures, tiles {list(usage.tiles)}; "
+            f"{usage.cached_tokens} known), "
             f"{usage.completion_tokens} answered; vision {timings.vision:.2f} s, prefill {timings.prefill:.2f} s, "
             f"first token after {timings.first_token:.2f} s, decode {timings.decode:.2f} s",
             style="dim",

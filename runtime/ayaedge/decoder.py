@@ -84,6 +84,7 @@ class Decoder:
         self._context: Any = None
         self._model: Any = None
         self._llama = llama.library()
+        self._window = manifest.decoder.sliding_window or 0
         self.context_size = _context_size(manifest.decoder.context_length, self.options.context_size)
         try:
             self._model = self._load_model(path)
@@ -124,6 +125,56 @@ class Decoder:
         """Forget everything that was decoded."""
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self.handle), True)
         self.position = 0
+
+    def keep(self, count: int) -> bool:
+        """Forget everything behind the first `count` positions; False, with nothing changed, if that is not possible.
+
+        It is not when the sliding window of a restored state has lost what those positions would look back to.
+        """
+        memory = self._llama.llama_get_memory(self.handle)
+        oldest = self._llama.llama_memory_seq_pos_min(memory, 0)
+        if not 0 < count <= self.position or oldest > max(0, count - self._window):
+            return False
+        if not self._llama.llama_memory_seq_rm(memory, 0, count, -1):
+            return False
+        self.position = count
+        return True
+
+    def state(self) -> NDArray[np.uint8]:
+        """Everything that the KV cache holds, for `restore`; of sliding layers the last window."""
+        pointer = ctypes.POINTER(ctypes.c_uint8)
+        state = np.empty(self._llama.llama_state_seq_get_size(self.handle, 0), np.uint8)
+        written = self._llama.llama_state_seq_get_data(
+            self.handle, state.ctypes.data_as(pointer), state.nbytes, 0
+        )
+        if written != state.nbytes:
+            raise BackendError(f"llama.cpp gave {written} bytes of its state instead of {state.nbytes}")
+        return state
+
+    def restore(self, state: NDArray[np.uint8], count: int) -> bool:
+        """Put a state of `count` positions in the place of whatever was decoded; False if it does not fit here.
+
+        It must come from a decoder with the same weights and options, but for the context size and threads. There are
+        no logits before the next token.
+        """
+        self.clear()
+        pointer = ctypes.POINTER(ctypes.c_uint8)
+        read = self._llama.llama_state_seq_set_data(
+            self.handle, state.ctypes.data_as(pointer), state.nbytes, 0
+        )
+        memory = self._llama.llama_get_memory(self.handle)
+        if read != state.nbytes or self._llama.llama_memory_seq_pos_max(memory, 0) != count - 1:
+            self.clear()
+            return False
+        self.position = count
+        return True
+
+    @property
+    def identity(self) -> bytes:
+        """What decides about the content of a state beside the weights, for keys."""
+        options = self.options
+        facts = (options.cache_type, options.batch_size, options.gpu_layers, self._llama.__version__)
+        return repr((*facts, platform.machine())).encode()
 
     def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The input embeddings of tokens, (len(ids), hidden), as llama.cpp itself would look them up."""

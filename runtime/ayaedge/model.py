@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.decoder import Decoder, DecoderOptions
-from ayaedge.errors import AyaEdgeError, ContextLengthError, check_options, whole_number
+from ayaedge.errors import AyaEdgeError, ContextLengthError, PromptError, check_options, whole_number
 from ayaedge.images import ImageInput, list_images, load_image
+from ayaedge.prefixes import KnownPrefix, Segment, common_start, split_prompt
 from ayaedge.prompt import Message, Prompt, PromptBuilder
 from ayaedge.sampling import Sampler, SamplingOptions, TextStream
+from ayaedge.states import CacheOptions
 from ayaedge.tiling import split_tiles
 from ayaedge.turns import Turns
 from ayaedge.vision import VisionEncoder, VisionOptions
@@ -33,6 +36,8 @@ class Usage:
     prompt_tokens: int
     image_tokens: int
     """Those of the prompt that belong to pictures."""
+    cached_tokens: int
+    """Those of the prompt that were known and not computed again."""
     completion_tokens: int
     tiles: tuple[int, ...]
     """Tiles of each picture, the thumbnail included."""
@@ -45,6 +50,7 @@ class Timings:
     vision: float
     """Reading and encoding the pictures."""
     prefill: float
+    """Recalling what is known of the prompt, and computing the rest."""
     first_token: float
     """From the call to the first token."""
     decode: float
@@ -154,11 +160,17 @@ class AyaVision:
     fork of the process.
     """
 
-    def __init__(self, bundle: Bundle, vision: VisionEncoder, decoder: Decoder):
+    def __init__(
+        self, bundle: Bundle, vision: VisionEncoder, decoder: Decoder, cache: CacheOptions | None = None
+    ):
         self.bundle = bundle
         self._vision, self._decoder = vision, decoder
         self._prompts = PromptBuilder(bundle.manifest, decoder.vocabulary.tokenize)
         self._turns = Turns()
+        self._prefix = KnownPrefix(decoder, (cache or CacheOptions()).states())
+        hashes = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
+        self._identity = repr(hashes).encode() + decoder.identity
+        self._preamble = self._fixed_preamble()
 
     @classmethod
     def load(
@@ -167,15 +179,20 @@ class AyaVision:
         *,
         decoder: DecoderOptions | None = None,
         vision: VisionOptions | None = None,
+        cache: CacheOptions | None = None,
     ) -> AyaVision:
         """Load a bundle directory; None loads the small demonstration model that ships with the package.
+
+        `cache` says how much is kept of what was computed for a picture, and where; `NO_CACHE` keeps nothing beyond
+        the last question. An answer does not depend on it.
 
         Raises BundleError if the bundle is damaged or its halves do not belong together.
         """
         opened = read_bundle(bundle if bundle is not None else demo_bundle())
-        encoder = VisionEncoder(opened.vision_path, opened.manifest, vision)
+        kept = (cache or CacheOptions()).memory_bytes
+        encoder = VisionEncoder(opened.vision_path, opened.manifest, vision, keep_bytes=kept)
         try:
-            return cls(opened, encoder, Decoder(opened.decoder_path, opened.manifest, decoder))
+            return cls(opened, encoder, Decoder(opened.decoder_path, opened.manifest, decoder), cache)
         except BaseException:
             encoder.close()
             raise
@@ -247,15 +264,21 @@ class AyaVision:
     def _generate(
         self, messages: Sequence[Message], images: Sequence[ImageInput], options: AnswerOptions
     ) -> Generator[str, None, Answer]:
-        """1. pictures to tiles  2. prompt  3. embeddings  4. prefill  5. token by token to text."""
+        """1. pictures to tiles  2. prompt  3. what is known of it  4. embeddings and prefill of the rest  5. answer."""
         started = time.perf_counter()
         manifest = self.bundle.manifest
         tiles = [split_tiles(load_image(i), manifest.tiling, max_tiles=options.max_tiles) for i in images]
         prompt = self._prompts.build(messages, [len(part) for part in tiles])
         self._check_length(prompt)
-        embeddings = [self._vision.encode(part) for part in tiles]
+        pictures = [hashlib.sha256(part.tobytes()).digest() for part in tiles]
+        segments = split_prompt(prompt, pictures, model=self._identity, preamble=self._preamble)
+        read = time.perf_counter()
+        known = self._prefix.recall(segments)
+        recalled = time.perf_counter()
+        left = segments[known:]
+        features = {s.picture: self._vision.encode(tiles[s.picture]) for s in left if s.picture is not None}
         encoded = time.perf_counter()
-        self._prefill(prompt, embeddings)
+        self._prefill(prompt, left, features)
         prefilled = first = time.perf_counter()
 
         stream = TextStream(self._decoder.vocabulary, manifest.tokens.hidden)
@@ -276,8 +299,13 @@ class AyaVision:
             yield piece
         return Answer(
             "".join(text),
-            Usage(len(prompt.ids), prompt.image_tokens, len(ids), tuple(len(part) for part in tiles)),
-            Timings(encoded - started, prefilled - encoded, first - started, time.perf_counter() - first),
+            Usage(len(prompt.ids), prompt.image_tokens, left[0].start, len(ids), tuple(map(len, tiles))),
+            Timings(
+                vision=read - started + encoded - recalled,
+                prefill=recalled - read + prefilled - encoded,
+                first_token=first - started,
+                decode=time.perf_counter() - first,
+            ),
             reason,
             tuple(ids),
         )
@@ -293,21 +321,31 @@ class AyaVision:
                 if number + 1 < limit:
                     self._decoder.decode_tokens([token])
 
-    def _prefill(self, prompt: Prompt, embeddings: Sequence[NDArray[np.float32]]) -> None:
+    def _fixed_preamble(self) -> tuple[int, ...]:
+        """The token ids with which the template begins every conversation that has no system turn."""
+        try:
+            first, second = (self._prompts.build([Message("user", text)], []).ids for text in "ab")
+        except PromptError:  # a template that wants something else, a picture for example
+            return ()
+        return common_start(first, second)
+
+    def _prefill(
+        self, prompt: Prompt, segments: Sequence[Segment], features: Mapping[int, NDArray[np.float32]]
+    ) -> None:
         """Text goes to the decoder as tokens; a picture, its tags and markers included, as one run of embeddings."""
-        self._decoder.clear()
         patch = self.bundle.manifest.tokens.image_patch
-        end = 0
-        for span, features in zip(prompt.images, embeddings, strict=True):
-            if span.start > end:
-                self._decoder.decode_tokens(prompt.ids[end : span.start])
-            ids = np.asarray(prompt.ids[span.start : span.stop])
-            rows = self._decoder.embed(ids.tolist())
-            rows[ids == patch] = features.reshape(-1, rows.shape[1])  # (n, T, hidden) -> (n*T, hidden)
-            self._decoder.decode_embeddings(rows)
-            end = span.stop
-        if end < len(prompt.ids):
-            self._decoder.decode_tokens(prompt.ids[end:])
+        for segment in segments:
+            ids = prompt.ids[segment.start : segment.stop]
+            if segment.picture is None:
+                self._decoder.decode_tokens(ids)
+            else:
+                rows = self._decoder.embed(ids)
+                # (n, T, hidden) -> (n*T, hidden)
+                rows[np.asarray(ids) == patch] = features[segment.picture].reshape(-1, rows.shape[1])
+                self._decoder.decode_embeddings(rows)
+            self._prefix.decoded(segment)
+            if segment.picture is not None or segment.stop == len(self._preamble):
+                self._prefix.keep_state(segment)
 
     def _check_length(self, prompt: Prompt) -> None:
         available = self._decoder.context_size - 1  # at least one token of answer

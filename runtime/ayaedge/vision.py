@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ayaedge.bundle import Manifest
 from ayaedge.decoder import MAX_THREADS, available_cores
 from ayaedge.errors import AyaEdgeError, BackendError, BundleError, check_options, whole_number
+from ayaedge.states import RecentArrays
 from ayaedge.tiling import normalize
 
 Device = Literal["cpu"]
@@ -38,10 +39,21 @@ class VisionOptions:
 
 
 class VisionEncoder:
-    """One ONNX Runtime session. `close()` frees it."""
+    """One ONNX Runtime session. `close()` frees it.
 
-    def __init__(self, path: Path, manifest: Manifest, options: VisionOptions | None = None):
+    The embeddings of the tiles that were seen last are kept, up to `keep_bytes`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        options: VisionOptions | None = None,
+        *,
+        keep_bytes: int = 0,
+    ):
         self._tiling = manifest.tiling
+        self._seen = RecentArrays(keep_bytes)
         self._session: Any = _make_session(path, options or VisionOptions())
         expected = (manifest.image_prompt.tokens_per_tile, manifest.decoder.hidden_size)
         found = tuple(self._session.get_outputs()[0].shape[1:])
@@ -53,6 +65,7 @@ class VisionEncoder:
     def close(self) -> None:
         """Free the session; the encoder cannot be used afterwards."""
         self._session = None
+        self._seen = RecentArrays(0)
 
     def encode(
         self, tiles: NDArray[np.uint8], *, on_tile: Callable[[int, int], None] | None = None
@@ -62,12 +75,14 @@ class VisionEncoder:
         Tiles run one by one, which on a CPU is as fast as any batch and takes less memory; equal tiles are encoded
         once. `on_tile` is called with the number of tiles that are done, and of all.
         """
-        done: dict[bytes, NDArray[np.float32]] = {}
+        done: dict[str, NDArray[np.float32]] = {}
         rows = []
         for number, tile in enumerate(tiles, 1):
-            key = hashlib.sha256(tile.tobytes()).digest()
+            key = hashlib.sha256(tile.tobytes()).hexdigest()
             if key not in done:
-                done[key] = self.run(normalize(tile[None], self._tiling))[0]
+                seen = self._seen.load(key)
+                done[key] = self.run(normalize(tile[None], self._tiling))[0] if seen is None else seen
+                self._seen.save(key, done[key])
             rows.append(done[key])
             if on_tile:
                 on_tile(number, len(tiles))

@@ -1,0 +1,201 @@
+"""Where decoder states are kept for the next question: in memory, or in files that outlive the process.
+
+Knows bytes under keys, a limit on their sum, and that whatever was used least recently goes first. What a state is
+and what its key is made of is decided in `ayaedge.prefixes`. A file that is damaged or foreign is never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from ayaedge.errors import check_options, whole_number
+
+logger = logging.getLogger(__name__)
+
+State = NDArray[np.uint8]
+
+_MAGIC = b"ayaedge state 1\n"
+_SUFFIX = ".state"
+_HEADER = len(_MAGIC) + hashlib.sha256().digest_size
+_ABANDONED = 3600.0
+"""Seconds after which an unfinished file belongs to a process that was killed."""
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """How much of what was computed is kept; 0 switches that part off."""
+
+    disk_bytes: int = 4_000_000_000
+    """Most bytes of files, for this and later processes."""
+    memory_bytes: int = 256_000_000
+    """Most bytes of image embeddings, and of states if there are no files, in this process."""
+    directory: Path | None = None
+    """Of the files; by default `cache_directory()`."""
+
+    def __post_init__(self) -> None:
+        check_options(
+            whole_number("disk_bytes", self.disk_bytes, least=0),
+            whole_number("memory_bytes", self.memory_bytes, least=0),
+        )
+
+    def states(self) -> StateStore:
+        """The store that these options describe."""
+        if self.disk_bytes:
+            return DiskStates(self.directory or cache_directory(), self.disk_bytes)
+        return RecentArrays(self.memory_bytes)
+
+
+NO_CACHE = CacheOptions(disk_bytes=0, memory_bytes=0)
+
+
+def cache_directory() -> Path:
+    """The user's directory for states: AYAEDGE_CACHE_DIR, or the one that the system provides for caches."""
+    chosen = os.environ.get("AYAEDGE_CACHE_DIR")
+    return (
+        Path(chosen) if chosen else Path(platformdirs.user_cache_dir("ayaedge", appauthor=False)) / "states"
+    )
+
+
+class StateStore(Protocol):
+    """Keeps states under keys of hexadecimal digits."""
+
+    def load(self, key: str) -> State | None:
+        """The state under `key`, or None."""
+
+    def save(self, key: str, state: State) -> None:
+        """Keep a state; whatever goes wrong is logged and nothing else happens."""
+
+    def holds(self, key: str) -> bool:
+        """Whether there is a state under `key`, which may still turn out to be damaged."""
+
+
+class RecentArrays:
+    """Arrays in this process's memory: a `StateStore`, or embeddings by what they were made of."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._arrays: OrderedDict[str, NDArray[Any]] = OrderedDict()
+
+    def load(self, key: str) -> NDArray[Any] | None:
+        """See `StateStore`."""
+        if key in self._arrays:
+            self._arrays.move_to_end(key)
+        return self._arrays.get(key)
+
+    def holds(self, key: str) -> bool:
+        """See `StateStore`."""
+        return key in self._arrays
+
+    def save(self, key: str, state: NDArray[Any]) -> None:
+        """See `StateStore`; what is larger than the limit is not kept."""
+        if state.nbytes > self._limit:
+            return
+        self._arrays[key] = state
+        self._arrays.move_to_end(key)
+        while sum(kept.nbytes for kept in self._arrays.values()) > self._limit:
+            self._arrays.popitem(last=False)
+
+
+@dataclass(frozen=True)
+class StoredState:
+    """One file of a `DiskStates`."""
+
+    path: Path
+    nbytes: int
+    used: float
+    """When it was last written or read, seconds since 1970."""
+
+
+class DiskStates:
+    """States in files that only this user may read: they hold what his pictures and questions say.
+
+    Several processes may share a directory: a file appears at once and whole, and its content is checked against a
+    SHA-256 whenever it is read.
+    """
+
+    def __init__(self, directory: Path, limit: int) -> None:
+        self.directory, self._limit = directory, limit
+
+    def load(self, key: str) -> State | None:
+        """See `StateStore`; a damaged file is removed."""
+        path = self._path(key)
+        try:
+            content = np.fromfile(path, np.uint8)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            logger.warning("the state %s cannot be read: %s", path, error)
+            return None
+        state = content[_HEADER:]
+        if content[:_HEADER].tobytes() != _MAGIC + hashlib.sha256(state.data).digest():
+            logger.warning("the state %s is damaged and was removed", path)
+            with suppress(OSError):
+                path.unlink()
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        return state
+
+    def holds(self, key: str) -> bool:
+        """See `StateStore`."""
+        return self._path(key).is_file()
+
+    def save(self, key: str, state: State) -> None:
+        """See `StateStore`; makes room first, and keeps nothing that is larger than the limit."""
+        size = _HEADER + state.nbytes
+        if size > self._limit:
+            return
+        temporary = self.directory / f"{key}.{secrets.token_hex(4)}.partial"
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.prune(self._limit - size)
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:  # noqa: PTH123
+                stream.write(_MAGIC + hashlib.sha256(state.data).digest())
+                stream.write(state.data)
+            temporary.replace(self._path(key))
+        except OSError as error:
+            logger.warning("a state could not be kept in %s: %s", self.directory, error)
+            with suppress(OSError):
+                temporary.unlink()
+
+    def entries(self) -> list[StoredState]:
+        """All states, the one that was used least recently first."""
+        found = []
+        for path in self.directory.glob(f"*{_SUFFIX}"):
+            with suppress(OSError):  # another process may have removed it
+                stat = path.stat()
+                found.append(StoredState(path, stat.st_size, stat.st_mtime))
+        return sorted(found, key=lambda entry: entry.used)
+
+    def prune(self, limit: int) -> list[StoredState]:
+        """Remove the least recently used states until the rest takes `limit` bytes; returns those that went."""
+        for path in self.directory.glob("*.partial"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
+        entries, removed = self.entries(), []
+        excess = sum(entry.nbytes for entry in entries) - limit
+        for entry in entries:
+            if excess <= 0:
+                break
+            with suppress(OSError):
+                entry.path.unlink()
+            removed.append(entry)
+            excess -= entry.nbytes
+        return removed
+
+    def _path(self, key: str) -> Path:
+        return self.directory / f"{key}{_SUFFIX}"
