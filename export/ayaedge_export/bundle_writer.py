@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 
 from ayaedge.bundle import FILES, MANIFEST, FileInfo, Manifest, hash_file, read_bundle
 from ayaedge.errors import CheckpointError, ExportError
-from ayaedge_export.journal import Journal
+from ayaedge_export.journal import Journal, has_pieces
 
-_OLD = "old"
+_JOURNAL, _OLD, _DISCARDED = "journal.jsonl", "old", "discarded"
 
 
 @contextmanager
@@ -24,54 +24,73 @@ def staged_bundle(
 ) -> Iterator[Journal]:
     """A directory beside `target` whose bundle takes that name when the block ends well.
 
-    Yields the journal, whose `directory` is the bundle's; with `resume` it holds what an interrupted export of the
-    same fingerprint has finished. An existing target is an error unless `force`; then it is replaced only after the
-    new one is complete and has been read. When the block fails the target is as it was, and finished pieces stay
-    for the next try, unless the checkpoint itself is at fault. ExportError if another export has the same target.
+    Yields the journal, whose `directory` is the bundle's once the block has called its `begin`; with `resume` it
+    holds what an interrupted export of the same fingerprint has finished. An existing target is an error unless
+    `force`; then it is replaced only after the new one is complete and has been read. When the block fails the target
+    is as it was, and finished pieces stay for the next try, unless the checkpoint itself is at fault. ExportError if
+    another export has the same target.
     """
     check_target(target, force=force)
-    target = target.resolve()  # what a link points to is replaced, not the link
     staging = staging_place(target)
+    target = target.resolve()  # what a link points to is replaced, not the link
     with _alone(staging, target):
         journal = None
         try:
+            staging.mkdir(exist_ok=True)
             _put_back(staging / _OLD, target)  # a run was killed while it exchanged the bundles
+            shutil.rmtree(staging / _DISCARDED, ignore_errors=True)
             check_target(target, force=force)
-            journal = Journal(staging / "journal.jsonl", staging / "bundle", fingerprint, resume=resume)
+            journal = Journal(staging / _JOURNAL, staging / "bundle", fingerprint, resume=resume)
             yield journal
             read_bundle(journal.directory)
-            _take_place(journal.directory, target, staging / _OLD, force=force)
+            _take_place(journal.directory, target, staging, force=force)
         except BaseException as error:
-            if isinstance(error, CheckpointError) or not (journal and journal.pieces):
+            useless = isinstance(error, CheckpointError) or (journal is not None and not journal.pieces)
+            if useless if journal and journal.begun else not (staging / _JOURNAL).exists():
                 shutil.rmtree(staging, ignore_errors=True)
             raise
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def staging_place(target: Path) -> Path:
-    """Where an unfinished bundle lies that shall become `target`."""
+    """Where an unfinished bundle lies that shall become `target`; ExportError if `target` leads nowhere."""
+    try:
+        target = target.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise ExportError(f"{target} cannot be followed: {error}") from None
     return target.with_name(f".{target.name}.partial")
+
+
+def what_is_left(target: Path, *, resume: bool = True) -> str:
+    """A sentence on what an export to `target` that has stopped leaves, and what to do with it."""
+    staging = staging_place(target)
+    if not has_pieces(staging / _JOURNAL):
+        return "nothing was left behind"
+    again = "the same command" if resume else "the same command without --no-resume"
+    return f"what is finished lies in {staging}, and {again} goes on from there"
 
 
 @contextmanager
 def _alone(staging: Path, target: Path) -> Iterator[None]:
-    """Make the staging directory and hold its lock, which the system releases when the process ends in any way."""
-    staging.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(staging / "lock", blocking=False)
+    """Hold the lock of this target, which the system releases when the process ends in any way."""
+    staging.parent.mkdir(parents=True, exist_ok=True)
+    path = staging.with_suffix(".lock")
+    lock = FileLock(path, blocking=False)
     try:
         lock.acquire()
-    except (Timeout, FileNotFoundError):  # not found: the other one has just finished
+    except Timeout:
         raise ExportError(
             f"another export to {target} is at work; wait for it or choose another place"
         ) from None
     try:
         yield
     finally:
+        if os.name != "nt":  # there an open file cannot be removed
+            path.unlink(missing_ok=True)
         lock.release()
-        if (
-            os.name == "nt" and not (staging / "journal.jsonl").exists()
-        ):  # an open file could not be removed before
-            shutil.rmtree(staging, ignore_errors=True)
+        if os.name == "nt":
+            with suppress(OSError):
+                path.unlink()
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -105,23 +124,24 @@ def replace_manifest(directory: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _take_place(bundle: Path, target: Path, old: Path, *, force: bool) -> None:
-    """Give a complete bundle its name; one that has it lies at `old` for a moment."""
+def _take_place(bundle: Path, target: Path, staging: Path, *, force: bool) -> None:
+    """Give a complete bundle its name; one that has it lies in `staging` for a moment."""
     for path in bundle.iterdir():
         with path.open("rb+") as stream:
             os.fsync(stream.fileno())
     check_target(target, force=force)  # again: hours may have passed
-    if target.exists():
-        target.rename(old)
+    old = staging / _OLD
     try:
+        if target.exists():
+            target.rename(old)
         bundle.rename(target)
     except BaseException:
         _put_back(old, target)
         raise
+    if old.exists():
+        old.rename(staging / _DISCARDED)  # a half-removed one must never be put back
 
 
 def _put_back(old: Path, target: Path) -> None:
-    """Undo the first half of an exchange, or tidy up behind its second half."""
     if old.exists() and not target.exists():
         old.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

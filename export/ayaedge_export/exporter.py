@@ -29,7 +29,7 @@ from ayaedge.bundle import (
 )
 from ayaedge.decoder import MAX_THREADS
 from ayaedge.errors import CheckpointError, ExportError, check_options, whole_number
-from ayaedge_export.bundle_writer import check_target, staged_bundle, staging_place, write_manifest
+from ayaedge_export.bundle_writer import check_target, staged_bundle, what_is_left, write_manifest
 from ayaedge_export.calibration_text import CalibrationText
 from ayaedge_export.checkpoint import Checkpoint, check_finite, open_checkpoint, text_tensors
 from ayaedge_export.decoder_gguf import ARCHITECTURES, Advance, write_decoder
@@ -47,12 +47,14 @@ __all__ = [
     "default_name",
     "export_checkpoint",
     "open_checkpoint",
+    "what_is_left",
     "work_bytes",
 ]
 
 VISION_FORMATS: tuple[VisionFormat, ...] = get_args(VisionFormat)
 
-_IMPORTANCE = "importance.gguf"
+_IMPORTANCE = "../importance.gguf"
+"""Beside the bundle's files, to which it does not belong."""
 _VISION_DATA = f"{VISION}.data"
 _WRITERS = ("ayaedge", "onnx", "gguf", "llama-cpp-python", "numpy")
 """Packages whose versions decide about the bytes of a bundle."""
@@ -107,8 +109,8 @@ def export_checkpoint(
     try:
         mark = _fingerprint(checkpoint, formats, (importance or calibrate), trace=trace)
         with staged_bundle(target, mark, force=force, resume=resume) as journal:
-            check_disk(plan, target, present=journal.nbytes)
-            if trace:
+            check_disk(plan, target, present=journal.present_bytes)
+            if trace and not journal.of(VISION):
                 from ayaedge_export.vision_trace import check_memory
 
                 check_memory(checkpoint.config.vision)
@@ -116,6 +118,7 @@ def export_checkpoint(
                 advance(work_bytes(checkpoint) // 2, "checked before")
             else:
                 check_finite(checkpoint, threads or os.cpu_count() or 1, advance)
+            journal.begin()
             if calibrate:
                 importance = _measured(checkpoint, journal, calibrate, advance)
             _write_vision(checkpoint, journal, vision, trace=trace, advance=advance)
@@ -126,20 +129,14 @@ def export_checkpoint(
                 )  # fmt: skip
             except ValueError as error:  # a weight that does not fit its format
                 raise CheckpointError(f"the checkpoint {checkpoint.directory}: {error}") from error
-            (journal.directory / _IMPORTANCE).unlink(missing_ok=True)
             write_manifest(journal.directory, describe(checkpoint, embeddings, formats))
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-        raise ExportError(f"{target} could not be written: {reason}; {what_is_left(target)}") from error
+        what = f"{target} could not be written"
+        if error.filename and Path(str(error.filename)).parent == checkpoint.directory:
+            what = f"the checkpoint {checkpoint.directory} could not be read"
+        raise ExportError(f"{what}: {reason}; {what_is_left(target, resume=resume)}") from error
     return read_bundle(target)
-
-
-def what_is_left(target: Path) -> str:
-    """A sentence on what an export to `target` that has stopped leaves, and what to do with it."""
-    staging = staging_place(target)
-    if not staging.exists():
-        return "nothing was left behind"
-    return f"what is finished lies in {staging}, and the same command goes on from there"
 
 
 def _fingerprint(
@@ -150,11 +147,14 @@ def _fingerprint(
     trace: bool,
 ) -> str:
     """Everything that decides about the bytes of a bundle, hashed; files of the checkpoint by size and time."""
-    stats = {path.name: path.stat() for path in sorted(checkpoint.directory.iterdir()) if path.is_file()}
+    settings = (path for form in ("*.json", "*.jinja") for path in checkpoint.directory.glob(form))
+    shards = {entry.file for entry in checkpoint.tensors.entries.values()}
+    stats = {path.name: path.stat() for path in sorted({*settings, *shards})}
     facts = {
         "writers": describe_writers(),
         "directory": str(checkpoint.directory.resolve()),
         "files": {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()},
+        "license": checkpoint.license,
         "formats": asdict(formats),
         "importance": importance.digest() if importance else None,
         "trace": trace,
@@ -215,7 +215,7 @@ def describe_writers() -> dict[str, str]:
 def _measured(
     checkpoint: Checkpoint, journal: Journal, text: CalibrationText, advance: Advance
 ) -> ImportanceMatrix:
-    """The importance matrix for `text`, kept among the finished files until the decoder is written."""
+    """The importance matrix for `text`, kept until the bundle is complete."""
     from ayaedge_export.calibration import collect
 
     path = journal.directory / _IMPORTANCE
@@ -240,6 +240,7 @@ def _write_vision(
 
     path = journal.directory / VISION
     if not journal.of(VISION):
+        journal.forget(_VISION_DATA)
         if trace:
             from ayaedge_export.vision_trace import trace_vision_graph
 

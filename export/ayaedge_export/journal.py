@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -28,30 +28,48 @@ class Journal:
     """The finished pieces of the files in `directory`, in the order in which they were written.
 
     Kept in the file `path`: one JSON line with the export's fingerprint, then one for each piece. An earlier run's
-    pieces count if the fingerprint is the same, and up to the first one whose bytes are not what was written. Without
-    any, or with `resume` off, `directory` is emptied. OSError if it cannot be written.
+    pieces count if the fingerprint is the same, and up to the first one whose bytes are not what was written.
+    Nothing is changed before `begin`. OSError if a file cannot be read or written.
     """
 
     def __init__(self, path: Path, directory: Path, fingerprint: str, *, resume: bool = True) -> None:
         self.directory = directory
         self.pieces = list(_intact(directory, _read(path, fingerprint))) if resume else []
-        if not self.pieces:
-            shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        temporary = path.with_suffix(".new")
-        lines = [json.dumps({"fingerprint": fingerprint}), *map(_line, self.pieces)]
+        self.begun = False
+        self._path, self._fingerprint = path, fingerprint
+
+    def begin(self) -> None:
+        """Remove from `directory` whatever is not in a finished piece; pieces can be added from now on."""
+        finished = {piece.file for piece in self.pieces}
+        if self.directory.exists():
+            for path in self.directory.iterdir():
+                if path.name in finished:
+                    os.truncate(path, sum(piece.nbytes for piece in self.of(path.name)))
+                else:
+                    path.unlink()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._rewrite()
+        self.begun = True
+
+    def forget(self, *files: str) -> None:
+        """Take back all pieces of these files, which will be written anew."""
+        self.pieces = [piece for piece in self.pieces if piece.file not in files]
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        temporary = self._path.with_suffix(".new")
+        lines = [json.dumps({"fingerprint": self._fingerprint}), *map(_line, self.pieces)]
         temporary.write_text("\n".join(lines) + "\n", "utf-8")
-        temporary.replace(path)
+        temporary.replace(self._path)
 
     def of(self, file: str) -> list[Piece]:
         """The finished pieces of one file, which are its beginning."""
         return [piece for piece in self.pieces if piece.file == file]
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all finished pieces."""
-        return sum(piece.nbytes for piece in self.pieces)
+    def present_bytes(self) -> int:
+        """Bytes in `directory`, all of which serve this export or are removed by `begin`."""
+        return sum(path.stat().st_size for path in self.directory.glob("*"))
 
     def add(self, file: str, name: str, nbytes: int, crc32: int) -> None:
         """Note that the next piece of `file` stands in it, flushed."""
@@ -69,6 +87,14 @@ class Journal:
         self.add(file, file, size, crc32)
 
 
+def has_pieces(path: Path) -> bool:
+    """Whether the file `path` is a journal that names a finished piece."""
+    try:
+        return len(path.read_text("utf-8").splitlines()) > 1
+    except (OSError, ValueError):
+        return False
+
+
 def _line(piece: Piece) -> str:
     return json.dumps(asdict(piece))
 
@@ -79,7 +105,7 @@ def _read(path: Path, fingerprint: str) -> list[Piece]:
         lines = path.read_text("utf-8").splitlines()
         if json.loads(lines[0]) != {"fingerprint": fingerprint}:
             return []
-    except (OSError, ValueError, IndexError):
+    except (FileNotFoundError, ValueError, IndexError):
         return []
     pieces = []
     for line in lines[1:]:
@@ -99,7 +125,7 @@ def _intact(directory: Path, pieces: list[Piece]) -> Iterator[Piece]:
                     if _checksum(stream, piece.nbytes) != piece.crc32:
                         return
                     yield piece
-        except OSError:
+        except FileNotFoundError:
             return
 
 

@@ -185,7 +185,7 @@ def check_disk(plan: ExportPlan, target: Path, *, present: int = 0) -> None:
     free = shutil.disk_usage(_existing(target)).free
     if missing > free:
         raise ExportError(
-            f"the bundle takes {_megabytes(missing)} MB and the disk of {target} has "
+            f"{'the rest of ' * (present > 0)}the bundle takes {_megabytes(missing)} MB and the disk of {target} has "
             f"{_megabytes(free)} MB free: make room or choose another place with -o"
         )
 

@@ -130,7 +130,10 @@ def _kernel_agrees(kind: GgmlType, *, weighted: bool) -> bool:
     sample[4, ::5] = 0
     sample[5:8] *= np.exp(6 * rng.standard_normal((3, 512))).astype(np.float32)
     importance = np.exp(2 * rng.standard_normal(512)).astype(np.float32) if weighted else None
-    ours = kernels.encode(sample, int(kind), kind.row_bytes(512), importance)
+    try:
+        ours = kernels.encode(sample, int(kind), kind.row_bytes(512), importance)
+    except (OSError, AttributeError):  # not built, or built from an older source
+        return False
     return bool(np.array_equal(ours, stock_encode(sample, kind, importance)))
 
 

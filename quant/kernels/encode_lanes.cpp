@@ -409,7 +409,7 @@ void encode_symmetric(const float *x, const float *importance, uint8_t *out) {
             const Floats value = load(values[i] + j), step = load(d + j), inverse = load(inverses + j);
             const Ints fitted = nearest(value / step), searched = nearest(inverse * value);
             Ints code = clamp(step == 0.f ? searched : fitted, -TOP, TOP - 1) + TOP;
-            code = (step == 0.f) & (inverse == 0.f) ? Ints{} : code;  // a group of zeros
+            code = ((step == 0.f) & (inverse == 0.f)) ? Ints{} : code;  // a group of zeros
             int32_t lanes[LANES];
             store(lanes, code);
             for (int lane = 0; lane < LANES; ++lane) codes[16 * (j + lane) + i] = (uint8_t)lanes[lane];
@@ -448,8 +448,9 @@ extern "C" int64_t AYAEDGE_ENCODE(
             std::memcpy(padded + SUPER_BLOCK, source, SUPER_BLOCK * sizeof(float));
             source = padded;
         }
-        const float *columns_of[2] = {
-            importance + b % per_row * SUPER_BLOCK, importance + (b + count - 1) % per_row * SUPER_BLOCK};
+        const float *columns_of[2] = {importance, importance};
+        for (int64_t second = 0; importance && second < 2; ++second)
+            columns_of[second] += (b + (second ? count - 1 : 0)) % per_row * SUPER_BLOCK;
         encode_affine(kind, source, count, importance ? columns_of : nullptr, out + b * kind.bytes);
     }
     return blocks * kind.bytes;

@@ -86,7 +86,7 @@ def export(
                 force=force, resume=resume, threads=threads, advance=advance,
             )  # fmt: skip
     except (KeyboardInterrupt, SystemExit):
-        announce("stopped:", exporter.what_is_left(target))
+        announce("stopped:", exporter.what_is_left(target, resume=resume))
         raise
     announce("exported", f"{bundle.directory} ({size_text(bundle.size)})")
 

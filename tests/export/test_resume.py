@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from ayaedge import ExportError, InvalidOptionError, read_bundle
+from ayaedge import ExportError, InvalidOptionError
 from ayaedge.bundle import DECODER, VISION
-from ayaedge_export import calibration, decoder_gguf
-from ayaedge_export.bundle_writer import staged_bundle, staging_place
+from ayaedge_export import calibration, decoder_gguf, exporter
+from ayaedge_export.bundle_writer import staging_place
 from ayaedge_export.calibration_text import BUILTIN
 from ayaedge_export.exporter import export_checkpoint, open_checkpoint, work_bytes
 from ayaedge_export.journal import Journal
+from ayaedge_export.plan import plan_export
 from random_checkpoint import Shape, write_random_checkpoint
 
 KILLS = 30
@@ -239,16 +240,139 @@ def test_of_two_exports_to_one_place_the_second_fails_at_once(
     assert contents(bundle.directory) == undisturbed
 
 
-def test_a_bundle_that_was_being_replaced_is_put_back(
-    checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
+def test_a_bundle_that_was_being_replaced_is_put_back_and_nothing_is_lost(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded: list[str]
 ) -> None:
-    target = export_checkpoint(checkpoint, tmp_path / "b").directory
-    staging_place(target).mkdir()
-    target.rename(staging_place(target) / "old")  # killed here
-    with pytest.raises(ExportError, match="exists"), staged_bundle(target, "another"):
-        pytest.fail("there is a bundle already")
-    assert contents(read_bundle(target).directory) == undisturbed
+    target = export_checkpoint(checkpoint, tmp_path / "b", quant="q8_0").directory
+    before, rename = contents(target), Path.rename
+
+    def killed(self: Path, to: Path) -> Path:
+        if self.name == "bundle":
+            raise SystemExit  # and what would be undone is not: a killed process undoes nothing
+        return rename(self, to)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Path, "rename", killed)
+        patch.setattr("ayaedge_export.bundle_writer._put_back", lambda *_: None)
+        export_checkpoint(checkpoint, target, force=True)
+    assert not target.exists()
+    with pytest.raises(ExportError, match="exists"):
+        export_checkpoint(checkpoint, target)
+    assert contents(target) == before
+    encoded.clear()
+    assert export_checkpoint(checkpoint, target, force=True).manifest.formats.decoder == "q4_k_m"
+    assert encoded == []  # everything was finished
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("calibrate", [None, BUILTIN.only("en")])
+def test_a_failure_in_the_last_phase_costs_only_that_phase(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded: list[str], calibrate: Any
+) -> None:
+    checkpoint = write_random_checkpoint(tmp_path / "small", tiny, Shape())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("ayaedge_export.exporter.write_manifest", raise_of(KeyboardInterrupt()))
+        export_checkpoint(checkpoint, tmp_path / "b", calibrate=calibrate)
+    encoded.clear()
+    monkeypatch.setattr(calibration, "collect", raise_of(AssertionError("it was measured before")))
+    bundle = export_checkpoint(checkpoint, tmp_path / "b", calibrate=calibrate)
+    assert encoded == []
+    assert {path.name for path in bundle.directory.iterdir()} == {"manifest.json", VISION, DECODER}
+
+
+def test_trying_again_before_there_is_room_loses_nothing(
+    checkpoint: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    encoded: list[str],
+) -> None:
+    interrupt(checkpoint, tmp_path / "b", monkeypatch)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for place, error in (
+        ("ayaedge_export.journal.Journal._rewrite", full),
+        ("ayaedge_export.journal._checksum", full),
+        ("ayaedge_export.journal._intact", KeyboardInterrupt()),
+        ("ayaedge_export.exporter.check_disk", ExportError("there is no room")),
+    ):
+        with monkeypatch.context() as patch, pytest.raises((ExportError, KeyboardInterrupt)):
+            patch.setattr(place, raise_of(error))
+            export_checkpoint(checkpoint, tmp_path / "b")
+    encoded.clear()
+    assert contents(export_checkpoint(checkpoint, tmp_path / "b").directory) == undisturbed
+    assert encoded[0] == "blk.4.attn_k.weight"
+
+
+def test_an_unfinished_tensor_counts_as_room(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(checkpoint, tmp_path / "b", monkeypatch)
+    lying = sum(path.stat().st_size for path in (staging_place(tmp_path / "b") / "bundle").iterdir())
+    needed = plan_export(checkpoint).disk_bytes
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - lying - 1))
+    with pytest.raises(ExportError, match="the rest of the bundle takes"):
+        export_checkpoint(checkpoint, tmp_path / "b")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - lying))
+    export_checkpoint(checkpoint, tmp_path / "b")
+
+
+def test_a_damaged_graph_beside_intact_weights_is_written_again_once(
+    checkpoint: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    encoded: list[str],
+) -> None:
+    small = {"external_threshold": 0}
+    write = exporter.write_int8_vision_graph
+    monkeypatch.setattr(exporter, "write_int8_vision_graph", lambda *given: write(*given, **small))
+    interrupt(checkpoint, tmp_path / "b", monkeypatch)
+    graph = staging_place(tmp_path / "b") / "bundle" / VISION
+    graph.write_bytes(b"damaged")
+    interrupt(checkpoint, tmp_path / "b", monkeypatch)
+    encoded.clear()
+    bundle = export_checkpoint(checkpoint, tmp_path / "b")
+    assert encoded[0] == "blk.4.attn_k.weight"
+    assert contents(bundle.directory)[DECODER] == undisturbed[DECODER]
+
+
+def test_a_traced_graph_needs_its_memory_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_random_checkpoint(tmp_path / "small", tiny, Shape())
+    interrupt(checkpoint, tmp_path / "b", monkeypatch, vision="fp32", trace=True)
+    monkeypatch.setattr("ayaedge_export.vision_trace.check_memory", raise_of(AssertionError("it is traced")))
+    export_checkpoint(checkpoint, tmp_path / "b", vision="fp32", trace=True)
+
+
+def test_messages_fit_the_case(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "b")
+    free = fill_disk_at(monkeypatch, "blk.1.attn_k.weight")
+    with pytest.raises(ExportError, match=r"real/\.b\.partial, and the same command without --no-resume"):
+        export_checkpoint(checkpoint, tmp_path / "link", resume=False)
+    free()
+    (tmp_path / ".f.partial").touch()
+    with pytest.raises(ExportError, match="nothing was left behind"):
+        export_checkpoint(checkpoint, tmp_path / "f")
+    with pytest.raises(ExportError, match="could not be written"):
+        export_checkpoint(checkpoint, tmp_path / ("n" * 250))
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(ExportError):
+        export_checkpoint(checkpoint, tmp_path / "circle")
+    copy = shutil.copytree(checkpoint, tmp_path / "c")
+    opened = open_checkpoint(copy)
+    next(copy.glob("*.safetensors")).unlink()
+    with pytest.raises(ExportError, match=r"the checkpoint .* could not be read"):
+        export_checkpoint(opened, tmp_path / "b")
+
+
+def raise_of(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_a_failed_exchange_keeps_the_old_bundle(
@@ -275,11 +399,17 @@ def test_a_journal_belongs_to_one_export(tmp_path: Path) -> None:
         return Journal(tmp_path / "journal.jsonl", tmp_path / "files", fingerprint, resume=resume)
 
     journal = opened("a")
+    journal.begin()
     (tmp_path / "files" / "x").write_bytes(b"data")
     journal.add_file("x")
     assert [piece.name for piece in opened("a").pieces] == ["x"]
-    assert opened("b").pieces == []
+    assert opened("a", resume=False).pieces == []
+    other = opened("b")
+    assert other.pieces == []
+    assert (tmp_path / "files" / "x").exists()  # until the other one begins
+    other.begin()
     assert not (tmp_path / "files" / "x").exists()
+    assert opened("a").pieces == []
 
 
 def test_an_interrupted_export_measures_the_importance_once(
