@@ -140,8 +140,16 @@ class Decoder:
         self.position = count
         return True
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether `state` gives everything that was decoded: of sliding layers it gives the last window only.
+
+        A state without the rest still leads to right logits, but they are rounded in another way.
+        """
+        return self._window == 0 or self.position < self._window
+
     def state(self) -> NDArray[np.uint8]:
-        """Everything that the KV cache holds, for `restore`; of sliding layers the last window."""
+        """What the KV cache holds, for `restore`."""
         pointer = ctypes.POINTER(ctypes.c_uint8)
         state = np.empty(self._llama.llama_state_seq_get_size(self.handle, 0), np.uint8)
         written = self._llama.llama_state_seq_get_data(

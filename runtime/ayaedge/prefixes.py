@@ -99,8 +99,9 @@ class KnownPrefix:
         self._live.append(segment)
 
     def keep_state(self, segment: Segment) -> None:
-        """Keep the state at the end of the segment that was decoded last."""
-        if segment.stop >= _LEAST_TOKENS and not self._states.holds(segment.key):
+        """Keep the state at the end of the segment that was decoded last, if it can be restored bit for bit."""
+        worthwhile = segment.stop >= _LEAST_TOKENS and self._decoder.is_whole
+        if worthwhile and not self._states.holds(segment.key):
             self._states.save(segment.key, self._decoder.state())
 
     def _restore(self, segment: Segment) -> bool:

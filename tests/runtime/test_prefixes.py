@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from ayaedge import NO_CACHE, AyaVision, CacheOptions, DecoderOptions
 from ayaedge.decoder import Decoder
 from ayaedge.prefixes import KnownPrefix, common_start, split_prompt
 from ayaedge.prompt import ImageSpan, Prompt
+from ayaedge_export.exporter import export_checkpoint
 
 PICTURES = sorted((Path(__file__).parents[2] / "examples" / "pictures").glob("*.png"))
 QUESTIONS = [
     "What number is at the bottom left?", "右下の形は何ですか？", "Describe the picture.", "ما لون الشكل؟", "Hello",
 ]  # fmt: skip
 CASES = 200
+WINDOW = 512
 
 
 @pytest.fixture
@@ -37,20 +41,33 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def forgetful() -> Iterator[AyaVision]:
+def bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained checkpoint with a sliding window as long, against its prompts, as the released one's."""
+    directory = tmp_path_factory.mktemp("wide")
+    checkpoint = shutil.copytree(tiny, directory / "c")
+    config = json.loads((checkpoint / "config.json").read_text("utf-8"))
+    config["text_config"]["sliding_window"] = WINDOW
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    return export_checkpoint(checkpoint, directory / "b").directory
+
+
+@pytest.fixture(scope="module")
+def forgetful(bundle: Path) -> Iterator[AyaVision]:
     """Computes every prompt from its beginning."""
 
     def recall(self: KnownPrefix, _segments: Sequence[object]) -> int:
         self._decoder.clear()
         return 0
 
-    with pytest.MonkeyPatch.context() as patch, AyaVision.load(cache=NO_CACHE) as model:
+    with pytest.MonkeyPatch.context() as patch, AyaVision.load(bundle, cache=NO_CACHE) as model:
         patch.setattr(model._prefix, "recall", recall.__get__(model._prefix))
         yield model
 
 
-def test_a_second_question_computes_only_its_own_tokens(tmp_path: Path, computed: list[int]) -> None:
-    with AyaVision.load(cache=CacheOptions(directory=tmp_path)) as model:
+def test_a_second_question_computes_only_its_own_tokens(
+    bundle: Path, tmp_path: Path, computed: list[int]
+) -> None:
+    with AyaVision.load(bundle, cache=CacheOptions(directory=tmp_path)) as model:
         first = model.ask(QUESTIONS[0], images=[PICTURES[0]], max_tokens=1)
         assert first.usage.cached_tokens == 0
         assert sum(computed) == first.usage.prompt_tokens
@@ -61,13 +78,13 @@ def test_a_second_question_computes_only_its_own_tokens(tmp_path: Path, computed
 
 
 def test_another_process_and_another_picture_between_them_do_not_matter(
-    tmp_path: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
+    bundle: Path, tmp_path: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = CacheOptions(directory=tmp_path)
-    with AyaVision.load(cache=options) as model:
+    with AyaVision.load(bundle, cache=options) as model:
         first = model.ask(QUESTIONS[0], images=[PICTURES[0]])
         model.ask(QUESTIONS[0], images=[PICTURES[1]])
-    with AyaVision.load(cache=options) as model:
+    with AyaVision.load(bundle, cache=options) as model:
         monkeypatch.setattr(model._vision, "run", lambda _: pytest.fail("the picture was encoded again"))
         computed.clear()
         again = model.ask(QUESTIONS[0], images=[PICTURES[0]])
@@ -77,16 +94,18 @@ def test_another_process_and_another_picture_between_them_do_not_matter(
 
 
 @pytest.mark.parametrize("disk", [True, False])
-def test_answers_do_not_depend_on_what_is_known(forgetful: AyaVision, tmp_path: Path, disk: bool) -> None:
+def test_answers_do_not_depend_on_what_is_known(
+    bundle: Path, forgetful: AyaVision, tmp_path: Path, disk: bool
+) -> None:
     """Evictions and restarts included: there is room for few states, and the model is loaded anew now and then."""
     options = CacheOptions(
         directory=tmp_path, disk_bytes=900_000 if disk else 0, memory_bytes=200_000 if disk else 900_000
     )
-    chance, known, model = random.Random(7), 0, AyaVision.load(cache=options)
+    chance, known, model = random.Random(7), 0, AyaVision.load(bundle, cache=options)
     for _ in range(CASES // 2):
         if chance.random() < 0.1:
             model.close()
-            model = AyaVision.load(cache=options)
+            model = AyaVision.load(bundle, cache=options)
         given: dict[str, Any] = {
             "images": chance.choices(PICTURES, k=chance.choice([0, 1, 1, 1, 2])),
             "system": chance.choice([None, None, None, "Be brief."]),
@@ -102,31 +121,31 @@ def test_answers_do_not_depend_on_what_is_known(forgetful: AyaVision, tmp_path: 
     assert CASES // 8 < known < CASES // 2
 
 
-def test_a_state_of_other_options_is_not_used(tmp_path: Path) -> None:
+def test_a_state_of_other_options_is_not_used(bundle: Path, tmp_path: Path) -> None:
     for cached, options in (
         (False, DecoderOptions()), (True, DecoderOptions(context_size=512)), (False, DecoderOptions(cache_type="f32")),
         (False, DecoderOptions(batch_size=64)), (True, DecoderOptions(threads=1)),
     ):  # fmt: skip
-        with AyaVision.load(decoder=options, cache=CacheOptions(directory=tmp_path)) as model:
+        with AyaVision.load(bundle, decoder=options, cache=CacheOptions(directory=tmp_path)) as model:
             answer = model.ask(QUESTIONS[0], images=[PICTURES[0]], max_tokens=2)
             assert (answer.usage.cached_tokens > 0) == cached, options
 
 
-def test_a_state_that_llama_cpp_refuses_is_computed_again(tmp_path: Path) -> None:
+def test_a_state_that_llama_cpp_refuses_is_computed_again(bundle: Path, tmp_path: Path) -> None:
     options = CacheOptions(directory=tmp_path)
-    with AyaVision.load(cache=options) as model:
+    with AyaVision.load(bundle, cache=options) as model:
         expected = model.ask(QUESTIONS[0], images=[PICTURES[0]])
         store = model._prefix._states
         for entry in tmp_path.iterdir():
             store.save(entry.stem, np.zeros(1000, np.uint8))  # intact, but no state
-    with AyaVision.load(cache=options) as model:
+    with AyaVision.load(bundle, cache=options) as model:
         answer = model.ask(QUESTIONS[0], images=[PICTURES[0]])
         assert answer.usage.cached_tokens == 0
         assert answer.ids == expected.ids
 
 
-def test_an_answer_that_was_closed_early_leaves_its_prefix(forgetful: AyaVision) -> None:
-    with AyaVision.load(cache=NO_CACHE) as model:
+def test_an_answer_that_was_closed_early_leaves_its_prefix(bundle: Path, forgetful: AyaVision) -> None:
+    with AyaVision.load(bundle, cache=NO_CACHE) as model:
         stream = model.stream(QUESTIONS[2], images=[PICTURES[0]])
         next(stream)
         stream.close()
@@ -135,7 +154,7 @@ def test_an_answer_that_was_closed_early_leaves_its_prefix(forgetful: AyaVision)
         assert answer.ids == forgetful.ask(QUESTIONS[0], images=[PICTURES[0]]).ids
 
 
-def test_a_sliding_window_that_was_cut_off_is_not_looked_back_into(tmp_path: Path) -> None:
+def test_a_sliding_window_that_was_cut_off_is_not_looked_back_into() -> None:
     """A restored state holds the last window only; shorter prefixes of it are computed again."""
     with AyaVision.load(cache=NO_CACHE) as model:
         decoder, window = model._decoder, model.bundle.manifest.decoder.sliding_window
@@ -152,6 +171,18 @@ def test_a_sliding_window_that_was_cut_off_is_not_looked_back_into(tmp_path: Pat
         assert not decoder.keep(0)
         assert not decoder.restore(state[:-7].copy(), len(ids))
         assert decoder.position == 0
+
+
+def test_a_prefix_longer_than_the_window_is_kept_in_the_context_alone(tmp_path: Path) -> None:
+    """Of sliding layers a state has the last window only; logits behind it would be rounded in another way."""
+    options = CacheOptions(directory=tmp_path)
+    with AyaVision.load(cache=options) as model:
+        expected = model.ask(QUESTIONS[0], images=[PICTURES[0]])
+        assert expected.usage.prompt_tokens > (model.bundle.manifest.decoder.sliding_window or 0)
+        assert list(tmp_path.iterdir()) == []
+        again = model.ask(QUESTIONS[0], images=[PICTURES[0]])
+        assert again.usage.cached_tokens > 0
+        assert again.ids == expected.ids
 
 
 def test_segments_end_at_the_preamble_and_around_pictures() -> None:
