@@ -264,7 +264,7 @@ def require_exporter(purpose: str) -> Any:
         import ayaedge_export
         import ayaedge_export.exporter
     except ImportError as error:
-        if error.name in ("onnx", "gguf", "safetensors", "ayaedge_export", "ayaedge_quant"):
+        if error.name in ("onnx", "gguf", "safetensors", "filelock", "ayaedge_export", "ayaedge_quant"):
             raise MissingExtraError(purpose, "export") from error
         raise
     return ayaedge_export.exporter
