@@ -70,7 +70,8 @@ def main() -> None:
         for name, seconds in rows.items():
             print(f"| {name} | {seconds:.2f} | {100 * seconds / without:.1f} % |")
         sizes = ", ".join(
-            f"{path.stat().st_size / 1e6:.1f} MB" for path in sorted(states.glob("*.state"), key=os.path.getsize)
+            f"{path.stat().st_size / 1e6:.1f} MB"
+            for path in sorted(states.glob("*.state"), key=os.path.getsize)
         )
         print(f"\nstates: {sizes or 'none'}")
 
