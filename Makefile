@@ -35,6 +35,7 @@ bench: $(VENV)/.dev $(BUNDLE)/manifest.json
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/second_question.py
+	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/export_size.py 8b
 	$(BIN)/python benchmarks/export_size.py 32b --layers 8 --part decoder vision export
 

@@ -78,9 +78,9 @@ def export_checkpoint(
 
     `quant` is a named format, or a recipe with types for single tensors. `importance` lets the encoders weigh each
     column by its mean squared input; `calibrate` measures that first, on this text, once for an export that is
-    interrupted (`ayaedge_export.calibration`). `trace` takes the vision graph from PyTorch
-    through optimum's exporter instead of building it from the weights; such a graph is fp32. `force` replaces an
-    existing bundle once the new one is complete. `resume` goes on where an interrupted export of the same checkpoint
+    interrupted (`ayaedge_export.calibration`). `trace` takes the vision graph from PyTorch through optimum's
+    exporter instead of building it from the weights; such a graph is fp32. `force` replaces an existing bundle once
+    the new one is complete. `resume` goes on where an interrupted export of the same checkpoint
     to the same target with the same options has stopped; without it such an export begins anew. `advance` is called
     with bytes of the checkpoint that are dealt with; in all it gets `work_bytes`.
 

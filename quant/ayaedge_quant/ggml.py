@@ -1,8 +1,9 @@
 """Weights to ggml's blocks: its own encoders, reached by ctypes in the library that llama-cpp-python ships, and ours.
 
 Our encoders of Q4_K, Q5_K and Q6_K (`quant/kernels/encode_lanes.cpp`) do the same arithmetic many times faster. Before
-the first use of each it is compared with the installed ggml, which is used instead if one byte differs: where its
-compiler fused multiplications and additions, or where a new version searches in another way.
+the first use of each it is compared with the installed ggml, which is used instead if one byte differs: where ggml's
+compiler fused multiplications and additions, where a new version searches in another way, and on Windows, where ours
+are not built.
 
 Importing this module loads nothing; the first call loads ggml's base library alone, not llama.cpp.
 """
