@@ -37,10 +37,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from full_size import REFERENCE, RELEASES, Drawer, write_full_size_checkpoint
+from full_size import REFERENCE, RELEASES, write_full_size_checkpoint
 
 from ayaedge_export.checkpoint import open_checkpoint
 from ayaedge_export.decoder_gguf import PlannedTensor, plan_tensors, write_decoder
+from ayaedge_export.drawn_weights import Drawer
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.vision_graph import write_vision_graph
 from ayaedge_export.vision_int8 import write_int8_vision_graph
@@ -104,12 +105,11 @@ def encode(checkpoint: Path, out: Path, threads: int) -> None:  # noqa: ARG001
         if len(tensor.shape) == 2:
             key = (tensor.kind, tensor.shape[1])
             slabs[key] = slabs.get(key, 0) + int(np.prod(tensor.shape))
-    drawer = Drawer(0, "bf16")
+    drawer = Drawer(0)
     with ThreadPoolExecutor(threads) as pool:
         for (kind, columns), weights in slabs.items():
             rows = max(1, _SLAB_WEIGHTS // columns)
-            words = drawer.rows("slab.weight", (rows, columns), 0, rows)
-            slab = (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            slab = drawer.rows("slab.weight", (rows, columns), 0, rows)
             times = round(weights / slab.size)
             list(pool.map(lambda _, slab=slab, kind=kind: stock_encode(slab, kind).size, range(times)))
 

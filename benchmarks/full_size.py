@@ -5,9 +5,7 @@
 Configuration, chat template and tokenizer are the released checkpoint's, as are names, shapes and sharding. 8B takes
 17.3 GB, 32B 67 GB; `--layers` gives a smaller one of the same widths. The same seed gives the same bytes.
 
-Weights are spread as in trained models, so that quantizing them is not easier than the real thing: heavy tails
-(Student's t), rows and columns of different size, a few columns of outliers. All values come from one pool that is
-drawn once: each row is a stretch of it that begins anywhere, scaled.
+How weights are drawn is said in `ayaedge_export.drawn_weights`.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ import os
 import shutil
 import sys
 import time
-import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +30,7 @@ from numpy.typing import NDArray
 from ayaedge.errors import list_faults
 from ayaedge_export.checkpoint import text_tensors
 from ayaedge_export.config import parse_config
+from ayaedge_export.drawn_weights import Drawer
 from ayaedge_export.vision_graph import vision_tensors
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
@@ -51,19 +49,8 @@ Dtype = Literal["bf16", "fp16"]
 _STORED: dict[Dtype, tuple[str, str]] = {"bf16": ("BF16", "bfloat16"), "fp16": ("F16", "float16")}
 """Names in safetensors headers and in config.json."""
 
-POOL = 1 << 23
-DEGREES_OF_FREEDOM = 5
-"""Of Student's t: kurtosis 9, and one value in a million beyond 17 standard deviations."""
-ROW_SPREAD = COLUMN_SPREAD = 0.25
-"""Standard deviation of the logarithm of a row's and a column's scale."""
-OUTLIER_SHARE, OUTLIER_SCALE = 1 / 1024, (4.0, 12.0)
-"""Share of columns that are outliers, and by how much they exceed the others."""
-NORM_SPREAD = 0.3
-BIAS_SCALE = 0.02
 _TASK_WEIGHTS = 1 << 23
 """Weights that one task draws: 16 MB of the file."""
-_PIECE_WEIGHTS = 1 << 18
-"""Weights that are computed at once: 1 MB, which stays in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +92,12 @@ def write_full_size_checkpoint(
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     shards = plan_shards(checkpoint_tensors(config), shard_bytes)
     _write_index(target, shards)
-    drawer = Drawer(seed, dtype)
+    drawer = Drawer(seed)
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         for shard in shards:
             with (target / shard.name).open("wb") as out:
                 out.write(_header(shard, dtype))
-                _write_tensors(out, shard, drawer, pool)
+                _write_tensors(out, shard, drawer, dtype, pool)
     return target
 
 
@@ -151,66 +138,32 @@ def plan_shards(tensors: Mapping[str, tuple[int, ...]], shard_bytes: int) -> lis
     return [Shard(name, group) for name, group in zip(names, groups, strict=True)]
 
 
-class Drawer:
-    """Draws rows of tensors; the same seed, name and rows give the same values in any order and on any thread."""
-
-    def __init__(self, seed: int, dtype: Dtype):
-        self._seed, self._dtype = seed, dtype
-        rng = np.random.default_rng([seed, 0])
-        pool = rng.standard_t(DEGREES_OF_FREEDOM, POOL).astype(np.float32)
-        self._pool = pool / pool.std()
-
-    def rows(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> NDArray[np.uint16]:
-        """Rows `start` to `stop` of a tensor (rows, columns), as the 16-bit words that are stored."""
-        columns = math.prod(shape[1:])
-        key = zlib.crc32(name.encode())
-        scales = column_scales(np.random.default_rng([self._seed, 1, key]), columns)
-        out = np.empty((stop - start, columns), np.uint16)
-        step = max(1, _PIECE_WEIGHTS // columns)
-        stretches = np.lib.stride_tricks.sliding_window_view(self._pool, columns)
-        rng = np.random.default_rng([self._seed, 2, key, start])
-        for first in range(0, stop - start, step):
-            part = out[first : first + step]
-            weights = stretches[rng.integers(0, len(stretches), len(part))]
-            weights *= scales
-            weights *= np.exp(rng.normal(0, ROW_SPREAD, (len(part), 1))).astype(np.float32)
-            part[:] = self._words(weights)
-        return out
-
-    def vector(self, name: str, length: int) -> NDArray[np.uint16]:
-        """A norm's weights, about 1, or biases, about 0, as the 16-bit words that are stored."""
-        rng = np.random.default_rng([self._seed, 3, zlib.crc32(name.encode())])
-        if name.endswith("bias"):
-            values = rng.normal(0, BIAS_SCALE, length)
-        else:
-            values = np.exp(rng.normal(0, NORM_SPREAD, length))
-        return self._words(values.astype(np.float32))
-
-    def _words(self, values: NDArray[np.float32]) -> NDArray[np.uint16]:
-        if self._dtype == "fp16":
-            return values.astype(np.float16).view(np.uint16)
-        return np.ascontiguousarray(
-            values.view(np.uint16)[..., 1::2]
-        )  # bfloat16: the upper half of a float32
+def draw_words(
+    drawer: Drawer, dtype: Dtype, name: str, shape: tuple[int, ...], start: int, stop: int
+) -> NDArray[np.uint16]:
+    """Rows `start` to `stop` of a tensor, or a whole vector, as the 16-bit words that are stored."""
+    if len(shape) == 1:
+        return _words(drawer.vector(name, shape[0]), dtype)
+    out = np.empty((stop - start, math.prod(shape[1:])), np.uint16)
+    for first, weights in drawer.pieces(name, shape, start, stop):
+        out[first : first + len(weights)] = _words(weights, dtype)
+    return out
 
 
-def column_scales(rng: np.random.Generator, columns: int) -> NDArray[np.float32]:
-    """The factor of each column: about 1 / sqrt(columns), so that a product keeps its input's size."""
-    scales = np.exp(rng.normal(0, COLUMN_SPREAD, columns)) / math.sqrt(columns)
-    outliers = rng.choice(columns, max(1, round(columns * OUTLIER_SHARE)), replace=False)
-    scales[outliers] *= rng.uniform(*OUTLIER_SCALE, len(outliers))
-    return scales.astype(np.float32)
+def _words(values: NDArray[np.float32], dtype: Dtype) -> NDArray[np.uint16]:
+    if dtype == "fp16":
+        return values.astype(np.float16).view(np.uint16)
+    return np.ascontiguousarray(values.view(np.uint16)[..., 1::2])  # bfloat16: the upper half of a float32
 
 
-def _write_tensors(out: BinaryIO, shard: Shard, drawer: Drawer, pool: ThreadPoolExecutor) -> None:
+def _write_tensors(
+    out: BinaryIO, shard: Shard, drawer: Drawer, dtype: Dtype, pool: ThreadPoolExecutor
+) -> None:
     """Draw on the pool's threads and write in order; a few tasks of 16 MB are in memory."""
     pending: deque[Future[NDArray[np.uint16]]] = deque()
     for name, shape in shard.tensors.items():
         for start, stop in _tasks(shape):
-            if len(shape) == 1:
-                pending.append(pool.submit(drawer.vector, name, shape[0]))
-            else:
-                pending.append(pool.submit(drawer.rows, name, shape, start, stop))
+            pending.append(pool.submit(draw_words, drawer, dtype, name, shape, start, stop))
             if len(pending) > 4:
                 out.write(pending.popleft().result().data)
     while pending:

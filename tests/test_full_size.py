@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from full_size import (
     RELEASES,
-    Drawer,
+    Dtype,
     checkpoint_tensors,
+    draw_words,
     plan_shards,
     write_full_size_checkpoint,
 )
@@ -22,6 +23,7 @@ from full_size import (
 from ayaedge_export.checkpoint import open_checkpoint, text_tensors
 from ayaedge_export.config import parse_config
 from ayaedge_export.decoder_gguf import plan_tensors, write_decoder
+from ayaedge_export.drawn_weights import Drawer
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.vision_graph import vision_tensors
 from ayaedge_quant.imatrix import ColumnSums, ImportanceMatrix
@@ -63,8 +65,8 @@ def test_the_same_seed_gives_the_same_bytes(shrunk_release: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_weights_have_heavy_tails_and_columns_of_outliers(dtype: str) -> None:
-    words = Drawer(0, dtype).rows("some.weight", (2000, 2048), 0, 2000)  # type: ignore[arg-type]
+def test_weights_have_heavy_tails_and_columns_of_outliers(dtype: Dtype) -> None:
+    words = draw_words(Drawer(0), dtype, "some.weight", (2000, 2048), 0, 2000)
     if dtype == "bf16":
         weights = (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
     else:
@@ -80,7 +82,7 @@ def test_weights_have_heavy_tails_and_columns_of_outliers(dtype: str) -> None:
 
 
 def test_rows_of_different_tensors_and_tasks_differ() -> None:
-    drawer = Drawer(0, "bf16")
+    drawer = Drawer(0)
     first = drawer.rows("a.weight", (64, 256), 0, 32)
     for other in (drawer.rows("a.weight", (64, 256), 32, 64), drawer.rows("b.weight", (64, 256), 0, 32)):
         assert (first == other).mean() < 0.01

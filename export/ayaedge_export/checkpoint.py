@@ -21,7 +21,7 @@ from ayaedge.template import ChatTemplate
 from ayaedge.tiling import MOST_TILES, Tiling
 from ayaedge_export.config import ModelConfig, TextConfig, parse_config
 from ayaedge_export.fields import Fields
-from ayaedge_export.tensors import TensorIndex, slabs
+from ayaedge_export.tensors import TensorIndex, TensorSource, slabs
 from ayaedge_export.tokenizer import Tokenizer, parse_tokenizer
 from ayaedge_export.vision_graph import vision_tensors
 
@@ -44,7 +44,7 @@ class Checkpoint:
     chat_template: str
     stop_ids: tuple[int, ...]
     license: str
-    tensors: TensorIndex
+    tensors: TensorSource
 
     @property
     def name(self) -> str:

@@ -23,7 +23,7 @@ from ayaedge.bundle import EmbeddingTable
 from ayaedge_export.checkpoint import Checkpoint, text_tensors
 from ayaedge_export.config import TextConfig
 from ayaedge_export.journal import Journal, Piece
-from ayaedge_export.tensors import TensorIndex, slabs
+from ayaedge_export.tensors import TensorSource, slabs
 from ayaedge_export.tokenizer import PRE_TOKENIZER, Tokenizer
 from ayaedge_quant.ggml import GgmlType, encode
 from ayaedge_quant.imatrix import ImportanceMatrix
@@ -66,6 +66,10 @@ class PlannedTensor:
         return rows * self.kind.row_bytes(self.shape[-1])
 
 
+EncodeRows = Callable[[PlannedTensor, int, int], NDArray[np.uint8]]
+"""Gives rows of a tensor, from one up to another, in its type: bytes (rows, row_bytes). Called on many threads."""
+
+
 def plan_tensors(text: TextConfig, recipe: DecoderFormat | Recipe) -> list[PlannedTensor]:
     """Every tensor of the file with its type, in the order in which it is written: the embeddings first."""
     plan = []
@@ -95,15 +99,19 @@ def write_decoder(
     threads: int | None = None,
     advance: Advance | None = None,
     journal: Journal | None = None,
+    encode_rows: EncodeRows | None = None,
 ) -> EmbeddingTable:
     """Write the decoder of `checkpoint` to `path` as `recipe` says; returns where its embeddings lie.
 
-    With `importance` the encoders weigh each column by its mean squared input. Peak memory is a few slabs of 16 MB
-    for each thread. Header and tensors are noted in `journal` when they are finished; those that it has already are
-    not written again. Raises ValueError, naming the tensor, for weights that are not finite or too large for their
-    type, and OSError if the file cannot be written.
+    With `importance` the encoders weigh each column by its mean squared input; `encode_rows` takes their place, and
+    no tensor is read. Peak memory is a few slabs of 16 MB for each thread. Header and tensors are noted in `journal`
+    when they are finished; those that it has already are not written again. Raises ValueError, naming the tensor, for
+    weights that are not finite or too large for their type, and OSError if the file cannot be written.
     """
     plan = plan_tensors(checkpoint.config.text, recipe)
+    encode_rows = encode_rows or (
+        lambda tensor, start, stop: _encode_rows(checkpoint.tensors, tensor, start, stop, importance)
+    )
     header = _header(
         checkpoint, path.with_name(f"{path.name}.header"), plan, as_recipe(recipe).format, importance
     )
@@ -120,7 +128,7 @@ def write_decoder(
             if advance:
                 advance(checkpoint.tensors.entries[tensor.source].nbytes, tensor.name)
         left = plan[len(finished[1:]) :]
-        _write_tensors(pieces, left, checkpoint.tensors, importance, threads or os.cpu_count() or 1, advance)
+        _write_tensors(pieces, left, checkpoint.tensors, encode_rows, threads or os.cpu_count() or 1, advance)
     return embeddings
 
 
@@ -182,8 +190,8 @@ def _header(
 def _write_tensors(
     pieces: PieceWriter,
     plan: Sequence[PlannedTensor],
-    tensors: TensorIndex,
-    importance: ImportanceMatrix | None,
+    tensors: TensorSource,
+    encode_rows: EncodeRows,
     threads: int,
     advance: Advance | None,
 ) -> None:
@@ -203,10 +211,9 @@ def _write_tensors(
         try:
             for tensor in plan:
                 entry = tensors.entries[tensor.source]
-                columns = importance.importance(tensor.name) if importance else None
                 for start, stop in slabs(tensor.shape):
                     share = entry.nbytes * (stop - start) // entry.shape[0]
-                    future = pool.submit(_encode_rows, tensors, tensor, start, stop, columns)
+                    future = pool.submit(encode_rows, tensor, start, stop)
                     pending.append((tensor, share, stop == entry.shape[0], future))
                     if len(pending) > 2 * threads:
                         write_oldest()
@@ -218,11 +225,12 @@ def _write_tensors(
 
 
 def _encode_rows(
-    tensors: TensorIndex, tensor: PlannedTensor, start: int, stop: int, importance: NDArray[np.float32] | None
+    tensors: TensorSource, tensor: PlannedTensor, start: int, stop: int, importance: ImportanceMatrix | None
 ) -> NDArray[np.uint8]:
     weights = tensors.read_rows(tensor.source, start, stop)
+    columns = importance.importance(tensor.name) if importance else None
     try:
-        return encode(weights.reshape(-1, tensor.shape[-1]), tensor.kind, importance)
+        return encode(weights.reshape(-1, tensor.shape[-1]), tensor.kind, columns)
     except ValueError as error:
         broken = int(np.count_nonzero(~np.isfinite(weights)))
         raise ValueError(

@@ -16,8 +16,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ayaedge.bundle import MANIFEST, Bundle, Manifest, read_bundle
-from ayaedge.decoder import Decoder, DecoderOptions, available_cores
+from ayaedge.decoder import Decoder, DecoderOptions
 from ayaedge.errors import BundleError, InvalidOptionError, list_faults
+from ayaedge.machine import usable_threads
 from ayaedge_export.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.scorers import BundleScorer, Scorer, StreamedScorer, TransformersScorer, scored_ranges
 from ayaedge_export.window_results import Journal, WindowResult
@@ -201,7 +202,7 @@ def _compare(
             pairs = zip(ranges, reference.parts(window), candidate.parts(window), strict=True)
             for (start, _), expected, found in pairs:
                 skipped = max(0, window.first - start)
-                part = divergence(expected[skipped:], found[skipped:], threads=threads or available_cores())
+                part = divergence(expected[skipped:], found[skipped:], threads=threads or usable_threads())
                 kl.append(part.kl)
                 same.append(part.same_top)
             yield WindowResult(

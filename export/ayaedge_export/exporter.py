@@ -36,7 +36,7 @@ from ayaedge_export.decoder_gguf import ARCHITECTURES, Advance, write_decoder
 from ayaedge_export.journal import Journal
 from ayaedge_export.plan import VisionFormat, check_disk, plan_recipe
 from ayaedge_export.vision_graph import vision_tensors, write_vision_graph
-from ayaedge_export.vision_int8 import write_int8_vision_graph
+from ayaedge_export.vision_int8 import write_block_vision_graph, write_int8_vision_graph
 from ayaedge_quant.imatrix import ImportanceMatrix, read_imatrix, write_imatrix
 from ayaedge_quant.recipes import DECODER_FORMATS, DecoderFormat, Recipe, as_recipe
 
@@ -121,7 +121,7 @@ def export_checkpoint(
             journal.begin()
             if calibrate:
                 importance = _measured(checkpoint, journal, calibrate, advance)
-            _write_vision(checkpoint, journal, vision, trace=trace, advance=advance)
+            write_vision(checkpoint, journal, vision, trace=trace, advance=advance)
             try:
                 embeddings = write_decoder(
                     checkpoint, journal.directory / DECODER, recipe,
@@ -227,7 +227,7 @@ def _measured(
     return read_imatrix(path)
 
 
-def _write_vision(
+def write_vision(
     checkpoint: Checkpoint, journal: Journal, fmt: VisionFormat, *, trace: bool, advance: Advance
 ) -> None:
     """Write the vision graph, or nothing if the journal has it; either way `advance` gets all of its bytes."""
@@ -247,6 +247,8 @@ def _write_vision(
             trace_vision_graph(path, config, weights)
         elif fmt == "int8":
             write_int8_vision_graph(path, config, weights)
+        elif fmt == "int8-block":
+            write_block_vision_graph(path, config, weights)
         else:
             write_vision_graph(path, config, weights, precision=fmt)
         for name in (_VISION_DATA, VISION):  # the graph last: where it is, both are

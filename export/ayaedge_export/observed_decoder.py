@@ -76,9 +76,9 @@ class ObservedDecoder(Decoder):
         parameters.cb_eval = self._callback
         return parameters
 
-    def _decode(self, count: int, *, token: Any = None, embd: Any = None) -> None:
+    def _decode(self, count: int, *, token: Any = None, embd: Any = None, all_logits: bool = False) -> None:
         try:
-            super()._decode(count, token=token, embd=embd)
+            super()._decode(count, token=token, embd=embd, all_logits=all_logits)
         finally:
             error, self._error = self._error, None
             if error is not None:

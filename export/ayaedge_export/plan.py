@@ -26,7 +26,7 @@ from ayaedge_export.vision_int8 import BLOCK_LINEAR, BLOCK_SIZE
 from ayaedge_quant.recipes import DecoderFormat, Recipe
 
 Part = Literal["decoder", "vision"]
-VisionFormat = Literal["int8", "fp16", "fp32"]
+VisionFormat = Literal["int8", "int8-block", "fp16", "fp32"]
 
 NORMS = "norms and biases"
 _LAYER_PREFIX = re.compile(
@@ -262,13 +262,13 @@ def _megabytes(size: int) -> str:
 
 
 def _vision_type(name: str, shape: tuple[int, ...], fmt: VisionFormat) -> tuple[str, int]:
-    """Type and bytes of a tensor in the vision graph; the rules are those of `vision_int8.int8_linear`."""
-    if fmt != "int8":
+    """Type and bytes of a tensor in the vision graph; the rules are those of `ayaedge_export.vision_int8`."""
+    if fmt in _FLOAT_BYTES:
         return fmt.upper(), math.prod(shape) * _FLOAT_BYTES[fmt]
     if len(shape) != 2 or name.endswith("position_embedding.weight"):
         return "FP32", 4 * math.prod(shape)
     rows, columns = shape
-    if name == f"{BLOCK_LINEAR}.weight":
+    if fmt == "int8-block" or name == f"{BLOCK_LINEAR}.weight":
         return f"INT8 in blocks of {BLOCK_SIZE}", rows * -(-columns // BLOCK_SIZE) * (BLOCK_SIZE + 4)
     return "INT8", rows * columns + 4 * rows
 

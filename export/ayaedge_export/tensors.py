@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,27 @@ class TensorEntry:
     @property
     def nbytes(self) -> int:
         return self.size * _STORED_AS[self.dtype].itemsize
+
+
+class TensorSource(Protocol):
+    """Where the tensors of a checkpoint come from; `TensorIndex` is the one that has files."""
+
+    @property
+    def entries(self) -> Mapping[str, TensorEntry]:
+        """All tensors, by their names on the hub."""
+        ...
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """A whole tensor."""
+        ...
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start` to `stop` (exclusive) of a tensor."""
+        ...
+
+    def count_not_finite(self, name: str, start: int, stop: int) -> int:
+        """How many of the values in rows `start` to `stop` are NaN or infinite."""
+        ...
 
 
 class TensorIndex:

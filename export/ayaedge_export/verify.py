@@ -32,9 +32,9 @@ FLOAT_VISION_ERROR = 1e-4
 """Largest error of a float graph, relative to the largest activation: rounding in another order, and room."""
 TRACE_ERROR = 1e-5
 """Both routes to the float graph compute the same formula."""
-VISION_ERROR = {"fp32": FLOAT_VISION_ERROR, "fp16": 5e-3, "int8": 0.03}
+VISION_ERROR = {"fp32": FLOAT_VISION_ERROR, "fp16": 5e-3, "int8-block": 0.03, "int8": 0.03}
 """Mean relative error of a token's embedding; bfloat16, the everyday choice, costs 0.016."""
-VISION_COSINE = {"fp32": 0.999999, "fp16": 0.9999, "int8": 0.999}
+VISION_COSINE = {"fp32": 0.999999, "fp16": 0.9999, "int8-block": 0.999, "int8": 0.999}
 DECODER_KL = {"f32": 1e-5, "f16": 1e-3, "q8_0": 0.01, "q6_k": 0.03, "q5_k_m": 0.06, "q4_k_m": 0.15}
 """Mean KL divergence of the next token, nats. Published 4-bit files of 8B models lie near 0.03, small ones higher."""
 DECODER_TOP1 = {"f32": 1.0, "f16": 0.99, "q8_0": 0.95, "q6_k": 0.93, "q5_k_m": 0.9, "q4_k_m": 0.85}

@@ -1,7 +1,9 @@
-"""The int8 form of the vision graph: integer linears with one activation scale for each token.
+"""The 8-bit forms of the vision graph: int8, with one activation scale for each token, and int8-block.
 
-A tile's embeddings do not depend on the tiles beside it. Ranges of channels are shared out between
+A tile's embeddings do not depend on the tiles beside it. For int8, ranges of channels are shared out between
 activations and weights beforehand (see `ayaedge_quant.int8.Fold`), with statistics from pictures drawn here.
+int8-block has a scale for every 32 weights and activations and needs none of that: twice as slow where processors
+multiply bytes in one instruction, and right where they do not (u8 times s8 saturates there).
 The rounding itself is in `ayaedge_quant.int8`, the network in `ayaedge_export.vision_graph`.
 """
 
@@ -80,6 +82,19 @@ def write_int8_vision_graph(
         graph.save(*declare_tiles(config))
 
 
+def write_block_vision_graph(
+    path: Path,
+    config: VisionConfig,
+    weights: WeightSource,
+    *,
+    external_threshold: int = EXTERNAL_THRESHOLD,
+) -> None:
+    """Write the int8-block graph; files, inputs and outputs are those of `write_int8_vision_graph`."""
+    with GraphWriter(path, external=weight_count(config) > external_threshold) as graph:
+        build_vision_graph(graph, config, weights, linear=block_linear(weights), attention=fused_attention)
+        graph.save(*declare_tiles(config))
+
+
 def foldable_pairs(config: VisionConfig) -> dict[str, tuple[str, ...]]:
     """Which layer's channels can be rescaled, and the linears that then take it back.
 
@@ -148,10 +163,11 @@ class FoldedWeights:
 
 def int8_linear(weights: WeightSource) -> EmitLinear:
     """The integer form of a linear: quantize the tokens, multiply integers, scale back, add the bias."""
+    emit_blocks = block_linear(weights)
 
     def emit(graph: GraphWriter, x: str, name: str) -> str:
         if name == BLOCK_LINEAR:
-            return add_bias(graph, weights, _block_product(graph, weights, x, name), name)
+            return emit_blocks(graph, x, name)
         zero_point = zero_point_of(name)
         tokens, step = _quantize_tokens(graph, x, zero_point)
         codes, scales = quantize_rows(weights(f"{name}.weight"))
@@ -170,19 +186,39 @@ def int8_linear(weights: WeightSource) -> EmitLinear:
     return emit
 
 
+def block_linear(weights: WeightSource) -> EmitLinear:
+    """The form with a scale for every block of weights and of activations."""
+
+    def emit(graph: GraphWriter, x: str, name: str) -> str:
+        return add_bias(graph, weights, _block_product(graph, weights, x, name), name)
+
+    return emit
+
+
 def zero_point_of(name: str) -> int:
     """Where the code of zero lies in the input of the linear `name`."""
     return GELU_ZERO_POINT if name.endswith(".fc2") else SYMMETRIC_ZERO_POINT
 
 
 def int8_twin(weights: WeightSource) -> LinearFunction:
-    """The same arithmetic in numpy, for `ayaedge_export.vision_forward`."""
+    """The arithmetic of `int8_linear` in numpy, for `ayaedge_export.vision_forward`."""
+    apply_blocks = block_twin(weights)
 
     def apply(name: str, x: FloatArray) -> FloatArray:
-        weight, bias = weights(f"{name}.weight"), weights(f"{name}.bias")
         if name == BLOCK_LINEAR:
-            return block_product(x, *quantize_blocks(weight, BLOCK_SIZE)) + bias
+            return apply_blocks(name, x)
+        weight, bias = weights(f"{name}.weight"), weights(f"{name}.bias")
         return integer_product(x, *quantize_rows(weight), zero_point=zero_point_of(name)) + bias
+
+    return apply
+
+
+def block_twin(weights: WeightSource) -> LinearFunction:
+    """The arithmetic of `block_linear` in numpy."""
+
+    def apply(name: str, x: FloatArray) -> FloatArray:
+        product = block_product(x, *quantize_blocks(weights(f"{name}.weight"), BLOCK_SIZE))
+        return np.asarray(product + weights(f"{name}.bias"))
 
     return apply
 

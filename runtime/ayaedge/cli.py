@@ -9,18 +9,40 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import chain
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from ayaedge import NO_CACHE, Answer, AyaEdgeError, AyaVision, DecoderOptions, VisionOptions
+from ayaedge import NO_CACHE, Answer, AyaEdgeError, AyaVision, Timings, VisionOptions
 from ayaedge import cli_export as exporting
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.cli_cache import app as cache_app
+from ayaedge.cli_doctor import doctor
 from ayaedge.cli_export import BundleArgument
-from ayaedge.console import JsonFlag, size_text, stderr, write
+from ayaedge.cli_options import (
+    BatchOption,
+    BudgetOption,
+    CacheOption,
+    ContextOption,
+    DeviceOption,
+    FlashOption,
+    ImageOption,
+    KeyTypeOption,
+    LayersOption,
+    MaxTilesOption,
+    ModelOption,
+    ThreadsOption,
+    TilesOption,
+    UbatchOption,
+    ValueTypeOption,
+    decoder_options,
+    tile_policy,
+)
+from ayaedge.cli_plan import plan, tune
+from ayaedge.console import JsonFlag, show_messages, size_text, stderr, step_progress, write
+from ayaedge.devices import Device
 
 app = typer.Typer(
     help="Run Aya Vision, a vision-language model for 23 languages, on an ordinary computer, offline.",
@@ -63,11 +85,8 @@ def _fail(message: str) -> None:
 @app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
-    model: Annotated[
-        Path | None,
-        typer.Option("-m", "--model", help="Bundle directory; without it the demonstration model."),
-    ] = None,
-    image: Annotated[list[str] | None, typer.Option("--image", help="A picture; repeatable.")] = None,
+    model: ModelOption = None,
+    image: ImageOption = None,
     system: Annotated[
         str | None, typer.Option("-s", "--system", help="Instruction before the question.")
     ] = None,
@@ -78,35 +97,55 @@ def ask(
     top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0 keeps all.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Of the random numbers.")] = None,
-    max_tiles: Annotated[int | None, typer.Option(help="Most tiles of a picture: fewer are faster.")] = None,
-    ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Tokens of context.")] = None,
-    threads: Annotated[int | None, typer.Option("-t", "--threads", help="Processor threads.")] = None,
-    cache: Annotated[
-        bool, typer.Option(help="Keep what was computed for pictures, in files that only you can read.")
-    ] = True,
+    max_tiles: MaxTilesOption = None,
+    tiles: TilesOption = "faithful",
+    budget: BudgetOption = None,
+    ctx_size: ContextOption = None,
+    threads: ThreadsOption = None,
+    batch_size: BatchOption = 512,
+    ubatch_size: UbatchOption = None,
+    cache_type_k: KeyTypeOption = "f16",
+    cache_type_v: ValueTypeOption = None,
+    flash_attn: FlashOption = None,
+    draft: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel="Decoding", help="Most tokens to guess in a step when an answer copies."
+        ),
+    ] = 0,
+    device: DeviceOption = "auto",
+    n_gpu_layers: LayersOption = "auto",
+    vision_device: Annotated[
+        Device | None,
+        typer.Option(rich_help_panel="Devices", help="Of the vision tower. [default: --device]"),
+    ] = None,
+    cache: CacheOption = True,
     as_json: JsonFlag = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the libraries' messages.")] = False,
 ) -> None:
     """Ask a question about one or more pictures, or without any."""
-    if verbose:
-        _show_messages()
+    show_messages(logging.DEBUG if verbose else logging.WARNING)
     if model is None:
         stderr.print(
             "Using the small demonstration model that ships with ayaedge: it only knows coloured shapes and numbers.\n"
             "For the real one: ayaedge export CHECKPOINT, then -m BUNDLE.",
             style="dim",
         )
-    with AyaVision.load(
-        model,
-        decoder=DecoderOptions(context_size=ctx_size, threads=threads),
-        vision=VisionOptions(threads=threads, verbose=verbose),
-        cache=None if cache else NO_CACHE,
-    ) as loaded:
-        stream = loaded.stream(
-            question, images=image or [], system=system, max_tokens=max_tokens, max_tiles=max_tiles,
-            temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
-        )  # fmt: skip
-        for piece in stream:
+    decoder = decoder_options(
+        context=ctx_size, threads=threads, batch=batch_size, ubatch=ubatch_size, cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v, flash_attention=flash_attn, layers=n_gpu_layers, draft=draft,
+    )  # fmt: skip
+    vision = VisionOptions(threads=threads, device=vision_device, verbose=verbose)
+    kept = None if cache else NO_CACHE
+    with AyaVision.load(model, device=device, decoder=decoder, vision=vision, cache=kept) as loaded:
+        with step_progress() as on_progress:
+            stream = loaded.stream(
+                question, images=image or [], system=system, max_tokens=max_tokens, max_tiles=max_tiles,
+                tiles=tile_policy(tiles, budget), budget=budget, temperature=temperature, top_p=top_p, top_k=top_k,
+                seed=seed, on_progress=on_progress,
+            )  # fmt: skip
+            first = next(stream, "")
+        for piece in chain([first], stream):
             if not as_json:
                 write(piece)
         _finish_answer(loaded, stream.answer, as_json=as_json, verbose=verbose)
@@ -123,7 +162,7 @@ def info(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
         write(f"{name:<13} {value}\n")
 
 
-for _command in (exporting.export, exporting.verify, exporting.plan, exporting.calibrate):
+for _command in (plan, tune, doctor, exporting.export, exporting.verify, exporting.calibrate):
     app.command()(_command)
 app.command("eval")(exporting.evaluate)
 app.add_typer(cache_app, name="cache")
@@ -140,9 +179,16 @@ def _finish_answer(model: AyaVision, answer: Answer, *, as_json: bool, verbose: 
             f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of pictures, tiles {list(usage.tiles)}; "
             f"{usage.cached_tokens} known), "
             f"{usage.completion_tokens} answered; vision {timings.vision:.2f} s, prefill {timings.prefill:.2f} s, "
-            f"first token after {timings.first_token:.2f} s, decode {timings.decode:.2f} s",
+            f"first token after {timings.first_token:.2f} s"
+            f"{_predicted(timings)}, decode {timings.decode:.2f} s",
             style="dim",
         )
+        for number, picture in enumerate(usage.pictures, 1):
+            stderr.print(f"picture {number}: {picture}", style="dim")
+
+
+def _predicted(timings: Timings) -> str:
+    return "" if timings.predicted is None else f" ({timings.predicted:.2f} s were predicted)"
 
 
 def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
@@ -165,12 +211,3 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     for name, info in manifest.files.items():
         yield name, f"{size_text(info.size)}, SHA-256 {info.sha256}"
     yield "written by", ", ".join(f"{name} {version}" for name, version in manifest.created_by.items())
-
-
-def _show_messages() -> None:
-    """Write what the libraries say to stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-    logger = logging.getLogger("ayaedge")
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)

@@ -12,13 +12,14 @@ from rich.table import Table
 from ayaedge.bundle import MANIFEST, check_hashes, read_bundle
 from ayaedge.console import JsonFlag, announce, byte_progress, count_progress, print_table, size_text, write
 from ayaedge.errors import BundleError, InvalidOptionError, MissingExtraError, list_faults
+from ayaedge.machine import processor
 from ayaedge.model import AyaVision
 
 if TYPE_CHECKING:
     from ayaedge_export.verify import Report
 
 DecoderFormat = Literal["q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16", "f32"]
-VisionFormat = Literal["int8", "fp16", "fp32"]
+VisionFormat = Literal["int8", "int8-block", "fp16", "fp32"]
 
 TensorTypes = Annotated[
     list[str] | None,
@@ -42,7 +43,8 @@ def export(
     ] = None,
     quant: Annotated[DecoderFormat, typer.Option(help="Number format of the decoder.")] = "q4_k_m",
     vision: Annotated[
-        VisionFormat | None, typer.Option(help="Number format of the vision tower. [default: int8]")
+        VisionFormat | None,
+        typer.Option(help="Number format of the vision tower. [default: int8, or int8-block without VNNI]"),
     ] = None,
     trace: Annotated[
         bool, typer.Option("--trace", help="Trace the vision tower with PyTorch (fp32; extra: trace).")
@@ -71,7 +73,8 @@ def export(
 
     if calibrate and imatrix:
         raise InvalidOptionError("--calibrate and --imatrix exclude each other")
-    vision = vision or ("fp32" if trace else "int8")
+    if vision is None:
+        vision = "fp32" if trace else _best_vision_format()
     opened = exporter.open_checkpoint(checkpoint)
     recipe = make_recipe(quant, tensor_type or [], output_type)
     plan_decoder(opened.config.text, recipe)  # says at once what cannot be followed
@@ -131,24 +134,21 @@ def calibrate(
     announce("measured", f"{len(matrix.entries)} matrices: {output}")
 
 
-def plan(
-    checkpoint: Annotated[
-        Path, typer.Option("--export", metavar="CHECKPOINT", help="A Hugging Face checkpoint directory.")
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Where the bundle would lie: that disk's space counts.")
-    ] = Path(),
-    quant: Annotated[DecoderFormat, typer.Option(help="Number format of the decoder.")] = "q4_k_m",
-    vision: Annotated[VisionFormat, typer.Option(help="Number format of the vision tower.")] = "int8",
-    tensor_type: TensorTypes = None,
-    output_type: OutputType = None,
-    as_json: JsonFlag = False,
+def plan_export(
+    checkpoint: Path,
+    *,
+    output: Path,
+    quant: DecoderFormat,
+    vision: VisionFormat,
+    tensor_type: list[str] | None,
+    output_type: str | None,
+    as_json: bool,
 ) -> None:
-    """Show what an export would write, before any work: types, bytes and bits per weight, and the disk needed."""
-    require_exporter("ayaedge plan")
-    from ayaedge_export.plan import plan_export, plan_table
+    """Show what an export would write: types, bytes and bits per weight, and the disk needed."""
+    require_exporter("ayaedge plan --export")
+    from ayaedge_export import plan
 
-    planned = plan_export(
+    planned = plan.plan_export(
         checkpoint,
         quant=quant,
         vision=vision,
@@ -159,7 +159,7 @@ def plan(
     if as_json:
         write(json.dumps(planned.to_dict(), indent=2, ensure_ascii=False) + "\n")
     else:
-        print_table(plan_table(planned))
+        print_table(plan.plan_table(planned))
 
 
 def evaluate(
@@ -268,3 +268,13 @@ def require_exporter(purpose: str) -> Any:
             raise MissingExtraError(purpose, "export") from error
         raise
     return ayaedge_export.exporter
+
+
+def _best_vision_format() -> VisionFormat:
+    """int8, unless products of bytes saturate on this processor, where the bundle will probably run."""
+    if processor().has_int8_dot:
+        return "int8"
+    announce(
+        "note:", "this processor cannot multiply bytes without saturating, so the vision tower is int8-block"
+    )
+    return "int8-block"

@@ -5,6 +5,7 @@ stdout carries answers and reports and nothing else; everything for the eye goes
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -27,6 +29,7 @@ from rich.text import Text
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 JsonFlag = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
 
+_STEPS = {"vision": "tiles", "prefill": "tokens"}
 _REPORT_WIDTH = 120
 _LABEL_WIDTH = 40
 
@@ -75,6 +78,30 @@ def count_progress(what: str) -> Iterator[Callable[..., None]]:
             progress.update(task, completed=done, total=of, description=f"{what} {name}".strip())
 
         yield advance
+
+
+@contextmanager
+def step_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each step of a question, gone when it ends; nothing where stderr is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(step: str, done: int, of: int) -> None:
+            if step not in tasks:
+                tasks[step] = progress.add_task(_STEPS[step], total=of)
+            progress.update(tasks[step], completed=done)
+
+        yield advance
+
+
+def show_messages(level: int) -> None:
+    """Write what ayaedge and its libraries say to stderr, from this level of `logging` on."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logger = logging.getLogger("ayaedge")
+    logger.addHandler(handler)
+    logger.setLevel(level)
 
 
 def size_text(size: int) -> str:

@@ -7,19 +7,22 @@ checked here first. What a prompt is made of is decided in `ayaedge.prompt`; sam
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge import llama
 from ayaedge.bundle import Manifest
+from ayaedge.devices import Device, choose_decoder, decoder_gpus, device_list, fewer_layers
 from ayaedge.embeddings import TokenEmbeddings
 from ayaedge.errors import (
     AyaEdgeError,
@@ -30,16 +33,23 @@ from ayaedge.errors import (
     list_faults,
     whole_number,
 )
+from ayaedge.gguf_file import read_figures
+from ayaedge.machine import architecture, usable_threads
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 8192
 """Tokens of context unless asked otherwise: 1.1 GB of f16 KV cache for Aya Vision 8B."""
 
-CacheType = Literal["f16", "f32"]
+CacheType = Literal["f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 MAX_THREADS = 512
 """More than any processor of a laptop or a server has; far more makes each token wait for all of them."""
 _LARGEST_BATCH = 1 << 16
 _CLOSED = "this model is closed"
-_CACHE_TYPES: dict[CacheType, int] = {"f32": 0, "f16": 1}
+_MOST_DRAFTS = 63
+_BF16 = 30
+"""ggml's number of the one type that llama-cpp-python has no name for."""
+_FLOAT_TYPES = ("f16", "bf16", "f32")
 
 
 @dataclass(frozen=True)
@@ -49,26 +59,74 @@ class DecoderOptions:
     context_size: int | None = None
     """Tokens of prompt and answer together; at most the bundle's, by default `DEFAULT_CONTEXT`."""
     threads: int | None = None
+    threads_batch: int | None = None
+    """During prefill; by default as many as `threads`."""
     batch_size: int = 512
-    """Tokens or embeddings that are computed at once during prefill."""
+    """Tokens or embeddings that go to llama.cpp in one call during prefill: the grain of progress."""
+    ubatch_size: int | None = None
+    """Those of them that are computed at once; by default all."""
     cache_type: CacheType = "f16"
     """Number format of the KV cache."""
-    gpu_layers: int = 0
-    """Layers on the GPU, if this build of llama.cpp has one; -1 for all."""
+    cache_type_v: CacheType | None = None
+    """Number format of its values; by default that of its keys, `cache_type`."""
+    flash_attention: bool | None = None
+    """By default on, but for an f32 cache."""
+    repack: bool | None = None
+    """Arrange 4-bit weights anew for the processor, in memory of their own; by default where it was measured to be
+    faster, or on Arm."""
+    device: Device | None = None
+    """`auto`, the default, takes the best that this build of llama.cpp sees."""
+    gpu_layers: int | None = None
+    """Layers on the GPU: -1 for all, 0 for none, by default as many as its memory holds (`ayaedge.placement`)."""
+    draft_tokens: int = 0
+    """Most tokens that are tried in one step when an answer seems to copy (`ayaedge.lookup`); 0 for never."""
     all_logits: bool = False
     """Keep the logits of every token of a batch, not of the last alone (for verification)."""
 
     def __post_init__(self) -> None:
-        unknown = self.cache_type not in _CACHE_TYPES
+        types = get_args(CacheType)
         check_options(
             whole_number("context_size", self.context_size, least=2, optional=True),
             whole_number("threads", self.threads, least=1, most=MAX_THREADS, optional=True),
+            whole_number("threads_batch", self.threads_batch, least=1, most=MAX_THREADS, optional=True),
             whole_number("batch_size", self.batch_size, least=1, most=_LARGEST_BATCH),
-            whole_number("gpu_layers", self.gpu_layers, least=-1),
-            f"cache_type must be one of {', '.join(_CACHE_TYPES)}, not {self.cache_type!r}"
-            if unknown
+            whole_number("ubatch_size", self.ubatch_size, least=1, most=_LARGEST_BATCH, optional=True),
+            whole_number("gpu_layers", self.gpu_layers, least=-1, optional=True),
+            whole_number("draft_tokens", self.draft_tokens, least=0, most=_MOST_DRAFTS),
+            *(
+                f"{name} must be one of {', '.join(types)}, not {value!r}"
+                for name, value in (("cache_type", self.cache_type), ("cache_type_v", self.value_type))
+                if value not in types
+            ),
+            f"device must be one of {', '.join(get_args(Device))}, not {self.device!r}"
+            if self.device is not None and self.device not in get_args(Device)
+            else None,
+            "quantized values (cache_type_v) need flash_attention"
+            if self.value_type not in _FLOAT_TYPES and not self.uses_flash
             else None,
         )
+
+    def context_of(self, trained: int) -> int:
+        """Tokens of context for a model that was trained with `trained`; InvalidOptionError if that is too few."""
+        if self.context_size is None:
+            return min(trained, DEFAULT_CONTEXT)
+        if self.context_size > trained:
+            raise InvalidOptionError(
+                f"the context size must lie between 2 and {trained} for this model, not {self.context_size}"
+            )
+        return self.context_size
+
+    @property
+    def value_type(self) -> CacheType:
+        """Number format of the values in the KV cache."""
+        return self.cache_type_v or self.cache_type
+
+    @property
+    def uses_flash(self) -> bool:
+        """Whether attention is computed without storing its scores."""
+        if self.flash_attention is not None:
+            return self.flash_attention
+        return "f32" not in (self.cache_type, self.value_type)
 
 
 class Decoder:
@@ -85,13 +143,13 @@ class Decoder:
         self._model: Any = None
         self._llama = llama.library()
         self._window = manifest.decoder.sliding_window or 0
-        self.context_size = _context_size(manifest.decoder.context_length, self.options.context_size)
+        self.context_size = self.options.context_of(manifest.decoder.context_length)
+        self.gpu_layers = 0
+        """Layers that are on a GPU; -1 for all."""
         try:
-            self._model = self._load_model(path)
-            self.vocabulary = Vocabulary(self._llama, self._model)
+            self._load(path)
             self._check_fits(path, manifest)
             self._embeddings = TokenEmbeddings(path, manifest.decoder)
-            self._context = self._make_context()
         except BaseException:
             self.close()
             raise
@@ -140,6 +198,13 @@ class Decoder:
         self.position = count
         return True
 
+    def cut(self, count: int) -> None:
+        """Forget the positions behind the first `count`, which were appended just now."""
+        memory = self._llama.llama_get_memory(self.handle)
+        if not self._llama.llama_memory_seq_rm(memory, 0, count, -1):
+            raise BackendError(f"llama.cpp could not go back to position {count}")
+        self.position = count
+
     @property
     def is_whole(self) -> bool:
         """Whether `state` gives everything that was decoded: of sliding layers it gives the last window only.
@@ -181,15 +246,30 @@ class Decoder:
     def identity(self) -> bytes:
         """What decides about the content of a state beside the weights, for keys."""
         options = self.options
-        facts = (options.cache_type, options.batch_size, options.gpu_layers, self._llama.__version__)
-        return repr((*facts, platform.machine())).encode()
+        facts = (
+            options.cache_type, options.value_type, options.uses_flash, options.batch_size, options.ubatch_size,
+            self.gpu_layers, self._repacks,
+        )  # fmt: skip
+        return repr((*facts, self._llama.__version__, platform.machine())).encode()
+
+    @property
+    def _repacks(self) -> bool:
+        return repacks_by_default() if self.options.repack is None else self.options.repack
 
     def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The input embeddings of tokens, (len(ids), hidden), as llama.cpp itself would look them up."""
         return self._embeddings.rows(ids)
 
-    def decode_tokens(self, ids: Sequence[int]) -> None:
-        """Append tokens at the current position; BackendError if llama.cpp fails or the context is full."""
+    def decode_tokens(
+        self, ids: Sequence[int], *, all_logits: bool = False, on_batch: Callable[[], None] | None = None
+    ) -> None:
+        """Append tokens at the current position; BackendError if llama.cpp fails or the context is full.
+
+        With `all_logits` there are logits for each of them, which must be no more than `draft_tokens` + 1. `on_batch`
+        is called after each batch.
+        """
+        if all_logits and len(ids) > 1 + self.options.draft_tokens:
+            raise BackendError(f"logits for {len(ids)} tokens at once need draft_tokens of {len(ids) - 1}")
         self._check_room(len(ids))
         size = self.vocabulary.size
         if outside := [token for token in ids if not 0 <= token < size]:
@@ -197,10 +277,14 @@ class Decoder:
         array = np.asarray(ids, np.int32)
         pointer = ctypes.POINTER(self._llama.llama_token)
         for part in self._batches(array):
-            self._decode(len(part), token=part.ctypes.data_as(pointer))
+            self._decode(len(part), token=part.ctypes.data_as(pointer), all_logits=all_logits)
+            if on_batch:
+                on_batch()
 
-    def decode_embeddings(self, rows: NDArray[np.float32]) -> None:
-        """Append embeddings (n, hidden) at the current position; errors as `decode_tokens`."""
+    def decode_embeddings(
+        self, rows: NDArray[np.float32], *, on_batch: Callable[[], None] | None = None
+    ) -> None:
+        """Append embeddings (n, hidden) at the current position; `on_batch` and errors as `decode_tokens`."""
         self._check_room(len(rows))
         if rows.ndim != 2 or rows.shape[1] != self._embeddings.hidden_size:
             raise BackendError(
@@ -212,6 +296,17 @@ class Decoder:
         pointer = ctypes.POINTER(ctypes.c_float)
         for part in self._batches(array):
             self._decode(len(part), embd=part.ctypes.data_as(pointer))
+            if on_batch:
+                on_batch()
+
+    def likeliest(self) -> list[int]:
+        """The token with the highest logit at each position of the last batch that has logits."""
+        size = self.vocabulary.size
+        rows = range(self._last_batch) if self._last_has_all else [-1]
+        return [
+            int(np.ctypeslib.as_array(self._llama.llama_get_logits_ith(self.handle, i), (size,)).argmax())
+            for i in rows
+        ]
 
     def logits(self) -> NDArray[np.float32]:
         """Logits of the last position (vocabulary,), or of the last batch (n, vocabulary) with `all_logits`."""
@@ -228,16 +323,17 @@ class Decoder:
         step = self.options.batch_size
         return [array[start : start + step] for start in range(0, len(array), step)]
 
-    def _decode(self, count: int, *, token: Any = None, embd: Any = None) -> None:
+    def _decode(self, count: int, *, token: Any = None, embd: Any = None, all_logits: bool = False) -> None:
         """One llama_decode call: positions continue by themselves, logits for the last row unless all are kept."""
-        flags = (ctypes.c_int8 * count)(*([1] * count)) if self.options.all_logits else None
+        all_logits = all_logits or self.options.all_logits
+        flags = (ctypes.c_int8 * count)(*([1] * count)) if all_logits else None
         llama.forget_errors()
         batch = self._llama.llama_batch(n_tokens=count, token=token, embd=embd, logits=flags)
         status = self._llama.llama_decode(self.handle, batch)
         if status != 0:
             raise BackendError(f"llama.cpp could not decode (status {status}): {llama.recent_errors()}")
         self.position += count
-        self._last_batch = count
+        self._last_batch, self._last_has_all = count, all_logits
 
     def _check_room(self, count: int) -> None:
         if self.position + count > self.context_size:
@@ -245,15 +341,47 @@ class Decoder:
                 f"{count} more tokens do not fit: {self.position} of {self.context_size} are used"
             )
 
-    def _load_model(self, path: Path) -> Any:
-        if self.options.gpu_layers and not self._llama.llama_supports_gpu_offload():
-            raise InvalidOptionError(
-                f"gpu_layers is {self.options.gpu_layers}, but this build of llama-cpp-python has no GPU support"
+    def _load(self, path: Path) -> None:
+        """Weights and context; on a GPU that has not memory enough for both, with ever fewer layers there."""
+        asked = self._wanted_layers()
+        self.gpu_layers = asked
+        while True:
+            try:
+                self._model = self._load_model(path)
+                self.vocabulary = Vocabulary(self._llama, self._model)
+                self._context = self._make_context()
+                break
+            except (BundleError, BackendError):
+                if self.gpu_layers == 0:
+                    raise
+                self.close()
+                layers = self.gpu_layers if self.gpu_layers > 0 else read_figures(path).layers + 1
+                self.gpu_layers = fewer_layers(layers)
+        if self.gpu_layers != asked:
+            logger.warning(
+                "%s layers did not fit into graphics memory: %s are there now, the others run on the processor",
+                "all" if asked < 0 else asked,
+                self.gpu_layers,
             )
+
+    def _wanted_layers(self) -> int:
+        wanted = self.options.gpu_layers
+        if wanted and not self._llama.llama_supports_gpu_offload():
+            raise InvalidOptionError(
+                f"gpu_layers is {wanted}, but this build of llama-cpp-python has no GPU support; "
+                "`ayaedge doctor` shows how to install one that has"
+            )
+        return wanted or 0
+
+    def _load_model(self, path: Path) -> Any:
         parameters = self._llama.llama_model_default_params()
-        parameters.n_gpu_layers = self.options.gpu_layers
-        # Repacked weights double memory and halve prefill on x86; on Arm they are the fast path.
-        parameters.use_extra_bufts = platform.machine().lower() not in ("x86_64", "amd64")
+        parameters.n_gpu_layers = self.gpu_layers
+        if self._llama.llama_supports_gpu_offload():
+            # without layers there must be no device either: llama.cpp would still copy weights there for batches
+            chosen = choose_decoder(self.options.device or "auto", decoder_gpus()) if self.gpu_layers else []
+            self._devices = device_list(chosen)
+            parameters.devices = ctypes.cast(self._devices, ctypes.c_void_p)
+        parameters.use_extra_bufts = self._repacks
         llama.forget_errors()
         model = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not model:
@@ -290,19 +418,22 @@ class Decoder:
 
     def _context_parameters(self) -> Any:
         options = self.options
-        threads = options.threads or available_cores()
+        threads = options.threads or usable_threads()
         parameters = self._llama.llama_context_default_params()
         parameters.n_ctx = self.context_size
-        parameters.n_batch = parameters.n_ubatch = options.batch_size
-        parameters.n_outputs_max = options.batch_size if options.all_logits else 1
-        parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.type_k = parameters.type_v = _CACHE_TYPES[options.cache_type]
-        flash = options.cache_type == "f16"
-        parameters.flash_attn_type = (
-            self._llama.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else self._llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )
+        parameters.n_batch = options.batch_size
+        parameters.n_ubatch = min(options.ubatch_size or options.batch_size, options.batch_size)
+        parameters.n_outputs_max = options.batch_size if options.all_logits else 1 + options.draft_tokens
+        parameters.n_threads, parameters.n_threads_batch = threads, options.threads_batch or threads
+        parameters.type_k = self._cache_type(options.cache_type)
+        parameters.type_v = self._cache_type(options.value_type)
+        flash = "ENABLED" if options.uses_flash else "DISABLED"
+        parameters.flash_attn_type = getattr(self._llama, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
         parameters.swa_full = True  # a pruned window cannot be cut back without silent errors
         return parameters
+
+    def _cache_type(self, name: CacheType) -> int:
+        return int(getattr(self._llama, f"GGML_TYPE_{name.upper()}", _BF16))
 
 
 class Vocabulary:
@@ -356,18 +487,24 @@ class Vocabulary:
             raise BackendError(f"token ids must lie between 0 and {self.size - 1}, not {token}")
 
 
-def available_cores() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+@contextmanager
+def open_vocabulary(path: Path) -> Iterator[Vocabulary]:
+    """The tokenizer of a GGUF file, without its weights; BundleError if it cannot be loaded."""
+    library = llama.library()
+    parameters = library.llama_model_default_params()
+    parameters.vocab_only = True
+    llama.forget_errors()
+    model = library.llama_model_load_from_file(os.fsencode(path), parameters)
+    if not model:
+        raise BundleError(f"llama.cpp cannot load {path}: {llama.recent_errors()}")
+    vocabulary = Vocabulary(library, model)
+    try:
+        yield vocabulary
+    finally:
+        vocabulary.close()
+        library.llama_model_free(model)
 
 
-def _context_size(trained: int, wanted: int | None) -> int:
-    if wanted is None:
-        return min(trained, DEFAULT_CONTEXT)
-    if wanted > trained:
-        raise InvalidOptionError(
-            f"the context size must lie between 2 and {trained} for this model, not {wanted}"
-        )
-    return wanted
+def repacks_by_default() -> bool:
+    """Repacked weights double memory and halve prefill on x86; on Arm they are the fast path."""
+    return architecture(platform.machine()) != "x86_64"

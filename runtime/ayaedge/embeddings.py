@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ayaedge import llama
 from ayaedge.bundle import Decoder
 from ayaedge.errors import BundleError
 
@@ -56,19 +55,10 @@ class TokenEmbeddings:
             dtype = np.float32 if self._type == "F32" else np.float16
             return stored.view(dtype).astype(np.float32)
         result = np.empty((len(stored), self.hidden_size), np.float32)
-        decode = getattr(_ggml(), f"dequantize_row_{_DECODERS[self._type]}")
+        decode = getattr(llama.native_library("ggml-base"), f"dequantize_row_{_DECODERS[self._type]}")
         decode(
             ctypes.c_void_p(stored.ctypes.data),
             ctypes.c_void_p(result.ctypes.data),
             ctypes.c_int64(result.size),
         )
         return result
-
-
-@cache
-def _ggml() -> Any:
-    """Ggml's base library, which llama.cpp has loaded already."""
-    from llama_cpp import _ctypes_extensions as extensions
-    from llama_cpp._ggml import libggml_base_path
-
-    return extensions.load_shared_library("ggml-base", libggml_base_path)

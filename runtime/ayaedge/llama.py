@@ -40,6 +40,22 @@ def library() -> Any:
     return llama_cpp
 
 
+def native_library(name: str, **signatures: tuple[Any, list[Any]]) -> Any:
+    """A library that llama-cpp-python ships and llama.cpp has loaded already, such as ggml-base.
+
+    Each caller gets an object of its own, on which the result and argument types of its functions are declared.
+    """
+    library()
+    from llama_cpp import _ctypes_extensions as extensions
+    from llama_cpp._ggml import libggml_base_path
+
+    native = extensions.load_shared_library(name, libggml_base_path)
+    for function, (result, arguments) in signatures.items():
+        getattr(native, function).restype = result
+        getattr(native, function).argtypes = arguments
+    return native
+
+
 def forget_errors() -> None:
     """Begin a call whose failure `recent_errors` shall explain."""
     _recent_errors.clear()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -15,18 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.costs import PictureCost, Speeds, TileChoice, picture_cost, tiles_within
 from ayaedge.decoder import Decoder, DecoderOptions
-from ayaedge.errors import AyaEdgeError, ContextLengthError, PromptError, check_options, whole_number
+from ayaedge.devices import Device
+from ayaedge.errors import AyaEdgeError, ContextLengthError, check_options, whole_number
 from ayaedge.images import ImageInput, list_images, load_image
-from ayaedge.prefixes import KnownPrefix, Segment, common_start, split_prompt
+from ayaedge.lookup import greedy_with_lookup
+from ayaedge.placement import place
+from ayaedge.prefixes import KnownPrefix, Segment, split_prompt
 from ayaedge.prompt import Message, Prompt, PromptBuilder
 from ayaedge.sampling import Sampler, SamplingOptions, TextStream
 from ayaedge.states import CacheOptions
-from ayaedge.tiling import split_tiles
+from ayaedge.tiling import TilePolicy, split_tiles
+from ayaedge.tuning import Profile, load_profile, measure_speeds, profile_path, save_profile
 from ayaedge.turns import Turns
 from ayaedge.vision import VisionEncoder, VisionOptions
 
 StopReason = Literal["stop", "length"]
+OnProgress = Callable[[Literal["vision", "prefill"], int, int], None]
+"""Called with the step, how many tiles or tokens of it are done, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,8 @@ class Usage:
     completion_tokens: int
     tiles: tuple[int, ...]
     """Tiles of each picture, the thumbnail included."""
+    pictures: tuple[PictureCost, ...]
+    """Size, grid, tiles and tokens of each picture."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,8 @@ class Timings:
     """From the call to the first token."""
     decode: float
     """All tokens after the first."""
+    predicted: float | None
+    """What `first_token` was expected to be; None where this machine was not measured with this bundle."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +97,12 @@ class AnswerOptions:
 
     max_tokens: int | None = None
     """Most tokens of the answer."""
-    max_tiles: int | None = None
-    """Most tiles of a picture's grid, at most the checkpoint's own limit."""
+    tiles: TileChoice = field(default_factory=TileChoice)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
     def __post_init__(self) -> None:
         check_options(
             whole_number("max_tokens", self.max_tokens, least=1, optional=True),
-            whole_number("max_tiles", self.max_tiles, least=1, optional=True),
         )
 
 
@@ -165,37 +175,64 @@ class AyaVision:
     ):
         self.bundle = bundle
         self._vision, self._decoder = vision, decoder
+        self._profile_path = profile_path((cache or CacheOptions()).root, bundle)
+        self._profile = load_profile(self._profile_path)
         self._prompts = PromptBuilder(bundle.manifest, decoder.vocabulary.tokenize)
         self._turns = Turns()
         self._prefix = KnownPrefix(decoder, (cache or CacheOptions()).states())
         hashes = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
         self._identity = repr(hashes).encode() + decoder.identity
-        self._preamble = self._fixed_preamble()
+        self._preamble = self._prompts.preamble()
 
     @classmethod
     def load(
         cls,
         bundle: str | Path | None = None,
         *,
+        device: Device = "auto",
         decoder: DecoderOptions | None = None,
         vision: VisionOptions | None = None,
         cache: CacheOptions | None = None,
     ) -> AyaVision:
         """Load a bundle directory; None loads the small demonstration model that ships with the package.
 
+        `device` is for both halves, where their own options name none: `auto` takes the best that is installed, and
+        puts as much there as fits. What `ayaedge tune` found for this bundle fills what `decoder` leaves open.
         `cache` says how much is kept of what was computed for a picture, and where; `NO_CACHE` keeps nothing beyond
         the last question. An answer does not depend on it.
 
-        Raises BundleError if the bundle is damaged or its halves do not belong together.
+        Raises BundleError if the bundle is damaged or its halves do not belong together, InvalidOptionError for a
+        device that is missing, with the command that installs it.
         """
         opened = read_bundle(bundle if bundle is not None else demo_bundle())
-        kept = (cache or CacheOptions()).memory_bytes
-        encoder = VisionEncoder(opened.vision_path, opened.manifest, vision, keep_bytes=kept)
-        try:
-            return cls(opened, encoder, Decoder(opened.decoder_path, opened.manifest, decoder), cache)
-        except BaseException:
-            encoder.close()
-            raise
+        kept = cache or CacheOptions()
+        profile = load_profile(profile_path(kept.root, opened))
+        decoder = profile.apply(decoder or DecoderOptions()) if profile else decoder or DecoderOptions()
+        decoder, vision = place(opened, device, decoder, vision or VisionOptions())
+
+        def load_vision() -> VisionEncoder:
+            encoder = VisionEncoder(
+                opened.vision_path,
+                opened.manifest,
+                vision,
+                keep_bytes=kept.memory_bytes,
+                prepared=kept.prepared(),
+            )
+            encoder.warm_up()
+            return encoder
+
+        with ThreadPoolExecutor(1) as pool:  # the tower warms up while the decoder loads
+            loading = pool.submit(load_vision)
+            try:
+                loaded = Decoder(opened.decoder_path, opened.manifest, decoder)
+            except BaseException:
+                loading.result().close()
+                raise
+            try:
+                return cls(opened, loading.result(), loaded, cache)
+            except BaseException:
+                loaded.close()
+                raise
 
     def __enter__(self) -> AyaVision:
         return self
@@ -220,15 +257,18 @@ class AyaVision:
         system: str | None = None,
         max_tokens: int | None = None,
         max_tiles: int | None = None,
+        tiles: TilePolicy = "faithful",
+        budget: float | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Answer:
         """The whole answer to a question about any number of pictures; see `stream` for arguments and errors."""
         stream = self.stream(
-            question, images=images, system=system, max_tokens=max_tokens, max_tiles=max_tiles,
-            temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
+            question, images=images, system=system, max_tokens=max_tokens, max_tiles=max_tiles, tiles=tiles,
+            budget=budget, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, on_progress=on_progress,
         )  # fmt: skip
         for _ in stream:
             pass
@@ -242,32 +282,62 @@ class AyaVision:
         system: str | None = None,
         max_tokens: int | None = None,
         max_tiles: int | None = None,
+        tiles: TilePolicy = "faithful",
+        budget: float | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int | None = None,
+        on_progress: OnProgress | None = None,
     ) -> AnswerStream:
         """The answer in pieces of text, as the model writes it.
 
         `images` are paths, bytes, PIL images, arrays or data URLs, or a single one; `system` is an instruction
-        before the question. At temperature 0 the answer is always the same. Raises, when iteration begins, ImageError
+        before the question. At temperature 0 the answer is always the same.
+
+        `tiles` says how many tiles a picture gets, `max_tiles` at most: `faithful` by the reference's rule, whatever
+        the picture's size; `native` never more than the picture has pixels for; `auto` as many as this machine reads
+        in `budget` seconds to the first token. `on_progress` is called with "vision" or "prefill", how many tiles or
+        tokens are done, and of how many. Raises, when iteration begins, ImageError
         for a picture that cannot be read, ContextLengthError for a prompt that does not fit, PromptError and
         BackendError; InvalidOptionError at once for a senseless option.
         """
         sampling = SamplingOptions(temperature, top_p, top_k, seed)
-        options = AnswerOptions(max_tokens, max_tiles, sampling)
+        options = AnswerOptions(max_tokens, TileChoice(tiles, max_tiles, budget), sampling)
         pictures = list_images(images)
         messages = [Message("system", system)] if system is not None else []
         messages.append(Message("user", question, len(pictures)))
-        return AnswerStream(self._generate(messages, pictures, options), self._turns)
+        return AnswerStream(self._generate(messages, pictures, options, on_progress), self._turns)
+
+    def measure(self) -> Speeds:
+        """How fast this machine is with this bundle: what was remembered, or else measured now, in seconds.
+
+        Not while an answer is unfinished on another thread.
+        """
+        if self._profile is None:
+            self._prefix.forget()
+            self._profile = Profile(measure_speeds(self._vision, self._decoder, self.bundle.manifest))
+            save_profile(self._profile_path, self._profile)
+        return self._profile.speeds
 
     def _generate(
-        self, messages: Sequence[Message], images: Sequence[ImageInput], options: AnswerOptions
+        self,
+        messages: Sequence[Message],
+        images: Sequence[ImageInput],
+        options: AnswerOptions,
+        on_progress: OnProgress | None,
     ) -> Generator[str, None, Answer]:
         """1. pictures to tiles  2. prompt  3. what is known of it  4. embeddings and prefill of the rest  5. answer."""
+        manifest, report = self.bundle.manifest, on_progress or _no_progress
+        loaded = [load_image(image) for image in images]
+        sizes = [(image.shape[1], image.shape[0]) for image in loaded]
+        choice = self._choose_tiles(options.tiles, sizes)  # may measure, once
         started = time.perf_counter()
-        manifest = self.bundle.manifest
-        tiles = [split_tiles(load_image(i), manifest.tiling, max_tiles=options.max_tiles) for i in images]
+        costs = tuple(picture_cost(size, manifest, choice) for size in sizes)
+        native = choice.policy == "native"
+        tiles = [
+            split_tiles(image, manifest.tiling, max_tiles=choice.max_tiles, native=native) for image in loaded
+        ]
         prompt = self._prompts.build(messages, [len(part) for part in tiles])
         self._check_length(prompt)
         pictures = [hashlib.sha256(part.tobytes()).digest() for part in tiles]
@@ -276,16 +346,17 @@ class AyaVision:
         known = self._prefix.recall(segments)
         recalled = time.perf_counter()
         left = segments[known:]
-        features = {s.picture: self._vision.encode(tiles[s.picture]) for s in left if s.picture is not None}
+        predicted = self._predict(left, tiles)
+        features = self._encode([s.picture for s in left if s.picture is not None], tiles, report)
         encoded = time.perf_counter()
-        self._prefill(prompt, left, features)
+        self._prefill(prompt, left, features, report)
         prefilled = first = time.perf_counter()
 
         stream = TextStream(self._decoder.vocabulary, manifest.tokens.hidden)
         ids: list[int] = []
         text: list[str] = []
         reason: StopReason = "length"
-        for token in self._tokens(options, len(prompt.ids)):
+        for token in self._tokens(options, prompt.ids):
             first = time.perf_counter() if not ids else first
             ids.append(token)
             if token in manifest.tokens.stop:
@@ -299,21 +370,64 @@ class AyaVision:
             yield piece
         return Answer(
             "".join(text),
-            Usage(len(prompt.ids), prompt.image_tokens, left[0].start, len(ids), tuple(map(len, tiles))),
+            Usage(
+                len(prompt.ids), prompt.image_tokens, left[0].start, len(ids), tuple(map(len, tiles)), costs
+            ),
             Timings(
                 vision=read - started + encoded - recalled,
                 prefill=recalled - read + prefilled - encoded,
                 first_token=first - started,
                 decode=time.perf_counter() - first,
+                predicted=predicted,
             ),
             reason,
             tuple(ids),
         )
 
-    def _tokens(self, options: AnswerOptions, prompt_length: int) -> Iterator[int]:
+    def _choose_tiles(self, choice: TileChoice, sizes: Sequence[tuple[int, int]]) -> TileChoice:
+        def tokens_of(tiles: int) -> int:
+            return self._prompts.picture_tokens(tiles)
+
+        return tiles_within(
+            choice,
+            sizes,
+            self.bundle.manifest.tiling,
+            self.measure,
+            tokens_of=tokens_of,
+            before=len(self._preamble),
+        )
+
+    def _predict(self, left: Sequence[Segment], tiles: Sequence[NDArray[np.uint8]]) -> float | None:
+        """Seconds to the first token if these segments are left to compute."""
+        if self._profile is None:
+            return None
+        count = sum(len(tiles[segment.picture]) for segment in left if segment.picture is not None)
+        speeds, start = self._profile.speeds, left[0].start
+        return count * speeds.tile + speeds.prefill(start, left[-1].stop - start)
+
+    def _encode(
+        self, pictures: Sequence[int], tiles: Sequence[NDArray[np.uint8]], report: OnProgress
+    ) -> dict[int, NDArray[np.float32]]:
+        """The embeddings of these pictures, by number."""
+        total, before, features = sum(len(tiles[picture]) for picture in pictures), 0, {}
+        for picture in pictures:
+
+            def on_tile(done: int, _of: int, before: int = before) -> None:
+                report("vision", before + done, total)
+
+            features[picture] = self._vision.encode(tiles[picture], on_tile=on_tile)
+            before += len(tiles[picture])
+        return features
+
+    def _tokens(self, options: AnswerOptions, prompt: Sequence[int]) -> Iterator[int]:
         """Sampled tokens, up to the limit on tokens and the end of the context."""
-        room = self._decoder.context_size - prompt_length
+        room = self._decoder.context_size - len(prompt)
         limit = room if options.max_tokens is None else min(options.max_tokens, room)
+        if self._decoder.options.draft_tokens and options.sampling.temperature == 0:
+            yield from greedy_with_lookup(
+                self._decoder, prompt, self.bundle.manifest.tokens.image_patch, limit
+            )
+            return
         with Sampler(options.sampling) as sampler:
             for number in range(limit):
                 token = sampler.sample(self._decoder)
@@ -321,28 +435,29 @@ class AyaVision:
                 if number + 1 < limit:
                     self._decoder.decode_tokens([token])
 
-    def _fixed_preamble(self) -> tuple[int, ...]:
-        """The token ids with which the template begins every conversation that has no system turn."""
-        try:
-            first, second = (self._prompts.build([Message("user", text)], []).ids for text in "ab")
-        except PromptError:  # a template that wants something else, a picture for example
-            return ()
-        return common_start(first, second)
-
     def _prefill(
-        self, prompt: Prompt, segments: Sequence[Segment], features: Mapping[int, NDArray[np.float32]]
+        self,
+        prompt: Prompt,
+        segments: Sequence[Segment],
+        features: Mapping[int, NDArray[np.float32]],
+        report: OnProgress,
     ) -> None:
         """Text goes to the decoder as tokens; a picture, its tags and markers included, as one run of embeddings."""
         patch = self.bundle.manifest.tokens.image_patch
+        start, total = segments[0].start, len(prompt.ids) - segments[0].start
+
+        def on_batch() -> None:
+            report("prefill", self._decoder.position - start, total)
+
         for segment in segments:
             ids = prompt.ids[segment.start : segment.stop]
             if segment.picture is None:
-                self._decoder.decode_tokens(ids)
+                self._decoder.decode_tokens(ids, on_batch=on_batch)
             else:
                 rows = self._decoder.embed(ids)
                 # (n, T, hidden) -> (n*T, hidden)
                 rows[np.asarray(ids) == patch] = features[segment.picture].reshape(-1, rows.shape[1])
-                self._decoder.decode_embeddings(rows)
+                self._decoder.decode_embeddings(rows, on_batch=on_batch)
             self._prefix.decoded(segment)
             if segment.picture is not None or segment.stop == len(self._preamble):
                 self._prefix.keep_state(segment)
@@ -353,6 +468,9 @@ class AyaVision:
             raise ContextLengthError(
                 needed=len(prompt.ids), available=available, image_tokens=prompt.image_tokens
             )
+
+
+def _no_progress(step: str, done: int, of: int) -> None: ...
 
 
 def demo_bundle() -> Path:

@@ -63,14 +63,6 @@ def split_prompt(
     return segments
 
 
-def common_start(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
-    """The ids with which both begin."""
-    for place, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return tuple(first[:place])
-    return tuple(first[: min(len(first), len(second))])
-
-
 class KnownPrefix:
     """Brings one decoder to the longest known beginning of a prompt."""
 
@@ -93,6 +85,10 @@ class KnownPrefix:
                 return count
         self._decoder.clear()
         return 0
+
+    def forget(self) -> None:
+        """Know nothing of the decoder any more: something else is decoded now."""
+        self._live = []
 
     def decoded(self, segment: Segment) -> None:
         """Note that the next segment was decoded."""

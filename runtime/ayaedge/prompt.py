@@ -97,6 +97,18 @@ class PromptBuilder:
             raise PromptError(f"the chat template has written {len(spans)} of {wanted} pictures")
         return Prompt(tuple(ids), tuple(spans))
 
+    def preamble(self) -> tuple[int, ...]:
+        """The token ids with which the template begins every conversation that has no system turn."""
+        try:
+            first, second = (self.build([Message("user", text)], []).ids for text in "ab")
+        except PromptError:  # a template that wants something else, a picture for example
+            return ()
+        return common_start(first, second)
+
+    def picture_tokens(self, tiles: int) -> int:
+        """Tokens of a picture of so many tiles, tags and markers included."""
+        return len(self._image_ids(tiles))
+
     def _plain_ids(self, text: str) -> list[int]:
         return self._tokenize(unicodedata.normalize("NFC", text)) if text else []
 
@@ -145,3 +157,11 @@ def _unused_character(messages: Sequence[Message]) -> str:
         if guard not in used:
             return guard
     raise PromptError("the text holds too many different private-use characters")
+
+
+def common_start(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
+    """The ids with which both begin."""
+    for place, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return tuple(first[:place])
+    return tuple(first[: min(len(first), len(second))])

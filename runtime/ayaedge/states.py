@@ -22,6 +22,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from ayaedge.errors import check_options, whole_number
+from ayaedge.prepared import PreparedGraphs
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +52,21 @@ class CacheOptions:
             whole_number("memory_bytes", self.memory_bytes, least=0),
         )
 
+    @property
+    def root(self) -> Path:
+        """The directory of all files."""
+        return self.directory or cache_directory()
+
+    def prepared(self) -> PreparedGraphs | None:
+        """Where prepared vision graphs are kept, if files are kept at all; they do not count as `disk_bytes`."""
+        if self.disk_bytes:
+            return PreparedGraphs(self.root / "vision")
+        return None
+
     def states(self) -> StateStore:
         """The store that these options describe."""
         if self.disk_bytes:
-            return DiskStates(self.directory or cache_directory(), self.disk_bytes)
+            return DiskStates(self.root, self.disk_bytes)
         return RecentArrays(self.memory_bytes)
 
 
@@ -62,11 +74,12 @@ NO_CACHE = CacheOptions(disk_bytes=0, memory_bytes=0)
 
 
 def cache_directory() -> Path:
-    """The user's directory for states: AYAEDGE_CACHE_DIR, or the one that the system provides for caches."""
+    """The user's directory: AYAEDGE_CACHE_DIR, or the one that the system provides for caches.
+
+    States lie in it, prepared vision graphs in `vision`, measurements of this machine in `machine`.
+    """
     chosen = os.environ.get("AYAEDGE_CACHE_DIR")
-    return (
-        Path(chosen) if chosen else Path(platformdirs.user_cache_dir("ayaedge", appauthor=False)) / "states"
-    )
+    return Path(chosen or platformdirs.user_cache_dir("ayaedge", appauthor=False))
 
 
 class StateStore(Protocol):

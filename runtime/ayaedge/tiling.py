@@ -6,14 +6,18 @@ knows arrays only: opening files is the job of `ayaedge.images`, encoding tiles 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+TilePolicy = Literal["faithful", "native", "auto"]
+"""How a picture's grid is chosen: by the reference's rule; never larger than the picture itself; or as large as a time
+allows (which is decided in `ayaedge.costs`)."""
 MOST_TILES = 256
 """Largest limit on tiles that a checkpoint may have; the released ones have 12."""
 
@@ -48,16 +52,20 @@ def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ..
 
 
 def choose_grid(
-    width: int, height: int, *, tile_size: int, max_tiles: int, min_tiles: int = 1
+    width: int, height: int, *, tile_size: int, max_tiles: int, min_tiles: int = 1, native: bool = False
 ) -> tuple[int, int]:
     """The (columns, rows) whose ratio is nearest to the picture's `width` / `height` (pixels).
 
     Among grids at exactly the same distance the larger one wins if the picture covers more than half of
-    its area. Raises ValueError if a side is not positive or no grid is allowed.
+    its area. With `native` no side of the grid exceeds the picture's, but one tile is always allowed, whatever
+    `min_tiles` says. Raises ValueError if a side is not positive or no grid is allowed.
     """
     if width < 1 or height < 1:
         raise ValueError(f"a picture needs at least one pixel, this one has {width} x {height}")
-    grids = candidate_grids(min_tiles, max_tiles)
+    grids: Sequence[tuple[int, int]] = candidate_grids(1 if native else min_tiles, max_tiles)
+    if native:
+        limit = max(width // tile_size, 1), max(height // tile_size, 1)
+        grids = [(columns, rows) for columns, rows in grids if columns <= limit[0] and rows <= limit[1]]
     if not grids:
         raise ValueError(f"no grid has between {min_tiles} and {max_tiles} tiles")
     ratio = width / height
@@ -70,20 +78,34 @@ def choose_grid(
     return best
 
 
+def picture_grid(
+    width: int, height: int, tiling: Tiling, *, max_tiles: int | None = None, native: bool = False
+) -> tuple[int, int]:
+    """The (columns, rows) that `split_tiles` cuts a picture of this size into."""
+    limit = tiling.max_tiles if max_tiles is None else min(max_tiles, tiling.max_tiles)
+    return choose_grid(
+        width, height, tile_size=tiling.tile_size, max_tiles=limit, min_tiles=min(tiling.min_tiles, limit),
+        native=native,
+    )  # fmt: skip
+
+
+def tile_count(grid: tuple[int, int]) -> int:
+    """Tiles of a (columns, rows) grid, the thumbnail included that all but a single tile have."""
+    count = grid[0] * grid[1]
+    return count + (count > 1)
+
+
 def split_tiles(
-    image: NDArray[np.uint8], tiling: Tiling, *, max_tiles: int | None = None
+    image: NDArray[np.uint8], tiling: Tiling, *, max_tiles: int | None = None, native: bool = False
 ) -> NDArray[np.uint8]:
     """Cut an RGB picture (H, W, 3) into tiles (n, S, S, 3): the grid row by row, then a thumbnail of the whole.
 
     The picture is stretched to the grid without keeping its ratio, as the reference does. A 1 x 1 grid is
-    one tile, without a thumbnail. `max_tiles` lowers the checkpoint's own limit.
+    one tile, without a thumbnail. `max_tiles` lowers the checkpoint's own limit; `native` is that of `choose_grid`.
     """
     height, width = image.shape[:2]
     size = tiling.tile_size
-    limit = tiling.max_tiles if max_tiles is None else min(max_tiles, tiling.max_tiles)
-    columns, rows = choose_grid(
-        width, height, tile_size=size, max_tiles=limit, min_tiles=min(tiling.min_tiles, limit)
-    )
+    columns, rows = picture_grid(width, height, tiling, max_tiles=max_tiles, native=native)
     picture = Image.fromarray(image)
     resample = Image.Resampling(tiling.resample)
     canvas = np.asarray(picture.resize((columns * size, rows * size), resample=resample))

@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge.bundle import Manifest
-from ayaedge.decoder import MAX_THREADS, available_cores
-from ayaedge.errors import AyaEdgeError, BackendError, BundleError, check_options, whole_number
+from ayaedge.bundle import VISION, Manifest
+from ayaedge.decoder import MAX_THREADS
+from ayaedge.devices import CPU_PROVIDER, Device, choose_vision
+from ayaedge.errors import (
+    AyaEdgeError,
+    BackendError,
+    BundleError,
+    InvalidOptionError,
+    check_options,
+    whole_number,
+)
+from ayaedge.machine import processor, usable_threads
+from ayaedge.prepared import DATA, GRAPH, PreparedGraphs
 from ayaedge.states import RecentArrays
 from ayaedge.tiling import normalize
 
-Device = Literal["cpu"]
+logger = logging.getLogger(__name__)
+
+ON_PROCESSORS_ONLY = ("int8", "int8-block")
+"""Formats whose operators exist for CPUs alone; a GPU would hand every product back."""
+_LARGE_GRAPH = 64 << 20
+"""Bytes of weights from which arranging them takes long enough to keep the result."""
+_PREPARED_GROWTH = 2.1
+"""Size of a prepared graph to the bundle's: it holds the weights in both orders."""
+_SAVE_ENTRIES = {
+    "session.optimized_model_external_initializers_file_name": DATA,
+    "session.save_external_prepacked_constant_initializers": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -26,12 +48,13 @@ class VisionOptions:
     """How the vision tower runs; None means the machine's value."""
 
     threads: int | None = None
-    device: Device = "cpu"
+    device: Device | None = None
+    """`auto`, the default, takes the best that is installed and that the bundle's format can run on."""
     verbose: bool = False
     """Let ONNX Runtime write its own messages to stderr."""
 
     def __post_init__(self) -> None:
-        unknown = self.device not in get_args(Device)
+        unknown = self.device is not None and self.device not in get_args(Device)
         check_options(
             whole_number("threads", self.threads, least=1, most=MAX_THREADS, optional=True),
             f"device must be one of {', '.join(get_args(Device))}, not {self.device!r}" if unknown else None,
@@ -41,7 +64,8 @@ class VisionOptions:
 class VisionEncoder:
     """One ONNX Runtime session. `close()` frees it.
 
-    The embeddings of the tiles that were seen last are kept, up to `keep_bytes`.
+    The embeddings of the tiles that were seen last are kept, up to `keep_bytes`. `prepared` is where a large graph
+    is kept in the form that this machine loads fastest.
     """
 
     def __init__(
@@ -51,10 +75,11 @@ class VisionEncoder:
         options: VisionOptions | None = None,
         *,
         keep_bytes: int = 0,
+        prepared: PreparedGraphs | None = None,
     ):
         self._tiling = manifest.tiling
         self._seen = RecentArrays(keep_bytes)
-        self._session: Any = _make_session(path, options or VisionOptions())
+        self._session: Any = _open_session(path, manifest, options or VisionOptions(), prepared)
         expected = (manifest.image_prompt.tokens_per_tile, manifest.decoder.hidden_size)
         found = tuple(self._session.get_outputs()[0].shape[1:])
         if found != expected:
@@ -66,6 +91,16 @@ class VisionEncoder:
         """Free the session; the encoder cannot be used afterwards."""
         self._session = None
         self._seen = RecentArrays(0)
+
+    @property
+    def provider(self) -> str:
+        """Which of ONNX Runtime's execution providers runs the graph."""
+        return str(self._session.get_providers()[0]) if self._session else ""
+
+    def warm_up(self) -> None:
+        """Run one empty tile: the first run after loading reads the weights from the disk."""
+        size = self._tiling.tile_size
+        self.run(np.zeros((1, 3, size, size), np.float32))
 
     def encode(
         self, tiles: NDArray[np.uint8], *, on_tile: Callable[[int, int], None] | None = None
@@ -101,15 +136,118 @@ class VisionEncoder:
         return cast("NDArray[np.float32]", embeddings)
 
 
-def _make_session(path: Path, options: VisionOptions) -> Any:
+def _open_session(
+    path: Path, manifest: Manifest, options: VisionOptions, prepared: PreparedGraphs | None
+) -> Any:
+    providers = _choose_providers(options.device or "auto", manifest.formats.vision)
+    if providers[0] != CPU_PROVIDER:
+        session = _start_on_device(path, options, providers)
+        if session is not None:
+            return session
+    saturates = manifest.formats.vision == "int8" and not processor().has_int8_dot
+    if saturates:
+        logger.warning(
+            "this processor has no instruction for products of bytes: the int8 vision tower runs in a slower way that "
+            "cannot saturate; a bundle exported with --vision int8-block is faster here"
+        )
+    entries = {"session.x64quantprecision": "1"} if saturates else {}
+    weights = sum(info.size for name, info in manifest.files.items() if name.startswith(VISION))
+    if prepared is not None and weights >= _LARGE_GRAPH:
+        session = _prepared_session(
+            path, options, entries, prepared, _prepared_key(manifest, saturates), weights
+        )
+        if session is not None:
+            return session
+    return _make_session(path, _session_options(options, entries))
+
+
+def _choose_providers(device: Device, fmt: str) -> tuple[str, ...]:
+    """The execution providers for a graph of this format; InvalidOptionError if a device cannot run it."""
+    import onnxruntime
+
+    providers = choose_vision(device, onnxruntime.get_available_providers())
+    if providers[0] == CPU_PROVIDER or fmt not in ON_PROCESSORS_ONLY:
+        return providers
+    if device == "auto":
+        logger.info("the %s vision tower runs on the CPU; fp16 would run on %s", fmt, providers[0])
+        return (CPU_PROVIDER,)
+    raise InvalidOptionError(
+        f"the bundle's {fmt} vision tower runs on CPUs only: export it with --vision fp16 for {device}, or choose "
+        "the device cpu for vision (--vision-device cpu)"
+    )
+
+
+def _session_options(options: VisionOptions, entries: Mapping[str, str]) -> Any:
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 1 if options.verbose else 4
-    settings.intra_op_num_threads = options.threads or available_cores()
-    # Waiting threads must not spin: the decoder needs the processor as soon as the last tile is done.
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.intra_op_num_threads = options.threads or usable_threads()
+    # Waiting threads must not spin: beside another busy process that makes a tile three times slower, and the decoder
+    # needs the processor as soon as the last tile is done.
+    for name, value in {"session.intra_op.allow_spinning": "0", **entries}.items():
+        settings.add_session_config_entry(name, value)
+    return settings
+
+
+def _start_on_device(path: Path, options: VisionOptions, providers: tuple[str, ...]) -> Any:
+    """A session on a GPU; None, with a warning, if `auto` chose one that does not start."""
+    settings = _session_options(options, {})
+    if providers[0] == "CoreMLExecutionProvider":  # a free number of tiles splits the graph there
+        settings.add_free_dimension_override_by_name("tiles", 1)
+    session = _make_session(path, settings, providers)
+    if session.get_providers()[0] == providers[0]:
+        return session
+    fault = f"ONNX Runtime could not start {providers[0]}: its driver or libraries are missing or too old"
+    if options.device not in (None, "auto"):
+        raise BackendError(f"{fault} (-v shows its messages); choose the device cpu or auto")
+    logger.warning("%s; the vision tower runs on the CPU", fault)
+    return None
+
+
+def _prepared_key(manifest: Manifest, saturates: bool) -> str:
+    """Names everything that decides about a prepared graph."""
+    import onnxruntime
+
+    files = sorted((name, info.sha256) for name, info in manifest.files.items() if name.startswith(VISION))
+    cpu = processor()
+    facts = (files, onnxruntime.__version__, cpu.name, sorted(cpu.features), saturates)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _prepared_session(
+    path: Path,
+    options: VisionOptions,
+    entries: Mapping[str, str],
+    prepared: PreparedGraphs,
+    key: str,
+    weights: int,
+) -> Any:
+    """A session from the cache, which is filled first if need be; None if that is not possible."""
+    import onnxruntime
+
+    def write(target: Path) -> None:
+        saving = _session_options(options, {**entries, **_SAVE_ENTRIES})
+        saving.optimized_model_filepath = os.fspath(target / GRAPH)
+        _make_session(path, saving)
+
+    graph = prepared.find(key) or prepared.make(key, int(weights * _PREPARED_GROWTH), write)
+    if graph is None:
+        return None
+    settings = _session_options(options, entries)
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
     try:
-        return onnxruntime.InferenceSession(os.fspath(path), settings, providers=["CPUExecutionProvider"])
+        return _make_session(graph, settings)
+    except BundleError as error:
+        logger.warning("a prepared vision graph was of no use and was removed: %s", error)
+        prepared.forget(key)
+        return None
+
+
+def _make_session(path: Path, settings: Any, providers: Sequence[str] = (CPU_PROVIDER,)) -> Any:
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(os.fspath(path), settings, providers=list(providers))
     except Exception as error:
         raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error

@@ -22,11 +22,12 @@ from ayaedge.images import load_image
 from ayaedge.tiling import Tiling, normalize, split_tiles
 from ayaedge_export.config import VisionConfig, parse_config
 from ayaedge_export.tensors import TensorIndex, WeightSource
-from ayaedge_export.vision_forward import vision_forward
+from ayaedge_export.vision_forward import LinearFunction, vision_forward
 from ayaedge_export.vision_graph import (
     OUTPUT_NAME,
     PAGE,
     UNUSED_TENSORS,
+    EmitLinear,
     FloatPrecision,
     GraphWriter,
     convert,
@@ -36,10 +37,13 @@ from ayaedge_export.vision_graph import (
 from ayaedge_export.vision_int8 import (
     BLOCK_LINEAR,
     FoldedWeights,
+    block_linear,
+    block_twin,
     calibration_tiles,
     int8_linear,
     int8_twin,
     smoothing_folds,
+    write_block_vision_graph,
     write_int8_vision_graph,
 )
 
@@ -67,6 +71,7 @@ WRITERS: dict[str, Write] = {
     "fp32": write_vision_graph,
     "fp16": lambda *args, **kwargs: write_vision_graph(*args, precision="fp16", **kwargs),
     "int8": write_int8_vision_graph,
+    "int8-block": write_block_vision_graph,
 }
 
 
@@ -179,8 +184,9 @@ def test_the_fp16_graph_is_close_and_speaks_float32(tower: Tower, tmp_path: Path
     assert error_and_cosine(embeddings, transformers_embeddings(tower))[0] < HALF_ROUNDING
 
 
-def test_int8_keeps_a_trained_tower_within_its_bars(trained: Tower, tmp_path: Path) -> None:
-    write_int8_vision_graph(tmp_path / "v.onnx", trained.config, trained.weights)
+@pytest.mark.parametrize("form", ["int8", "int8-block"])
+def test_8_bits_keep_a_trained_tower_within_its_bars(form: str, trained: Tower, tmp_path: Path) -> None:
+    WRITERS[form](tmp_path / "v.onnx", trained.config, trained.weights)
     reference = vision_forward(trained.config, trained.weights, trained.tiles)
     error, cosine = error_and_cosine(run(tmp_path / "v.onnx", trained.tiles), reference)
     assert error < INT8_ERROR
@@ -196,7 +202,13 @@ def test_the_int8_graph_equals_its_numpy_twin(tower: Tower, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["self_attn.q_proj", "mlp.fc2", BLOCK_LINEAR])
-def test_one_int8_linear_equals_its_numpy_twin(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("linear", "twin"), [(int8_linear, int8_twin), (block_linear, block_twin)])
+def test_one_8_bit_linear_equals_its_numpy_twin(
+    linear: Callable[[WeightSource], EmitLinear],
+    twin: Callable[[WeightSource], LinearFunction],
+    name: str,
+    tmp_path: Path,
+) -> None:
     rng = np.random.default_rng(6)
     arrays = {
         f"{name}.weight": rng.standard_normal((30, 50)).astype(np.float32),
@@ -204,18 +216,19 @@ def test_one_int8_linear_equals_its_numpy_twin(name: str, tmp_path: Path) -> Non
     }
     x = rng.standard_normal((20, 50)).astype(np.float32)
     with GraphWriter(tmp_path / "linear.onnx") as graph:
-        int8_linear(arrays.__getitem__)(graph, "x", name)
+        linear(arrays.__getitem__)(graph, "x", name)
         graph.save(
             onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ("rows", 50)),
             onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ("rows", 30)),
         )
     session = onnxruntime.InferenceSession(tmp_path / "linear.onnx", providers=["CPUExecutionProvider"])
     (y,) = session.run([name], {"x": x})
-    assert largest_difference(y, int8_twin(arrays.__getitem__)(name, x)) < FLOAT_ROUNDING
+    assert largest_difference(y, twin(arrays.__getitem__)(name, x)) < FLOAT_ROUNDING
 
 
-def test_int8_embeddings_do_not_depend_on_the_other_tiles(trained: Tower, tmp_path: Path) -> None:
-    write_int8_vision_graph(tmp_path / "v.onnx", trained.config, trained.weights)
+@pytest.mark.parametrize("form", ["int8", "int8-block"])
+def test_8_bit_embeddings_do_not_depend_on_the_other_tiles(form: str, trained: Tower, tmp_path: Path) -> None:
+    WRITERS[form](tmp_path / "v.onnx", trained.config, trained.weights)
     together = run(tmp_path / "v.onnx", trained.tiles)
     for start, stop in ((0, 1), (1, 2), (2, 5), (len(together) - 1, len(together))):
         assert np.array_equal(run(tmp_path / "v.onnx", trained.tiles[start:stop]), together[start:stop])

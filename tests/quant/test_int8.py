@@ -12,8 +12,11 @@ from ayaedge_quant.int8 import (
     SLAB_ROWS,
     SYMMETRIC_ZERO_POINT,
     ChannelRange,
+    ChannelSpread,
     Fold,
+    balancing_fold,
     block_product,
+    column_energy,
     column_maxima,
     integer_product,
     quantize_blocks,
@@ -145,5 +148,68 @@ def test_another_order_of_sums_gives_the_same_fold() -> None:
 
 def test_channels_that_never_move_do_not_divide_by_zero() -> None:
     fold = smoothing_fold(ChannelRange.of(np.zeros((3, 2), np.float32)), np.zeros(2, np.float32))
+    assert np.isfinite(fold.scale).all()
+    assert (fold.scale > 0).all()
+
+
+def test_the_energy_of_columns_is_that_of_all_weights_together() -> None:
+    weights = [normal(rows, 12, seed=rows) for rows in (3, 9)]
+    expected = np.square(np.concatenate(weights)).mean(0)
+    np.testing.assert_allclose(column_energy(weights), expected, rtol=1e-5)
+
+
+def test_the_spread_of_a_channel_lies_between_its_deviation_and_its_reach() -> None:
+    x = spread_channels()
+    seen, away = ChannelSpread.of(x), np.abs(x - x.mean(0))
+    assert (seen.spread >= x.std(0)).all()
+    assert (seen.spread <= away.max(0)).all()
+
+
+def test_balancing_gives_columns_an_energy_in_proportion_to_the_spread() -> None:
+    x, weight = spread_channels(), normal(9, 12, seed=3)
+    fold = balancing_fold(ChannelSpread.of(x), column_energy([weight]))
+    smooth = ChannelSpread.of((x - fold.shift) / fold.scale)
+    assert (np.abs(smooth.mean) < smooth.spread / 2**SHIFT_BITS).all()
+    ratio = smooth.spread / np.sqrt(column_energy([weight * fold.scale]))
+    assert (ratio < 1.3).all()  # rounding to quarter powers of two
+    assert (ratio > 1 / 1.3).all()
+
+
+def with_outliers() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Each second channel has one large weight, of which the largest of a column tells and its energy not."""
+    x, weight = normal(400, 64) * np.exp(normal(64, seed=1)), normal(96, 64, seed=2)
+    weight[np.arange(32), 2 * np.arange(32)] = 12
+    return x, weight
+
+
+def product_error(x: NDArray[np.float32], weight: NDArray[np.float32], fold: Fold) -> float:
+    smooth, bias = (
+        (x - fold.shift) / fold.scale,
+        fold.consumer_bias(np.zeros(len(weight), np.float32), weight),
+    )
+    codes, scales = quantize_rows(fold.consumer_weight(weight))
+    product = integer_product(smooth, codes, scales, zero_point=SYMMETRIC_ZERO_POINT) + bias
+    return float(np.linalg.norm(product - x @ weight.T))
+
+
+def test_balancing_leaves_less_error_than_smoothing() -> None:
+    x, weight = with_outliers()
+    smoothing = smoothing_fold(ChannelRange.of(x), column_maxima(weight))
+    balancing = balancing_fold(ChannelSpread.of(x), column_energy([weight]))
+    assert product_error(x, weight, balancing) < 0.95 * product_error(x, weight, smoothing)
+
+
+def test_another_order_of_sums_gives_the_same_balance() -> None:
+    x, weight = spread_channels(), normal(9, 12, seed=3)
+    fold = balancing_fold(ChannelSpread.of(x), column_energy([weight]))
+    nearly = balancing_fold(ChannelSpread.of(x * np.float32(1 + 1e-6)), column_energy([weight]))
+    np.testing.assert_array_equal(fold.scale, nearly.scale)
+    np.testing.assert_array_equal(fold.shift, nearly.shift)
+
+
+def test_channels_that_never_move_are_balanced_without_dividing_by_zero() -> None:
+    fold = balancing_fold(
+        ChannelSpread.of(np.zeros((3, 2), np.float32)), column_energy([np.zeros((4, 2), np.float32)])
+    )
     assert np.isfinite(fold.scale).all()
     assert (fold.scale > 0).all()

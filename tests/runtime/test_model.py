@@ -293,7 +293,8 @@ def test_a_context_that_the_model_does_not_have_is_refused() -> None:
     "options",
     [
         {"context_size": 0}, {"context_size": 1.5}, {"threads": 0}, {"threads": 100_000}, {"batch_size": -1},
-        {"cache_type": "q8_0"}, {"gpu_layers": -2},
+        {"cache_type": "q9_0"}, {"gpu_layers": -2}, {"device": "tpu"}, {"draft_tokens": 64}, {"ubatch_size": 0},
+        {"cache_type_v": "q8_0", "flash_attention": False}, {"threads_batch": 0},
     ],
 )  # fmt: skip
 def test_senseless_decoder_options_are_refused(options: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from ayaedge import NO_CACHE, AyaVision, CacheOptions, DecoderOptions
 from ayaedge.decoder import Decoder
-from ayaedge.prefixes import KnownPrefix, common_start, split_prompt
-from ayaedge.prompt import ImageSpan, Prompt
+from ayaedge.prefixes import KnownPrefix, split_prompt
+from ayaedge.prompt import ImageSpan, Prompt, common_start
 from ayaedge_export.exporter import export_checkpoint
 
 PICTURES = sorted((Path(__file__).parents[2] / "examples" / "pictures").glob("*.png"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from ayaedge_export.chart import _COLOURS, Panel, draw_bars, nice_step
+from ayaedge.chart import _COLOURS, Panel, draw_bars, nice_step
 
 
 def pixels(path: Path, colour: str) -> np.ndarray:
@@ -40,6 +40,23 @@ def test_the_picture_grows_with_its_rows_and_panels(tmp_path: Path) -> None:
 
     assert size(20, 1)[1] > size(5, 1)[1]
     assert size(5, 2)[0] > 1.8 * size(5, 1)[0]
+
+
+def test_panels_stand_below_each_other_where_columns_end(tmp_path: Path) -> None:
+    def size(columns: int | None, labels: list[str] | None) -> tuple[int, int]:
+        panel = Panel("panel", {"one": [1.0] * 3})
+        last = Panel("last", {"one": [1.0] * len(labels or "abc")}, labels=labels)
+        path = tmp_path / "c.png"
+        draw_bars(
+            path, title="t", subtitle="s", labels=list("abc"), panels=[panel] * 3 + [last], columns=columns
+        )
+        with Image.open(path) as image:
+            return image.size
+
+    side_by_side, grid = size(None, None), size(2, None)
+    assert side_by_side[0] > 1.9 * grid[0]
+    assert side_by_side[1] < grid[1]
+    assert size(2, list("abcdefg"))[1] > grid[1]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Bar charts as PNG, drawn with Pillow alone: one row for each label, panels side by side."""
+"""Bar charts as PNG, drawn with Pillow alone: one row for each label, panels side by side or in a grid."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ _BAR, _ROW_SPACE = 14, 12
 _TEXT, _TITLE = 20, 28
 _VALUE_SPACE = 80
 """Right of the longest bar, for its value."""
+_HEADING = 160
+"""Title, subtitle, legend and the first panels' titles."""
+_LINE_SPACE = 120
+"""Between panels that stand below each other: the upper one's scale, the lower one's title."""
 _TICKS = 4
 
 
@@ -28,31 +32,43 @@ class Panel:
     series: Mapping[str, Sequence[float | None]]
     form: str = "{:.3f}"
     """How a value is written."""
+    labels: Sequence[str] | None = None
+    """Of this panel alone, instead of the chart's."""
 
 
 def draw_bars(
-    path: Path, *, title: str, subtitle: str, labels: Sequence[str], panels: Sequence[Panel]
+    path: Path,
+    *,
+    title: str,
+    subtitle: str,
+    labels: Sequence[str],
+    panels: Sequence[Panel],
+    columns: int | None = None,
 ) -> None:
-    """Write the chart to `path`. All panels have the same series; each has a scale of its own, from zero."""
+    """Write the chart to `path`: `columns` panels side by side, by default all of them.
+
+    All panels have the same series; each has a scale of its own, from zero.
+    """
     series = list(panels[0].series)
     row = len(series) * _BAR + _ROW_SPACE
-    probe = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    label_width = max(int(probe.textlength(label, font=_font(_TEXT))) for label in labels) + 12
-    heading = max(
-        int(probe.textlength(subtitle, font=_font(_TEXT))), int(probe.textlength(title, font=_font(_TITLE)))
-    )
-    panel_width = label_width + _PANEL_WIDTH + _VALUE_SPACE
-    width = 2 * _MARGIN + max(heading, len(panels) * (panel_width + _GAP) - _GAP)
-    top = _MARGIN + 160
-    height = top + len(labels) * row + 50 + _MARGIN
-    image = Image.new("RGB", (width, height), _PAPER)
+    label_width = max(_text_width(label) for panel in panels for label in panel.labels or labels) + 12
+    panel_width = label_width + _PANEL_WIDTH + _VALUE_SPACE + _GAP
+    across = min(columns or len(panels), len(panels))
+    lines = [panels[start : start + across] for start in range(0, len(panels), across)]
+    heights = [max(len(panel.labels or labels) for panel in line) * row + _LINE_SPACE for line in lines]
+    heading = max(_text_width(subtitle), _text_width(title, _TITLE))
+    width = 2 * _MARGIN + max(heading, across * panel_width - _GAP)
+    image = Image.new("RGB", (width, _MARGIN + _HEADING + sum(heights) - _LINE_SPACE + 50 + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(image)
     draw.text((_MARGIN, _MARGIN), title, fill=_INK, font=_font(_TITLE))
     draw.text((_MARGIN, _MARGIN + 42), subtitle, fill=_INK, font=_font(_TEXT))
     _draw_legend(draw, series, _MARGIN, _MARGIN + 80)
-    for number, panel in enumerate(panels):
-        left = _MARGIN + number * (panel_width + _GAP)
-        _draw_panel(draw, panel, labels, left, top, label_width, row)
+    top = _MARGIN + _HEADING
+    for line, height in zip(lines, heights, strict=True):
+        for number, panel in enumerate(line):
+            left = _MARGIN + number * panel_width
+            _draw_panel(draw, panel, panel.labels or labels, left, top, label_width, row)
+        top += height
     image.save(path, "PNG", optimize=True)
 
 
@@ -108,6 +124,10 @@ def _draw_panel(
                 )
             y += _BAR
     draw.line((zero, top, zero, bottom), fill=_INK, width=2)
+
+
+def _text_width(text: str, size: int = _TEXT) -> int:
+    return int(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(text, font=_font(size)))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

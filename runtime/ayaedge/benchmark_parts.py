@@ -1,0 +1,218 @@
+"""The parts of a benchmark that need a process of their own: `python -m ayaedge.benchmark_parts PART BUNDLE OPTIONS`.
+
+OPTIONS are a JSON object, and a JSON object on stdout is the result. What is made of the figures is decided in
+`ayaedge.benchmark`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ayaedge import llama
+from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.decoder import Decoder, DecoderOptions
+from ayaedge.errors import BackendError
+from ayaedge.limits import graph_work
+from ayaedge.model import AyaVision
+from ayaedge.sampling import Sampler, SamplingOptions, TextStream
+from ayaedge.states import CacheOptions, cache_directory
+from ayaedge.tuning import load_profile, profile_path
+from ayaedge.vision import VisionEncoder, VisionOptions
+
+Result = dict[str, Any]
+
+
+def load(bundle: Bundle, *, threads: int | None) -> Result:
+    """Load both halves, as the first process after an export does."""
+    started = time.perf_counter()
+    with _load(bundle, threads):
+        return {"seconds": time.perf_counter() - started}
+
+
+def count(bundle: Bundle) -> Result:
+    """Count the operations of a tile, in a run that ONNX Runtime profiles."""
+    import onnxruntime
+
+    side = bundle.manifest.tiling.tile_size
+    with tempfile.TemporaryDirectory() as directory:
+        settings = onnxruntime.SessionOptions()
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(Path(directory, "profile"))
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        settings.log_severity_level = 4
+        session = onnxruntime.InferenceSession(
+            str(bundle.vision_path), settings, providers=["CPUExecutionProvider"]
+        )
+        session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, side, side), np.float32)})
+        work = graph_work(json.loads(Path(session.end_profiling()).read_text("utf-8")))
+    return {"int8": work.int8, "float32": work.float32}
+
+
+def vision(bundle: Bundle, *, threads: int | None, tiles: int) -> Result:
+    """Load the vision tower alone, and encode different tiles one by one after a first that does not count."""
+    started = time.perf_counter()
+    encoder = VisionEncoder(
+        bundle.vision_path,
+        bundle.manifest,
+        VisionOptions(threads=threads),
+        prepared=CacheOptions().prepared(),
+    )
+    loaded = time.perf_counter() - started
+    side, rng = bundle.manifest.tiling.tile_size, np.random.default_rng(0)
+    seconds = []
+    for _ in range(tiles + 1):
+        tile = rng.uniform(-1, 1, (1, 3, side, side)).astype(np.float32)
+        seconds.append(_timed(lambda tile=tile: encoder.run(tile)))
+    encoder.close()
+    return {"load": loaded, "tile": statistics.median(seconds[1:])}
+
+
+def decoder(
+    bundle: Bundle,
+    *,
+    threads: int | None,
+    prompts: Sequence[Sequence[Any]],
+    contexts: Sequence[int],
+    answer_tokens: int,
+    rounds: int,
+) -> Result:
+    """Time the decoder alone, each figure in turns with llama.cpp's own functions on the same context.
+
+    `prompts` are ("text" or "picture", how many tokens); `contexts` are how many tokens stand before an answer.
+    """
+    started = time.perf_counter()
+    with Decoder(bundle.decoder_path, bundle.manifest, _decoder_options(bundle, threads)) as opened:
+        loaded = time.perf_counter() - started
+        opened.decode_tokens(_tokens(opened, 2))  # touches all weights
+        prefill = [_time_prompt(opened, kind, tokens, rounds) for kind, tokens in prompts]
+        hidden = bundle.manifest.tokens.hidden
+        answers = [_time_answer(opened, hidden, before, answer_tokens, rounds) for before in contexts]
+    return {"load": loaded, "prefill": prefill, "answers": answers}
+
+
+def warm(bundle: Bundle, *, threads: int | None, image: str, questions: Sequence[str]) -> Result:
+    """Load, ask about a picture, and ask again: seconds of loading and of the last question's first token."""
+    started = time.perf_counter()
+    with _load(bundle, threads) as model:
+        loaded = time.perf_counter() - started
+        for question in questions:
+            answer = model.ask(question, images=[image], max_tokens=1)
+    return {"load": loaded, "first_token": answer.timings.first_token}
+
+
+PARTS: dict[str, Callable[..., Result]] = {
+    "load": load, "count": count, "vision": vision, "decoder": decoder, "warm": warm,
+}  # fmt: skip
+
+
+def _load(bundle: Bundle, threads: int | None) -> AyaVision:
+    return AyaVision.load(
+        bundle.directory, decoder=DecoderOptions(threads=threads), vision=VisionOptions(threads=threads)
+    )
+
+
+def _decoder_options(bundle: Bundle, threads: int | None) -> DecoderOptions:
+    """What a loaded model would use: this machine's tuned settings, where there are any."""
+    options = DecoderOptions(threads=threads)
+    profile = load_profile(profile_path(cache_directory(), bundle))
+    return options if profile is None else profile.apply(options)
+
+
+def _time_prompt(opened: Decoder, kind: str, tokens: int, rounds: int) -> Result:
+    """Seconds of a prompt's tokens through our own path and through llama.cpp's, from an empty context.
+
+    A picture goes as embeddings, which are looked up first as those of its tags are; llama.cpp takes as many tokens.
+    """
+    ids = _tokens(opened, tokens)
+    ours = {
+        "text": lambda: opened.decode_tokens(ids),
+        "picture": lambda: opened.decode_embeddings(opened.embed(ids)),
+    }[kind]
+    seconds = _in_turns(opened, [ours, lambda: _raw_decode(opened, ids)], opened.clear, rounds)
+    return {"kind": kind, "tokens": tokens, "ours": tokens / seconds[0], "raw": tokens / seconds[1]}
+
+
+def _time_answer(opened: Decoder, hidden: Sequence[int], before: int, tokens: int, rounds: int) -> Result:
+    """Seconds of an answer's tokens behind `before` others: sampled, decoded and turned into text, or decoded alone."""
+    ids = _tokens(opened, before + tokens)
+    opened.clear()
+    opened.decode_tokens(ids[: before - 1])
+
+    def prepare() -> None:
+        opened.keep(before - 1)
+        opened.decode_tokens([ids[before - 1]])  # gives logits to sample from
+
+    def ours() -> None:
+        stream = TextStream(opened.vocabulary, hidden)
+        with Sampler(SamplingOptions()) as sampler:
+            for _ in range(tokens):
+                token = sampler.sample(opened)
+                stream.push(token)
+                opened.decode_tokens([token])
+
+    def raw() -> None:
+        for token in ids[before:]:
+            _raw_decode(opened, [token])
+
+    seconds = _in_turns(opened, [ours, raw], prepare, rounds)
+    return {"context": before, "tokens": tokens, "ours": tokens / seconds[0], "raw": tokens / seconds[1]}
+
+
+def _in_turns(
+    opened: Decoder, runs: Sequence[Callable[[], None]], prepare: Callable[[], None], rounds: int
+) -> list[float]:
+    """Median seconds of each, run one after the other in every round: a machine's speed drifts."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for run, times in zip(runs, seconds, strict=True):
+            prepare()
+            times.append(_timed(lambda run=run: _finish(opened, run)))
+    return [statistics.median(times) for times in seconds]
+
+
+def _finish(opened: Decoder, run: Callable[[], None]) -> None:
+    run()
+    llama.library().llama_synchronize(opened.handle)
+
+
+def _raw_decode(opened: Decoder, ids: Sequence[int]) -> None:
+    """`llama_decode` in the same batches, behind whatever the context holds; the decoder does not notice."""
+    library, array = llama.library(), np.asarray(ids, np.int32)
+    for start in range(0, len(array), opened.options.batch_size):
+        part = array[start : start + opened.options.batch_size]
+        pointer = part.ctypes.data_as(ctypes.POINTER(library.llama_token))
+        status = library.llama_decode(opened.handle, library.llama_batch_get_one(pointer, len(part)))
+        if status != 0:
+            raise BackendError(f"llama.cpp could not decode (status {status}): {llama.recent_errors()}")
+
+
+def _tokens(opened: Decoder, wanted: int) -> list[int]:
+    """Any tokens: what they say does not decide about the time."""
+    return [int(token) for token in np.random.default_rng(0).integers(0, opened.vocabulary.size, wanted)]
+
+
+def _timed(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Run the part that the arguments name."""
+    part, bundle, options = sys.argv[1:]
+    result = PARTS[part](read_bundle(bundle), **json.loads(options))
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()

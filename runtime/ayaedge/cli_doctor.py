@@ -1,0 +1,225 @@
+"""The command that shows what this computer and the installed libraries can do, and what would make them faster.
+
+Facts are collected in one place; the report and the advice are made from them alone.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from ayaedge import llama, machine
+from ayaedge.console import JsonFlag, print_table, size_text, stderr, write
+from ayaedge.devices import (
+    BACKENDS,
+    PACKAGES,
+    PROVIDERS,
+    Gpu,
+    decoder_backends,
+    decoder_command,
+    decoder_gpus,
+    vision_command,
+    vision_providers,
+)
+from ayaedge.machine import Memory, Processor
+from ayaedge.states import cache_directory
+
+_INSTRUCTIONS = {
+    "x86_64": {
+        "AVX2": ("avx2",), "AVX-512": ("avx512f",), "VNNI": ("avx512_vnni", "avx_vnni"),
+        "AMX": ("amx_int8", "amx_tile"), "bf16": ("avx512_bf16", "amx_bf16"),
+    },
+    "arm64": {
+        "dotprod": ("asimddp", "dotprod"), "i8mm": ("i8mm",), "bf16": ("bf16",), "fp16": ("asimdhp",),
+        "SVE": ("sve",), "SME": ("sme",),
+    },
+}  # fmt: skip
+"""Instruction sets that decide about speed here, and the features of which one is enough."""
+_SUITS = {"cuda": "an NVIDIA GPU", "metal": "Apple's GPU", "vulkan": "any GPU with a Vulkan driver",
+          "directml": "any GPU on Windows", "coreml": "Apple's GPU and Neural Engine",
+          "openvino": "an Intel processor or GPU"}  # fmt: skip
+_SYSTEMS = {
+    "cuda": ("Linux", "Windows"), "vulkan": ("Linux", "Windows"), "metal": ("Darwin",),
+    "directml": ("Windows",), "coreml": ("Darwin",), "openvino": ("Linux", "Windows"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The directory of everything that is kept between processes."""
+
+    directory: str
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured."""
+
+    memory_bytes_per_second: float
+    float32_operations_per_second: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that the report is made of."""
+
+    system: str
+    """`Linux`, `Darwin` or `Windows`."""
+    processor: Processor
+    memory: Memory
+    decoder_gpus: list[Gpu]
+    decoder_backends: list[str]
+    vision_providers: list[str]
+    llama_build: str
+    """What llama.cpp says about itself."""
+    versions: dict[str, str]
+    cache: Cache
+    speed: Speed
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; features in order, advice included."""
+        data = asdict(self)
+        data["processor"]["features"] = sorted(self.processor.features)
+        data["processor"]["has_int8_dot"] = self.processor.has_int8_dot
+        return {**data, "missing": [asdict(missing) for missing in find_missing(self)]}
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that is not installed and would make sense on this system."""
+
+    half: str
+    """`decoder` or `vision`."""
+    device: str
+    suits: str
+    """The hardware that it is for; whether that is there cannot be known without it."""
+    command: str
+
+
+def doctor(as_json: JsonFlag = False) -> None:
+    """Show what this computer and the installed libraries can do, and how to install what is missing."""
+    with stderr.status("measuring memory and processor"):
+        facts = collect()
+    if as_json:
+        write(json.dumps(facts.to_dict(), ensure_ascii=False) + "\n")
+        return
+    print_table(report(facts))
+    for missing in find_missing(facts):
+        write(f"To use {missing.suits} for the {missing.half} ({missing.device}):\n  {missing.command}\n")
+
+
+def collect() -> Facts:
+    """Ask the system and the libraries, and measure; takes about a second."""
+    return Facts(
+        system=platform.system(),
+        processor=machine.processor(),
+        memory=machine.memory(),
+        decoder_gpus=decoder_gpus(),
+        decoder_backends=decoder_backends(),
+        vision_providers=vision_providers(),
+        llama_build=llama.library().llama_print_system_info().decode().strip(" |"),
+        versions=_versions(),
+        cache=_cache(),
+        speed=Speed(machine.read_bandwidth(), machine.gemm_peak()),
+    )
+
+
+def report(facts: Facts) -> Table:
+    """All facts, a row each."""
+    table = Table(show_header=False)
+    for section in (_machine_rows, _device_rows, _software_rows):
+        for name, value in section(facts):
+            table.add_row(name, value)
+        table.add_section()
+    return table
+
+
+def find_missing(facts: Facts) -> list[Missing]:
+    """What could be installed on this system and is not."""
+    decoder = [
+        Missing("decoder", backend, _SUITS[backend], decoder_command(backend, facts.system))
+        for backend in BACKENDS
+        if facts.system in _SYSTEMS[backend] and backend not in facts.decoder_backends
+    ]
+    vision = [
+        Missing("vision", device, _SUITS[device], vision_command(device, facts.system))
+        for device, provider in PROVIDERS.items()
+        if provider not in facts.vision_providers and _has_package(device, facts)
+    ]
+    return decoder + vision
+
+
+def _has_package(device: str, facts: Facts) -> bool:
+    """Whether someone builds that ONNX Runtime for this system; on Arm there is only the ordinary one."""
+    built = device not in PACKAGES or facts.processor.architecture == "x86_64"
+    return built and facts.system in _SYSTEMS[device]
+
+
+def _machine_rows(facts: Facts) -> Iterator[tuple[str, str]]:
+    processor, speed = facts.processor, facts.speed
+    yield "processor", f"{processor.name}, {processor.architecture}"
+    yield "cores", f"{processor.cores}, {processor.threads} threads"
+    yield "instructions", _instructions(processor)
+    yield "memory", f"{size_text(facts.memory.total)}, {size_text(facts.memory.available)} available"
+    yield "memory speed", f"{speed.memory_bytes_per_second / 1e9:.1f} GB/s read"
+    yield "arithmetic", f"{speed.float32_operations_per_second / 1e9:.0f} GFLOP/s in float32"
+
+
+def _device_rows(facts: Facts) -> Iterator[tuple[str, str]]:
+    yield "llama.cpp for", ", ".join(facts.decoder_backends)
+    for gpu in facts.decoder_gpus:
+        room = f"{size_text(gpu.free_bytes)} of {size_text(gpu.total_bytes)} free"
+        shared = ", main memory" if gpu.integrated else ""
+        yield "llama.cpp sees", f"{gpu.name}: {gpu.description}, {room}{shared}"
+    if not facts.decoder_gpus:
+        yield "llama.cpp sees", "no GPU"
+    yield "ONNX Runtime for", ", ".join(facts.vision_providers)
+
+
+def _software_rows(facts: Facts) -> Iterator[tuple[str, str]]:
+    yield "llama.cpp build", facts.llama_build
+    yield "versions", ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    yield "cache", f"{facts.cache.directory}: {facts.cache.files} files, {size_text(facts.cache.bytes)}"
+
+
+def _instructions(processor: Processor) -> str:
+    if not processor.features:
+        return "the system does not tell"
+    known = _INSTRUCTIONS.get(processor.architecture, {})
+    return ", ".join(
+        f"{name} {'no' if processor.features.isdisjoint(features) else 'yes'}"
+        for name, features in known.items()
+    )
+
+
+def _versions() -> dict[str, str]:
+    import numpy
+    import onnxruntime
+    import PIL
+
+    return {
+        "ayaedge": importlib.metadata.version("ayaedge"),
+        "onnxruntime": onnxruntime.__version__,
+        "llama-cpp-python": llama.library().__version__,
+        "numpy": numpy.__version__,
+        "pillow": PIL.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _cache() -> Cache:
+    directory, sizes = cache_directory(), []
+    for path in directory.rglob("*"):
+        with suppress(OSError):  # another process may have removed it
+            if path.is_file():
+                sizes.append(path.stat().st_size)
+    return Cache(str(directory), len(sizes), sum(sizes))

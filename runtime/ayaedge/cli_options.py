@@ -1,0 +1,111 @@
+"""Options that several commands share, and what they say about the two halves of a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ayaedge.decoder import CacheType, DecoderOptions
+from ayaedge.devices import Device
+from ayaedge.errors import InvalidOptionError
+from ayaedge.tiling import TilePolicy
+
+_DECODING, _DEVICES = "Decoding", "Devices"
+
+ModelOption = Annotated[
+    Path | None, typer.Option("-m", "--model", help="Bundle directory; without it the demonstration model.")
+]
+ImageOption = Annotated[list[str] | None, typer.Option("--image", help="A picture; repeatable.")]
+CacheOption = Annotated[
+    bool, typer.Option(help="Keep what was computed for pictures, in files that only you can read.")
+]
+MaxTilesOption = Annotated[
+    int | None, typer.Option(help="Most tiles of a picture, the thumbnail not counted: fewer are faster.")
+]
+TilesOption = Annotated[
+    TilePolicy,
+    typer.Option(
+        help="faithful: the reference's grid; native: never more than the picture has pixels for; "
+        "auto: as many as --budget allows on this machine."
+    ),
+]
+BudgetOption = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="To the first token; implies --tiles auto.")
+]
+ContextOption = Annotated[int | None, typer.Option("-c", "--ctx-size", help="Tokens of context.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("-t", "--threads", help="Processor threads. [default: tuned, or all]")
+]
+BatchOption = Annotated[
+    int, typer.Option("-b", "--batch-size", rich_help_panel=_DECODING, help="Tokens of prompt in one call.")
+]
+UbatchOption = Annotated[
+    int | None,
+    typer.Option("-ub", "--ubatch-size", rich_help_panel=_DECODING, help="Tokens that are computed at once."),
+]
+KeyTypeOption = Annotated[
+    CacheType,
+    typer.Option("-ctk", "--cache-type-k", rich_help_panel=_DECODING, help="Format of keys in the KV cache."),
+]
+ValueTypeOption = Annotated[
+    CacheType | None,
+    typer.Option(
+        "-ctv", "--cache-type-v", rich_help_panel=_DECODING, help="Of values. [default: as the keys]"
+    ),
+]
+FlashOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--flash-attn/--no-flash-attn", rich_help_panel=_DECODING, help="[default: on, but for f32]"
+    ),
+]
+DeviceOption = Annotated[
+    Device, typer.Option("--device", rich_help_panel=_DEVICES, help="Where both halves run.")
+]
+LayersOption = Annotated[
+    str,
+    typer.Option(
+        "-ngl",
+        "--n-gpu-layers",
+        metavar="N|auto",
+        rich_help_panel=_DEVICES,
+        help="Decoder layers on the GPU.",
+    ),
+]
+
+
+def gpu_layers(text: str) -> int | None:
+    """What -ngl says: a number of layers, or None for `auto`."""
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidOptionError(f"-ngl must be a number of layers or auto, not {text!r}") from None
+
+
+def tile_policy(tiles: TilePolicy, budget: float | None) -> TilePolicy:
+    """A budget alone means `auto`."""
+    return "auto" if budget is not None and tiles == "faithful" else tiles
+
+
+def decoder_options(
+    *,
+    context: int | None,
+    threads: int | None,
+    batch: int,
+    ubatch: int | None,
+    cache_type_k: CacheType,
+    cache_type_v: CacheType | None,
+    flash_attention: bool | None,
+    layers: str = "auto",
+    draft: int = 0,
+) -> DecoderOptions:
+    """The decoder's options from those of a command."""
+    return DecoderOptions(
+        context_size=context, threads=threads, batch_size=batch, ubatch_size=ubatch, cache_type=cache_type_k,
+        cache_type_v=cache_type_v, flash_attention=flash_attention, gpu_layers=gpu_layers(layers),
+        draft_tokens=draft,
+    )  # fmt: skip

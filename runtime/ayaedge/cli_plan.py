@@ -1,0 +1,179 @@
+"""The commands that look ahead: what a question or an export will take, and which settings are fastest here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ayaedge import cli_export as exporting
+from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.cli_export import DecoderFormat, OutputType, TensorTypes, VisionFormat
+from ayaedge.cli_options import (
+    BatchOption,
+    BudgetOption,
+    ContextOption,
+    FlashOption,
+    ImageOption,
+    KeyTypeOption,
+    MaxTilesOption,
+    ModelOption,
+    ThreadsOption,
+    TilesOption,
+    UbatchOption,
+    ValueTypeOption,
+    decoder_options,
+    tile_policy,
+)
+from ayaedge.console import JsonFlag, announce, print_table, size_text, stderr, write
+from ayaedge.costs import QuestionCost, TileChoice
+from ayaedge.errors import InvalidOptionError
+from ayaedge.images import load_image
+from ayaedge.model import demo_bundle
+from ayaedge.planning import plan_question
+from ayaedge.states import cache_directory
+from ayaedge.tuning import Profile, Trial, profile_path, save_profile
+from ayaedge.tuning import tune as tune_bundle
+
+
+def plan(
+    model: ModelOption = None,
+    image: ImageOption = None,
+    question: Annotated[str, typer.Option("-p", "--prompt", help="What will be asked.")] = "",
+    max_tiles: MaxTilesOption = None,
+    tiles: TilesOption = "faithful",
+    budget: BudgetOption = None,
+    ctx_size: ContextOption = None,
+    threads: ThreadsOption = None,
+    batch_size: BatchOption = 512,
+    ubatch_size: UbatchOption = None,
+    cache_type_k: KeyTypeOption = "f16",
+    cache_type_v: ValueTypeOption = None,
+    flash_attn: FlashOption = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--export", metavar="CHECKPOINT", rich_help_panel="Export", help="Plan its export instead."
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", rich_help_panel="Export", help="Where the bundle would lie.")
+    ] = Path(),
+    quant: Annotated[
+        DecoderFormat, typer.Option(rich_help_panel="Export", help="Number format of the decoder.")
+    ] = "q4_k_m",
+    vision: Annotated[
+        VisionFormat, typer.Option(rich_help_panel="Export", help="Number format of the vision tower.")
+    ] = "int8",
+    tensor_type: TensorTypes = None,
+    output_type: OutputType = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what a question about pictures will take, or what an export would write, before any work.
+
+    Exit code 1 if the question cannot run here: the table ends with what to change. Seconds are known where the bundle
+    was measured on this machine (`ayaedge tune`, or one question with --tiles auto).
+    """
+    if checkpoint is not None:
+        if model or image:
+            raise InvalidOptionError("--export plans an export: it goes without -m and --image")
+        exporting.plan_export(
+            checkpoint, output=output, quant=quant, vision=vision, tensor_type=tensor_type, output_type=output_type,
+            as_json=as_json,
+        )  # fmt: skip
+        return
+    options = decoder_options(
+        context=ctx_size, threads=threads, batch=batch_size, ubatch=ubatch_size, cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v, flash_attention=flash_attn,
+    )  # fmt: skip
+    sizes = [(picture.shape[1], picture.shape[0]) for picture in map(load_image, image or [])]
+    choice = TileChoice(tile_policy(tiles, budget), max_tiles, budget)
+    cost = plan_question(_open(model), sizes, question, choice=choice, decoder=options)
+    if as_json:
+        write(json.dumps(cost.to_dict(), ensure_ascii=False) + "\n")
+    else:
+        print_table(_cost_table(cost))
+    for fault in cost.faults:
+        stderr.print(fault, style="red")
+    if cost.faults:
+        raise typer.Exit(1)
+
+
+def tune(
+    model: ModelOption = None,
+    ctx_size: ContextOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure a bundle on this machine: find the fastest settings of its decoder and remember them."""
+    bundle = _open(model)
+    options = decoder_options(
+        context=ctx_size, threads=None, batch=512, ubatch=None, cache_type_k="f16", cache_type_v=None,
+        flash_attention=None,
+    )  # fmt: skip
+    with stderr.status("measuring: a minute or two for an 8B"):
+        profile, trials = tune_bundle(
+            bundle, options, on_trial=lambda trial: stderr.print(_line(trial), style="dim")
+        )
+    save_profile(profile_path(cache_directory(), bundle), profile)
+    if as_json:
+        values = {
+            "profile": dataclasses.asdict(profile),
+            "trials": [dataclasses.asdict(trial) for trial in trials],
+        }
+        write(json.dumps(values) + "\n")
+        return
+    print_table(_trial_table(trials, profile))
+    announce("remembered", f"for {bundle.name} on this machine")
+
+
+def _open(model: Path | None) -> Bundle:
+    return read_bundle(model if model is not None else demo_bundle())
+
+
+def _cost_table(cost: QuestionCost) -> Table:
+    table = Table("what", "amount", show_header=False)
+    for number, picture in enumerate(cost.pictures, 1):
+        table.add_row(f"picture {number}", str(picture))
+    table.add_row("prompt", f"{cost.prompt_tokens} of {cost.context} tokens of context")
+    memory = cost.memory
+    for name, size in (
+        ("decoder's weights", memory.decoder), ("KV cache", memory.kv_cache), ("decoder's work space", memory.work),
+        ("vision tower", memory.vision), ("memory in all", memory.total), ("memory that is free", cost.available_bytes),
+    ):  # fmt: skip
+        table.add_row(name, size_text(size))
+    for name, seconds in (
+        ("vision", cost.vision_seconds), ("prefill", cost.prefill_seconds), ("first token", cost.first_token_seconds),
+    ):  # fmt: skip
+        table.add_row(name, "not measured here yet (ayaedge tune)" if seconds is None else f"{seconds:.1f} s")
+    if cost.answer_tokens_per_second is not None:
+        table.add_row("then", f"{cost.answer_tokens_per_second:.1f} tokens/s")
+    return table
+
+
+def _trial_table(trials: Sequence[Trial], profile: Profile) -> Table:
+    table = Table("settings")
+    for column in ("prompt, tokens/s", "answer, tokens/s", "a picture and 200 tokens, s"):
+        table.add_column(column, justify="right")
+    for trial in trials:
+        table.add_row(
+            _settings_text(trial), f"{1 / trial.prompt_token:.1f}", f"{1 / trial.answer_token:.1f}",
+            f"{trial.work_seconds:.1f}", style="bold" if trial.settings == profile.settings else None,
+        )  # fmt: skip
+    return table
+
+
+def _line(trial: Trial) -> str:
+    return f"{_settings_text(trial)}: {trial.work_seconds:.1f} s"
+
+
+def _settings_text(trial: Trial) -> str:
+    settings = trial.settings
+    return (
+        f"{'repacked' if settings.repack else 'mapped'}, {settings.threads}/{settings.threads_batch} threads, "
+        f"ubatch {settings.ubatch_size}"
+    )

@@ -1,0 +1,90 @@
+"""A question's cost without loading the weights: the tokenizer alone is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ayaedge.bundle import Bundle
+from ayaedge.costs import (
+    QuestionCost,
+    Speeds,
+    TileChoice,
+    memory_cost,
+    picture_cost,
+    question_cost,
+    tiles_within,
+)
+from ayaedge.decoder import DecoderOptions, open_vocabulary, repacks_by_default
+from ayaedge.errors import AyaEdgeError
+from ayaedge.gguf_file import read_figures
+from ayaedge.machine import memory
+from ayaedge.prompt import Message, PromptBuilder
+from ayaedge.states import CacheOptions
+from ayaedge.tuning import load_profile, profile_path
+
+
+def plan_question(
+    bundle: Bundle,
+    sizes: Sequence[tuple[int, int]],
+    question: str = "",
+    *,
+    choice: TileChoice | None = None,
+    decoder: DecoderOptions | None = None,
+    cache: CacheOptions | None = None,
+) -> QuestionCost:
+    """What `question` about pictures of these sizes (width, height) takes on this machine's processor.
+
+    Times are known where the bundle was measured before; the policy `auto` cannot choose without them and raises
+    AyaEdgeError. Nothing of the prompt is taken as known.
+    """
+    profile = load_profile(profile_path((cache or CacheOptions()).root, bundle))
+    options = decoder or DecoderOptions()
+    if profile is not None:
+        options = profile.apply(options)
+    manifest = bundle.manifest
+
+    def speeds() -> Speeds:
+        if profile is None:
+            raise AyaEdgeError(
+                "tiles cannot be chosen by time before this machine was measured: run `ayaedge tune`"
+            )
+        return profile.speeds
+
+    with _prompts(bundle) as prompts:
+        before = len(prompts.preamble())
+        chosen = tiles_within(
+            choice or TileChoice(),
+            sizes,
+            manifest.tiling,
+            speeds,
+            tokens_of=prompts.picture_tokens,
+            before=before,
+        )
+        pictures = [picture_cost(size, manifest, chosen) for size in sizes]
+        message = Message("user", question, len(pictures))
+        prompt = prompts.build([message], [picture.tiles for picture in pictures])
+    context = options.context_of(manifest.decoder.context_length)
+    needed = memory_cost(
+        manifest,
+        read_figures(bundle.decoder_path),
+        context=context,
+        batch=min(options.ubatch_size or options.batch_size, options.batch_size),
+        cache_types=(options.cache_type, options.value_type),
+        flash_attention=options.uses_flash,
+        repack=repacks_by_default() if options.repack is None else options.repack,
+    )
+    return question_cost(
+        pictures,
+        len(prompt.ids),
+        needed,
+        memory(),
+        context=context,
+        speeds=profile.speeds if profile else None,
+    )
+
+
+@contextmanager
+def _prompts(bundle: Bundle) -> Iterator[PromptBuilder]:
+    with open_vocabulary(bundle.decoder_path) as vocabulary:
+        yield PromptBuilder(bundle.manifest, vocabulary.tokenize)
