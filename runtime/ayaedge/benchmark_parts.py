@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def vision(bundle: Bundle, *, threads: int | None, tiles: int) -> Result:
     seconds = []
     for _ in range(tiles + 1):
         tile = rng.uniform(-1, 1, (1, 3, side, side)).astype(np.float32)
-        seconds.append(_timed(lambda tile=tile: encoder.run(tile)))
+        seconds.append(_timed(partial(encoder.run, tile)))
     encoder.close()
     return {"load": loaded, "tile": statistics.median(seconds[1:])}
 
@@ -176,7 +177,7 @@ def _in_turns(
     for _ in range(rounds):
         for run, times in zip(runs, seconds, strict=True):
             prepare()
-            times.append(_timed(lambda run=run: _finish(opened, run)))
+            times.append(_timed(partial(_finish, opened, run)))
     return [statistics.median(times) for times in seconds]
 
 

@@ -62,10 +62,9 @@ class Work:
         return max(computing, self.read_bytes / limits.read_bandwidth)
 
 
-def measure_limits(threads: int | None = None) -> Limits:
-    """Measure this machine, for about three seconds; of two libraries' float32 the faster one counts."""
-    floats = max(matrix_peak("float32", threads=threads), gemm_peak())
-    return Limits(read_bandwidth(), floats, matrix_peak("int8", threads=threads))
+def measure_limits() -> Limits:
+    """Measure this machine with all its threads, for a few seconds; of two libraries' float32 the faster one counts."""
+    return Limits(read_bandwidth(), max(matrix_peak("float32"), gemm_peak()), matrix_peak("int8"))
 
 
 def prompt_work(figures: DecoderFigures, count: int, *, start: int = 0) -> Work:
@@ -85,8 +84,8 @@ def prompt_work(figures: DecoderFigures, count: int, *, start: int = 0) -> Work:
 def answer_work(figures: DecoderFigures, context: int) -> Work:
     """Of one token of an answer behind `context` others: every weight is read, and every key and value it looks at."""
     kept = 2 * figures.kv_heads * figures.head_dim * _CACHE_ELEMENT
-    cached = sum(min(context, figures.window) if slides else context for slides in _slides(figures)) * kept
-    return prompt_work(figures, 1, start=context) + Work(read_bytes=float(cached))
+    cached = sum(_seen(figures, context, 1)) * kept
+    return prompt_work(figures, 1, start=context) + Work(read_bytes=cached)
 
 
 def block_weights(figures: DecoderFigures) -> int:

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 ON_PROCESSORS_ONLY = ("int8", "int8-block")
 """Formats whose operators exist for CPUs alone; a GPU would hand every product back."""
+_WARNINGS, _FATAL = 2, 4
+"""Of ONNX Runtime's log: below warnings come hundreds of lines about every step of loading."""
 _LARGE_GRAPH = 64 << 20
 """Bytes of weights from which arranging them takes long enough to keep the result."""
 _PREPARED_GROWTH = 2.1
@@ -51,7 +53,7 @@ class VisionOptions:
     device: Device | None = None
     """`auto`, the default, takes the best that is installed and that the bundle's format can run on."""
     verbose: bool = False
-    """Let ONNX Runtime write its own messages to stderr."""
+    """Let ONNX Runtime write its own warnings to stderr."""
 
     def __post_init__(self) -> None:
         unknown = self.device is not None and self.device not in get_args(Device)
@@ -181,7 +183,7 @@ def _session_options(options: VisionOptions, entries: Mapping[str, str]) -> Any:
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 1 if options.verbose else 4
+    settings.log_severity_level = _WARNINGS if options.verbose else _FATAL
     settings.intra_op_num_threads = options.threads or usable_threads()
     # Waiting threads must not spin: beside another busy process that makes a tile three times slower, and the decoder
     # needs the processor as soon as the last tile is done.

@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ayaedge.images import load_image
-from ayaedge.tiling import Tiling, candidate_grids, choose_grid, normalize, split_tiles
+from ayaedge.tiling import (
+    Tiling,
+    candidate_grids,
+    choose_grid,
+    normalize,
+    picture_grid,
+    split_tiles,
+    tile_count,
+)
 
 # (width, height, columns, rows, tiles with thumbnail), from the released processor with tiles of 364 px
 RELEASED_SIZES = [
@@ -150,3 +158,28 @@ def test_there_are_35_grids_of_up_to_12_tiles() -> None:
 def test_a_picture_without_pixels_is_refused(width: int, height: int) -> None:
     with pytest.raises(ValueError, match="at least one pixel"):
         choose_grid(width, height, tile_size=56, max_tiles=12)
+
+
+@pytest.mark.parametrize(
+    "size", [(640, 480), (1024, 768), (1280, 960), (1600, 1200), (4000, 300), (100, 50), (364, 364)]
+)
+def test_native_never_enlarges_a_picture(size: tuple[int, int]) -> None:
+    tiling = Tiling(tile_size=364)
+    columns, rows = picture_grid(*size, tiling, native=True)
+    assert columns == 1 or columns * 364 <= size[0]
+    assert rows == 1 or rows * 364 <= size[1]
+    assert columns * rows <= tiling.max_tiles
+    tiles = split_tiles(noise(*size), tiling, native=True)
+    assert len(tiles) == tile_count((columns, rows))
+
+
+def test_native_is_faithful_to_a_picture_that_is_large_enough() -> None:
+    tiling = Tiling(tile_size=28, min_tiles=2)
+    picture = noise(12 * 28, 12 * 28)
+    for width, height in ((12, 12), (12, 9), (12, 3), (5, 12)):
+        part = picture[: height * 28, : width * 28]
+        np.testing.assert_array_equal(split_tiles(part, tiling, native=True), split_tiles(part, tiling))
+
+
+def test_a_small_picture_is_one_tile_natively_whatever_the_least_number_is() -> None:
+    assert picture_grid(10, 10, Tiling(tile_size=28, min_tiles=4), native=True) == (1, 1)
