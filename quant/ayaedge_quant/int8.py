@@ -93,6 +93,11 @@ class ChannelSpread:
         fourth = np.square(np.square(rows - mean)).mean(0)
         return cls(mean, np.sqrt(np.sqrt(fourth)))
 
+    def centre(self) -> FloatArray:
+        """The mean, on a grid that hides in which order a processor sums."""
+        grid = np.exp2(np.floor(np.log2(np.maximum(self.spread, np.float32(SMALLEST_RANGE)))) - SHIFT_BITS)
+        return np.asarray(np.rint(self.mean / grid) * grid)
+
 
 def column_energy(weights: Sequence[FloatArray]) -> FloatArray:
     """Mean square of each column of weights (out, in) that share their input, shape (in,)."""
@@ -110,9 +115,8 @@ def balancing_fold(seen: ChannelSpread, energy: FloatArray) -> Fold:
     """
     spread = np.maximum(seen.spread, np.float32(SMALLEST_RANGE))
     column = np.maximum(np.sqrt(energy), np.float32(SMALLEST_RANGE))
-    grid = np.exp2(np.floor(np.log2(spread)) - SHIFT_BITS)
     scale = quarter_power(np.float32(0.5) * (np.log2(spread) - np.log2(column)))
-    return Fold(scale, np.rint(seen.mean / grid) * grid)
+    return Fold(scale, seen.centre())
 
 
 def quarter_power(exponent: FloatArray) -> FloatArray:
@@ -151,6 +155,21 @@ def quantize_rows(weight: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
         scales[slab] = _step(np.maximum(rows.max(1), -rows.min(1)))
         codes[:, slab] = np.rint(rows / scales[slab, None]).T
     return codes, scales
+
+
+def rounding_bias(
+    weight: FloatArray, codes: NDArray[np.int8], scales: FloatArray, centre: FloatArray
+) -> FloatArray:
+    """What a bias (out,) must gain so that rounding the weight does not move an input that lies at `centre`.
+
+    `codes` and `scales` are those of `quantize_rows(weight)`. A fold that centres its channels has no need of it.
+    """
+    outputs, middle = len(weight), centre.astype(np.float64)
+    bias = np.empty(outputs)
+    for start in range(0, outputs, SLAB_ROWS):
+        slab = slice(start, start + SLAB_ROWS)
+        bias[slab] = (weight[slab] - codes[:, slab].T * scales[slab, None]) @ middle
+    return bias.astype(np.float32)
 
 
 def quantize_blocks(weight: FloatArray, block: int) -> tuple[NDArray[np.uint8], FloatArray]:

@@ -47,6 +47,8 @@ MAX_THREADS = 512
 _LARGEST_BATCH = 1 << 16
 _CLOSED = "this model is closed"
 _MOST_DRAFTS = 63
+_SCRATCH = 1
+"""Number of a second sequence, in which a part of the first one is copied to and from states."""
 _BF16 = 30
 """ggml's number of the one type that llama-cpp-python has no name for."""
 _FLOAT_TYPES = ("f16", "bf16", "f32")
@@ -213,32 +215,39 @@ class Decoder:
         """
         return self._window == 0 or self.position < self._window
 
-    def state(self) -> NDArray[np.uint8]:
-        """What the KV cache holds, for `restore`."""
+    def state(self, start: int = 0) -> NDArray[np.uint8]:
+        """What the KV cache holds from position `start` on, for `append_state`."""
+        memory = self._llama.llama_get_memory(self.handle)
         pointer = ctypes.POINTER(ctypes.c_uint8)
-        state = np.empty(self._llama.llama_state_seq_get_size(self.handle, 0), np.uint8)
-        written = self._llama.llama_state_seq_get_data(
-            self.handle, state.ctypes.data_as(pointer), state.nbytes, 0
-        )
+        self._llama.llama_memory_seq_cp(memory, 0, _SCRATCH, start, -1)
+        try:
+            state = np.empty(self._llama.llama_state_seq_get_size(self.handle, _SCRATCH), np.uint8)
+            written = self._llama.llama_state_seq_get_data(
+                self.handle, state.ctypes.data_as(pointer), state.nbytes, _SCRATCH
+            )
+        finally:
+            self._llama.llama_memory_seq_rm(memory, _SCRATCH, -1, -1)
         if written != state.nbytes:
             raise BackendError(f"llama.cpp gave {written} bytes of its state instead of {state.nbytes}")
         return state
 
-    def restore(self, state: NDArray[np.uint8], count: int) -> bool:
-        """Put a state of `count` positions in the place of whatever was decoded; False if it does not fit here.
+    def append_state(self, state: NDArray[np.uint8], count: int) -> bool:
+        """Put a state behind the current position, which takes that to `count`; if it does not fit, clear all: False.
 
         It must come from a decoder with the same weights and options, but for the context size and threads. There are
         no logits before the next token.
         """
-        self.clear()
-        pointer = ctypes.POINTER(ctypes.c_uint8)
-        read = self._llama.llama_state_seq_set_data(
-            self.handle, state.ctypes.data_as(pointer), state.nbytes, 0
-        )
         memory = self._llama.llama_get_memory(self.handle)
-        if read != state.nbytes or self._llama.llama_memory_seq_pos_max(memory, 0) != count - 1:
+        read = self._llama.llama_state_seq_set_data(
+            self.handle, state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)), state.nbytes, _SCRATCH
+        )
+        first = self._llama.llama_memory_seq_pos_min(memory, _SCRATCH)
+        last = self._llama.llama_memory_seq_pos_max(memory, _SCRATCH)
+        if read != state.nbytes or (first, last) != (self.position, count - 1):
             self.clear()
             return False
+        self._llama.llama_memory_seq_cp(memory, _SCRATCH, 0, -1, -1)
+        self._llama.llama_memory_seq_rm(memory, _SCRATCH, -1, -1)
         self.position = count
         return True
 
@@ -423,12 +432,14 @@ class Decoder:
         parameters.n_ctx = self.context_size
         parameters.n_batch = options.batch_size
         parameters.n_ubatch = min(options.ubatch_size or options.batch_size, options.batch_size)
-        parameters.n_outputs_max = options.batch_size if options.all_logits else 1 + options.draft_tokens
+        rows = options.batch_size if options.all_logits else 1 + options.draft_tokens
+        parameters.n_outputs_max = max(rows, 1 + _SCRATCH)  # llama.cpp wants one for each sequence at least
         parameters.n_threads, parameters.n_threads_batch = threads, options.threads_batch or threads
         parameters.type_k = self._cache_type(options.cache_type)
         parameters.type_v = self._cache_type(options.value_type)
         flash = "ENABLED" if options.uses_flash else "DISABLED"
         parameters.flash_attn_type = getattr(self._llama, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
+        parameters.n_seq_max, parameters.kv_unified = 1 + _SCRATCH, True
         parameters.swa_full = True  # a pruned window cannot be cut back without silent errors
         return parameters
 

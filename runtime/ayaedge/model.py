@@ -459,8 +459,7 @@ class AyaVision:
                 rows[np.asarray(ids) == patch] = features[segment.picture].reshape(-1, rows.shape[1])
                 self._decoder.decode_embeddings(rows, on_batch=on_batch)
             self._prefix.decoded(segment)
-            if segment.picture is not None or segment.stop == len(self._preamble):
-                self._prefix.keep_state(segment)
+            self._prefix.keep_state()
 
     def _check_length(self, prompt: Prompt) -> None:
         available = self._decoder.context_size - 1  # at least one token of answer

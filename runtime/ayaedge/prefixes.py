@@ -32,6 +32,8 @@ class Segment:
     """Which picture of the prompt it is; None for text."""
     key: str
     """SHA-256 of the model and of everything up to `stop`."""
+    keepable: bool
+    """Whether the state at its end is kept: behind pictures and the preamble, where it is worth it."""
 
 
 def split_prompt(
@@ -58,7 +60,8 @@ def split_prompt(
         chain.update(np.asarray(prompt.ids[start:stop], "<i4").tobytes())
         if picture is not None:
             chain.update(pictures[picture])
-        segments.append(Segment(start, stop, picture, chain.hexdigest()))
+        keepable = stop >= _LEAST_TOKENS and (picture is not None or stop == len(preamble))
+        segments.append(Segment(start, stop, picture, chain.hexdigest(), keepable))
         start = stop
     return segments
 
@@ -80,7 +83,7 @@ class KnownPrefix:
         for count in range(len(segments) - 1, 0, -1):
             last = segments[count - 1]
             in_context = count <= len(live) and live[count - 1].key == last.key
-            if (in_context and self._decoder.keep(last.stop)) or self._restore(last):
+            if (in_context and self._decoder.keep(last.stop)) or self._restore(segments[:count]):
                 self._live = list(segments[:count])
                 return count
         self._decoder.clear()
@@ -94,14 +97,24 @@ class KnownPrefix:
         """Note that the next segment was decoded."""
         self._live.append(segment)
 
-    def keep_state(self, segment: Segment) -> None:
-        """Keep the state at the end of the segment that was decoded last, if it can be restored bit for bit."""
-        worthwhile = segment.stop >= _LEAST_TOKENS and self._decoder.is_whole
-        if worthwhile and not self._states.holds(segment.key):
-            self._states.save(segment.key, self._decoder.state())
+    def keep_state(self) -> None:
+        """Keep the state at the end of the segment that was decoded last, if it can be restored bit for bit.
 
-    def _restore(self, segment: Segment) -> bool:
-        if segment.stop < _LEAST_TOKENS or not self._states.holds(segment.key):
+        It holds what was decoded since the last segment of which a state was to be kept.
+        """
+        *before, segment = self._live
+        if segment.keepable and self._decoder.is_whole and not self._states.holds(segment.key):
+            start = max((other.stop for other in before if other.keepable), default=0)
+            self._states.save(segment.key, self._decoder.state(start))
+
+    def _restore(self, segments: Sequence[Segment]) -> bool:
+        """Restore the states that lead to the end of these segments, if there are all of them."""
+        chain = [segment for segment in segments if segment.keepable]
+        if not chain or chain[-1] != segments[-1] or not all(self._states.holds(one.key) for one in chain):
             return False
-        state = self._states.load(segment.key)
-        return state is not None and self._decoder.restore(state, segment.stop)
+        self._decoder.clear()
+        for segment in chain:
+            state = self._states.load(segment.key)
+            if state is None or not self._decoder.append_state(state, segment.stop):
+                return False
+        return True

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 State = NDArray[np.uint8]
 
-_MAGIC = b"ayaedge state 1\n"
+_MAGIC = b"ayaedge state 2\n"
 _SUFFIX = ".state"
 _HEADER = len(_MAGIC) + hashlib.sha256().digest_size
 _ABANDONED = 3600.0

@@ -22,6 +22,7 @@ from ayaedge_quant.int8 import (
     quantize_blocks,
     quantize_rows,
     quantize_tokens,
+    rounding_bias,
     smoothing_fold,
 )
 
@@ -213,3 +214,10 @@ def test_channels_that_never_move_are_balanced_without_dividing_by_zero() -> Non
     )
     assert np.isfinite(fold.scale).all()
     assert (fold.scale > 0).all()
+
+
+def test_the_rounding_bias_makes_the_product_with_the_centre_exact() -> None:
+    weight, centre = normal(SLAB_ROWS + 3, 40), normal(40, seed=1)
+    codes, scales = quantize_rows(weight)
+    product = centre @ (codes * scales) + rounding_bias(weight, codes, scales, centre)
+    np.testing.assert_allclose(product, weight @ centre, rtol=1e-4, atol=1e-5)

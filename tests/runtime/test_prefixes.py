@@ -163,13 +163,41 @@ def test_a_sliding_window_that_was_cut_off_is_not_looked_back_into() -> None:
         decoder.clear()
         decoder.decode_tokens(ids)
         state = decoder.state()
-        assert decoder.restore(state, len(ids))
+        decoder.clear()
+        assert not decoder.append_state(state, len(ids))  # its sliding layers begin later than the others
+        decoder.decode_tokens(ids)
+        decoder._llama.llama_memory_seq_rm(decoder._llama.llama_get_memory(decoder.handle), 0, 0, window)
         assert not decoder.keep(window)
         assert decoder.position == len(ids)
         assert decoder.keep(len(ids))
         assert not decoder.keep(len(ids) + 1)
         assert not decoder.keep(0)
-        assert not decoder.restore(state[:-7].copy(), len(ids))
+
+
+def test_states_of_parts_join_to_the_whole() -> None:
+    with AyaVision.load(cache=NO_CACHE) as model:
+        decoder = model._decoder
+        ids = [5 + i % 50 for i in range(60)]
+
+        def logits() -> Any:
+            decoder.decode_tokens([9])
+            return decoder.logits()
+
+        decoder.clear()
+        decoder.decode_tokens(ids[:20])
+        first = decoder.state()
+        decoder.decode_tokens(ids[20:])
+        second = decoder.state(20)
+        expected = logits()
+        decoder.clear()
+        assert decoder.append_state(first, 20)
+        assert decoder.append_state(second, 60)
+        np.testing.assert_array_equal(logits(), expected)
+        assert first.nbytes + second.nbytes < 1.1 * decoder.state().nbytes
+        decoder.clear()
+        assert not decoder.append_state(second, 60)  # what it continues is missing
+        assert decoder.append_state(first, 20)
+        assert not decoder.append_state(second[:-7].copy(), 60)
         assert decoder.position == 0
 
 
