@@ -123,7 +123,7 @@ class QuestionCost:
         if self.memory.total > self.available_bytes:
             found.append(
                 f"{self.memory.total / 1e9:.1f} GB of memory are needed and {self.available_bytes / 1e9:.1f} GB are "
-                f"free: close other programs, lower the context size (-c/--ctx-size; {self.context} tokens take "
+                f"free: close other programs, lower --max-tiles or send fewer pictures (the KV cache takes "
                 f"{self.memory.kv_cache / 1e9:.1f} GB), or export with a smaller --quant"
             )
         return found

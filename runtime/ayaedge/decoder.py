@@ -49,6 +49,8 @@ _CLOSED = "this model is closed"
 _MOST_DRAFTS = 63
 _SCRATCH = 1
 """Number of a second sequence, in which a part of the first one is copied to and from states."""
+_CAPACITY_STEP = 512
+"""Positions by which the KV cache grows: 67 MB for Aya Vision 8B."""
 _BF16 = 30
 """ggml's number of the one type that llama-cpp-python has no name for."""
 _FLOAT_TYPES = ("f16", "bf16", "f32")
@@ -141,6 +143,9 @@ class Decoder:
         self.options = options or DecoderOptions()
         self.position = 0
         """Tokens and embeddings that the KV cache holds."""
+        self._capacity = 0
+        """Positions that there is memory for; grows on demand up to `context_size`."""
+        self._last_batch, self._last_has_all = 0, False
         self._context: Any = None
         self._model: Any = None
         self._llama = llama.library()
@@ -184,7 +189,30 @@ class Decoder:
     def clear(self) -> None:
         """Forget everything that was decoded."""
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self.handle), True)
-        self.position = 0
+        self.position = self._last_batch = 0
+
+    def reserve(self, count: int) -> None:
+        """Have memory for `count` positions, at most `context_size`, and keep what was decoded.
+
+        It comes by itself when positions are appended; a caller who knows how many there will be saves the moving.
+        BackendError if there is not so much memory; everything decoded is forgotten then.
+        """
+        wanted = min(-(-count // _CAPACITY_STEP) * _CAPACITY_STEP, self.context_size)
+        if wanted <= self._capacity:
+            return
+        position, state = self.position, self._whole_state() if self.position else None
+        self._llama.llama_free(self.handle)
+        self._context, self.position, self._last_batch = None, 0, 0
+        before, self._capacity = self._capacity, wanted
+        try:
+            self._context = self._make_context()
+        except BackendError:
+            self._capacity = before
+            self._context = self._make_context()
+            raise
+        if state is not None:
+            self._set_state(state, 0)
+            self.position = position
 
     def keep(self, count: int) -> bool:
         """Forget everything behind the first `count` positions; False, with nothing changed, if that is not possible.
@@ -208,6 +236,11 @@ class Decoder:
         self.position = count
 
     @property
+    def has_logits(self) -> bool:
+        """Whether something was decoded since the last `clear`, `append_state` or growth of the cache."""
+        return self._last_batch > 0
+
+    @property
     def is_whole(self) -> bool:
         """Whether `state` gives everything that was decoded: of sliding layers it gives the last window only.
 
@@ -218,18 +251,11 @@ class Decoder:
     def state(self, start: int = 0) -> NDArray[np.uint8]:
         """What the KV cache holds from position `start` on, for `append_state`."""
         memory = self._llama.llama_get_memory(self.handle)
-        pointer = ctypes.POINTER(ctypes.c_uint8)
         self._llama.llama_memory_seq_cp(memory, 0, _SCRATCH, start, -1)
         try:
-            state = np.empty(self._llama.llama_state_seq_get_size(self.handle, _SCRATCH), np.uint8)
-            written = self._llama.llama_state_seq_get_data(
-                self.handle, state.ctypes.data_as(pointer), state.nbytes, _SCRATCH
-            )
+            return self._whole_state(_SCRATCH)
         finally:
             self._llama.llama_memory_seq_rm(memory, _SCRATCH, -1, -1)
-        if written != state.nbytes:
-            raise BackendError(f"llama.cpp gave {written} bytes of its state instead of {state.nbytes}")
-        return state
 
     def append_state(self, state: NDArray[np.uint8], count: int) -> bool:
         """Put a state behind the current position, which takes that to `count`; if it does not fit, clear all: False.
@@ -237,10 +263,9 @@ class Decoder:
         It must come from a decoder with the same weights and options, but for the context size and threads. There are
         no logits before the next token.
         """
+        self.reserve(count)
         memory = self._llama.llama_get_memory(self.handle)
-        read = self._llama.llama_state_seq_set_data(
-            self.handle, state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)), state.nbytes, _SCRATCH
-        )
+        read = self._set_state(state, _SCRATCH)
         first = self._llama.llama_memory_seq_pos_min(memory, _SCRATCH)
         last = self._llama.llama_memory_seq_pos_max(memory, _SCRATCH)
         if read != state.nbytes or (first, last) != (self.position, count - 1):
@@ -248,8 +273,21 @@ class Decoder:
             return False
         self._llama.llama_memory_seq_cp(memory, _SCRATCH, 0, -1, -1)
         self._llama.llama_memory_seq_rm(memory, _SCRATCH, -1, -1)
-        self.position = count
+        self.position, self._last_batch = count, 0
         return True
+
+    def _whole_state(self, sequence: int = 0) -> NDArray[np.uint8]:
+        state = np.empty(self._llama.llama_state_seq_get_size(self.handle, sequence), np.uint8)
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = self._llama.llama_state_seq_get_data(self.handle, pointer, state.nbytes, sequence)
+        if written != state.nbytes:
+            raise BackendError(f"llama.cpp gave {written} bytes of its state instead of {state.nbytes}")
+        return state
+
+    def _set_state(self, state: NDArray[np.uint8], sequence: int) -> int:
+        """Bytes that llama.cpp has read of it."""
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return int(self._llama.llama_state_seq_set_data(self.handle, pointer, state.nbytes, sequence))
 
     @property
     def identity(self) -> bytes:
@@ -320,7 +358,7 @@ class Decoder:
     def logits(self) -> NDArray[np.float32]:
         """Logits of the last position (vocabulary,), or of the last batch (n, vocabulary) with `all_logits`."""
         size = self.vocabulary.size
-        if self.position == 0:
+        if not self.has_logits:
             raise BackendError("there are no logits before the first token")
         if self.options.all_logits:
             rows = [self._llama.llama_get_logits_ith(self.handle, i) for i in range(self._last_batch)]
@@ -349,6 +387,7 @@ class Decoder:
             raise BackendError(
                 f"{count} more tokens do not fit: {self.position} of {self.context_size} are used"
             )
+        self.reserve(self.position + count)
 
     def _load(self, path: Path) -> None:
         """Weights and context; on a GPU that has not memory enough for both, with ever fewer layers there."""
@@ -357,6 +396,10 @@ class Decoder:
         while True:
             try:
                 self._model = self._load_model(path)
+                # on a GPU all of it at once: what fits is decided now
+                self._capacity = (
+                    self.context_size if self.gpu_layers else min(_CAPACITY_STEP, self.context_size)
+                )
                 self.vocabulary = Vocabulary(self._llama, self._model)
                 self._context = self._make_context()
                 break
@@ -421,7 +464,7 @@ class Decoder:
         context = self._llama.llama_init_from_model(self._model, self._context_parameters())
         if not context:
             raise BackendError(
-                f"llama.cpp could not make a context of {self.context_size} tokens: {llama.recent_errors()}"
+                f"llama.cpp could not make a context of {self._capacity} tokens: {llama.recent_errors()}"
             )
         return context
 
@@ -429,7 +472,7 @@ class Decoder:
         options = self.options
         threads = options.threads or usable_threads()
         parameters = self._llama.llama_context_default_params()
-        parameters.n_ctx = self.context_size
+        parameters.n_ctx = self._capacity
         parameters.n_batch = options.batch_size
         parameters.n_ubatch = min(options.ubatch_size or options.batch_size, options.batch_size)
         rows = options.batch_size if options.all_logits else 1 + options.draft_tokens

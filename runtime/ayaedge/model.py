@@ -32,6 +32,9 @@ from ayaedge.tuning import Profile, load_profile, measure_speeds, profile_path, 
 from ayaedge.turns import Turns
 from ayaedge.vision import VisionEncoder, VisionOptions
 
+ANSWER_ROOM = 512
+"""Tokens of an answer for which there is memory before it begins; longer ones get more on the way."""
+
 StopReason = Literal["stop", "length"]
 OnProgress = Callable[[Literal["vision", "prefill"], int, int], None]
 """Called with the step, how many tiles or tokens of it are done, and of how many."""
@@ -343,6 +346,7 @@ class AyaVision:
         pictures = [hashlib.sha256(part.tobytes()).digest() for part in tiles]
         segments = split_prompt(prompt, pictures, model=self._identity, preamble=self._preamble)
         read = time.perf_counter()
+        self._decoder.reserve(len(prompt.ids) + min(options.max_tokens or ANSWER_ROOM, ANSWER_ROOM))
         known = self._prefix.recall(segments)
         recalled = time.perf_counter()
         left = segments[known:]

@@ -19,6 +19,7 @@ from ayaedge.decoder import DecoderOptions, open_vocabulary, repacks_by_default
 from ayaedge.errors import AyaEdgeError
 from ayaedge.gguf_file import read_figures
 from ayaedge.machine import memory
+from ayaedge.model import ANSWER_ROOM
 from ayaedge.prompt import Message, PromptBuilder
 from ayaedge.states import CacheOptions
 from ayaedge.tuning import load_profile, profile_path
@@ -65,10 +66,11 @@ def plan_question(
         message = Message("user", question, len(pictures))
         prompt = prompts.build([message], [picture.tiles for picture in pictures])
     context = options.context_of(manifest.decoder.context_length)
+    used = min(len(prompt.ids) + ANSWER_ROOM, context)
     needed = memory_cost(
         manifest,
         read_figures(bundle.decoder_path),
-        context=context,
+        context=used,
         batch=min(options.ubatch_size or options.batch_size, options.batch_size),
         cache_types=(options.cache_type, options.value_type),
         flash_attention=options.uses_flash,

@@ -61,7 +61,7 @@ class Sampler:
 
     def sample(self, decoder: Decoder) -> int:
         """Choose the token that follows the decoder's last position."""
-        if decoder.position == 0:  # llama.cpp would abort the process
+        if not decoder.has_logits:  # llama.cpp would abort the process
             raise AyaEdgeError("there is nothing to sample from before the first token")
         return int(self._llama.llama_sampler_sample(self._chain, decoder.handle, -1))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -94,7 +94,7 @@ def test_what_cannot_run_says_what_to_change() -> None:
     assert "--max-tiles" in fault
     (fault,) = cost(100, 6_000_000_000).faults
     assert "6.9 GB of memory are needed" in fault
-    assert "-c/--ctx-size; 4096 tokens take 1.0 GB" in fault
+    assert "the KV cache takes 1.0 GB" in fault
 
 
 def test_a_plan_is_what_happens(tmp_path: Path) -> None:
@@ -183,8 +183,15 @@ def test_a_profile_is_read_back_and_a_damaged_one_is_not(tmp_path: Path) -> None
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_growing_contexts_take_more_memory() -> None:
-    sizes = [
-        plan_question(DEMO, [], decoder=DecoderOptions(context_size=n)).memory for n in (512, 1024, 2048)
-    ]
-    assert all(small.kv_cache * 2 == large.kv_cache for small, large in pairwise(sizes))
+def test_longer_prompts_and_wider_numbers_take_more_memory() -> None:
+    def cache(question: str, **options: Any) -> int:
+        return plan_question(DEMO, [], question, decoder=DecoderOptions(**options)).memory.kv_cache
+
+    assert (
+        cache("word " * 900)
+        > cache("word")
+        > cache("word", cache_type="q8_0")
+        > cache("word", cache_type="q4_0")
+    )
+    assert cache("word", cache_type="f32") == 2 * cache("word")
+    assert cache("word", context_size=256) < cache("word")

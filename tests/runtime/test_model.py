@@ -257,10 +257,9 @@ def test_closing_ends_an_unfinished_answer_of_the_same_thread() -> None:
         list(stream)
 
 
-def decoder_of(model: AyaVision) -> Decoder:
-    return Decoder(
-        model.bundle.decoder_path, model.bundle.manifest, DecoderOptions(context_size=96, batch_size=32)
-    )
+def decoder_of(model: AyaVision, *, context_size: int = 96, batch_size: int = 32) -> Decoder:
+    options = DecoderOptions(context_size=context_size, batch_size=batch_size)
+    return Decoder(model.bundle.decoder_path, model.bundle.manifest, options)
 
 
 def test_misuse_that_would_abort_the_process_is_an_error(demo_model: AyaVision) -> None:
@@ -347,3 +346,46 @@ def test_a_character_cut_off_at_the_end_is_marked(demo_model: AyaVision) -> None
     stream = TextStream(vocabulary, hidden=())
     assert "".join(stream.push(token) for token in ids[:-1]) == ""
     assert stream.finish() == "\ufffd"
+
+
+def test_the_kv_cache_grows_on_demand_and_keeps_what_was_decoded(demo_model: AyaVision) -> None:
+    ids = [5 + i % 90 for i in range(1500)]
+    large = {"context_size": 2048, "batch_size": 512}
+    with decoder_of(demo_model, **large) as growing, decoder_of(demo_model, **large) as roomy:
+        roomy.reserve(2000)
+        sizes = []
+        for start in range(0, len(ids), 300):
+            for decoder in (growing, roomy):
+                decoder.decode_tokens(ids[start : start + 300])
+            sizes.append(growing._capacity)
+            np.testing.assert_allclose(growing.logits(), roomy.logits(), rtol=0, atol=1e-2)
+        assert sizes == [512, 1024, 1024, 1536, 1536]
+        growing.reserve(100_000)
+        assert growing._capacity == growing.context_size
+        with pytest.raises(BackendError, match="no logits"):
+            growing.logits()
+        with pytest.raises(AyaEdgeError, match="nothing to sample"), Sampler(SamplingOptions()) as sampler:
+            sampler.sample(growing)
+        growing.decode_tokens([7])
+        roomy.decode_tokens([7])
+        np.testing.assert_allclose(growing.logits(), roomy.logits(), rtol=0, atol=1e-2)
+
+
+def test_memory_that_cannot_be_had_leaves_a_decoder_that_works(
+    demo_model: AyaVision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with decoder_of(demo_model, context_size=2048) as decoder:
+        decoder.decode_tokens([5, 6])
+        make = Decoder._make_context
+
+        def cramped(self: Decoder) -> Any:
+            if self._capacity > 1024:
+                raise BackendError("no memory")
+            return make(self)
+
+        monkeypatch.setattr(Decoder, "_make_context", cramped)
+        with pytest.raises(BackendError, match="no memory"):
+            decoder.reserve(1500)
+        assert decoder.position == 0
+        decoder.decode_tokens([5, 6])
+        assert decoder.logits().shape
