@@ -1,15 +1,18 @@
-"""The commands that show and empty the cache of decoder states."""
+"""The commands that show and empty what is kept between processes: decoder states and prepared vision graphs."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from ayaedge.console import JsonFlag, announce, print_table, size_text, write
+from ayaedge.prepared import PreparedGraphs
 from ayaedge.states import CacheOptions, DiskStates, cache_directory
 
 app = typer.Typer(
@@ -20,20 +23,29 @@ app = typer.Typer(
 @app.command("ls")
 def list_states(as_json: JsonFlag = False) -> None:
     """List what is kept, the least recently used first."""
-    store = _store()
+    store, graphs = _store(), _graphs()
     entries = store.entries()
     if as_json:
         states = [
             {"file": entry.path.name, "bytes": entry.nbytes, "used": _when(entry.used)} for entry in entries
         ]
-        write(json.dumps({"directory": str(store.directory), "states": states}, ensure_ascii=False) + "\n")
+        prepared = [
+            {"graph": entry.name, "bytes": _size(entry), "used": _when(entry.stat().st_mtime)}
+            for entry in graphs.entries()
+        ]
+        found = {"directory": str(store.directory), "states": states, "vision_graphs": prepared}
+        write(json.dumps(found, ensure_ascii=False) + "\n")
         return
-    table = Table("state", "last used")
+    table = Table("what", "key", "last used")
     table.add_column("size", justify="right")
     for entry in entries:
-        table.add_row(entry.path.stem[:16], _when(entry.used), size_text(entry.nbytes))
+        table.add_row("state", entry.path.stem[:16], _when(entry.used), size_text(entry.nbytes))
+    total = sum(entry.nbytes for entry in entries)
+    for graph in graphs.entries():
+        total += _size(graph)
+        table.add_row("vision graph", graph.name[:16], _when(graph.stat().st_mtime), size_text(_size(graph)))
     table.add_section()
-    table.add_row(str(store.directory), "", size_text(sum(entry.nbytes for entry in entries)))
+    table.add_row(str(store.directory), "", "", size_text(total))
     print_table(table)
 
 
@@ -43,19 +55,29 @@ def prune(
         float, typer.Option("--to", min=0, help="Gigabytes that may stay; the least recently used go.")
     ] = CacheOptions.disk_bytes / 1e9,
 ) -> None:
-    """Remove states that were not used for long."""
+    """Remove states that were not used for long; vision graphs stay, of which there are few."""
     _report(_store(), int(limit * 1e9))
 
 
 @app.command()
 def clear() -> None:
-    """Remove all states."""
+    """Remove everything: states, vision graphs, and what was measured of this machine."""
+    for part in ("vision", "machine"):
+        shutil.rmtree(cache_directory() / part, ignore_errors=True)
     _report(_store(), 0)
 
 
 def _report(store: DiskStates, limit: int) -> None:
     removed = store.prune(limit)
     announce("removed", f"{len(removed)} states ({size_text(sum(entry.nbytes for entry in removed))})")
+
+
+def _graphs() -> PreparedGraphs:
+    return PreparedGraphs(cache_directory() / "vision")
+
+
+def _size(entry: Path) -> int:
+    return sum(path.stat().st_size for path in entry.iterdir())
 
 
 def _store() -> DiskStates:

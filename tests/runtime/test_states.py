@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ayaedge import NO_CACHE, CacheOptions, InvalidOptionError
+from ayaedge.prepared import DATA, GRAPH, PreparedGraphs
 from ayaedge.states import DiskStates, RecentArrays, cache_directory
 
 
@@ -141,5 +142,15 @@ def test_the_commands_list_prune_and_clear(tmp_path: Path) -> None:
     assert "2.0 MB" in ayaedge("ls").stdout
     assert "removed 1 states" in ayaedge("prune", "--to", "0.003").stderr
     assert names(store) == ["bb.state"]
+
+    def write(target: Path) -> None:
+        for name in (GRAPH, DATA):
+            (target / name).write_bytes(bytes(1000))
+
+    PreparedGraphs(store.directory / "vision").make("cc", 2000, write)
+    (graph,) = json.loads(ayaedge("ls", "--json").stdout)["vision_graphs"]
+    assert graph["graph"] == "cc"
+    assert graph["bytes"] > 2000
+    assert "vision graph" in ayaedge("ls").stdout
     assert "removed 1 states" in ayaedge("clear").stderr
-    assert names(store) == []
+    assert list(store.directory.iterdir()) == []
