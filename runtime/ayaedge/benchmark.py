@@ -151,6 +151,8 @@ class OtherProgram:
     needed_bytes: int
     """Of memory; nothing was measured if there was less."""
     available_bytes: int
+    fault: str | None = None
+    """Why its process failed, if it did."""
     tile_seconds: float | None = None
     prefill: float | None = None
     """Tokens per second, as many tokens of text as of ours."""

@@ -25,6 +25,7 @@ from ayaedge.decoder import Decoder, DecoderOptions
 from ayaedge.errors import BackendError
 from ayaedge.limits import graph_work
 from ayaedge.model import AyaVision
+from ayaedge.placement import place
 from ayaedge.sampling import Sampler, SamplingOptions, TextStream
 from ayaedge.states import CacheOptions, cache_directory
 from ayaedge.tuning import load_profile, profile_path
@@ -61,13 +62,9 @@ def count(bundle: Bundle) -> Result:
 
 def vision(bundle: Bundle, *, threads: int | None, tiles: int) -> Result:
     """Load the vision tower alone, and encode different tiles one by one after a first that does not count."""
+    _, options = _options(bundle, threads)
     started = time.perf_counter()
-    encoder = VisionEncoder(
-        bundle.vision_path,
-        bundle.manifest,
-        VisionOptions(threads=threads),
-        prepared=CacheOptions().prepared(),
-    )
+    encoder = VisionEncoder(bundle.vision_path, bundle.manifest, options, prepared=CacheOptions().prepared())
     loaded = time.perf_counter() - started
     side, rng = bundle.manifest.tiling.tile_size, np.random.default_rng(0)
     seconds = []
@@ -91,8 +88,9 @@ def decoder(
 
     `prompts` are ("text" or "picture", how many tokens); `contexts` are how many tokens stand before an answer.
     """
+    options, _ = _options(bundle, threads)
     started = time.perf_counter()
-    with Decoder(bundle.decoder_path, bundle.manifest, _decoder_options(bundle, threads)) as opened:
+    with Decoder(bundle.decoder_path, bundle.manifest, options) as opened:
         loaded = time.perf_counter() - started
         opened.decode_tokens(_tokens(opened, 2))  # touches all weights
         prefill = [_time_prompt(opened, kind, tokens, rounds) for kind, tokens in prompts]
@@ -122,11 +120,12 @@ def _load(bundle: Bundle, threads: int | None) -> AyaVision:
     )
 
 
-def _decoder_options(bundle: Bundle, threads: int | None) -> DecoderOptions:
-    """What a loaded model would use: this machine's tuned settings, where there are any."""
+def _options(bundle: Bundle, threads: int | None) -> tuple[DecoderOptions, VisionOptions]:
+    """What a loaded model would use: this machine's tuned settings, where there are any, and its devices."""
     options = DecoderOptions(threads=threads)
     profile = load_profile(profile_path(cache_directory(), bundle))
-    return options if profile is None else profile.apply(options)
+    tuned = options if profile is None else profile.apply(options)
+    return place(bundle, "auto", tuned, VisionOptions(threads=threads))
 
 
 def _time_prompt(opened: Decoder, kind: str, tokens: int, rounds: int) -> Result:

@@ -84,7 +84,9 @@ def notes(measured: Measured, others: Sequence[OtherProgram] = ()) -> list[str]:
         "Cold, restored: from the start of a process. In brackets: ours divided by the other's.",
     ]
     for other in others:
-        if not other.was_measured:
+        if other.fault is not None:
+            found.append(f"{other.name} could not be measured: {other.fault}")
+        elif not other.was_measured:
             found.append(
                 f"{other.name} was not measured: it needs {other.needed_bytes / 1e9:.1f} GB of memory and "
                 f"{other.available_bytes / 1e9:.1f} GB are free."

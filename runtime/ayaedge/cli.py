@@ -18,6 +18,7 @@ from rich.text import Text
 from ayaedge import NO_CACHE, Answer, AyaEdgeError, AyaVision, Timings, VisionOptions
 from ayaedge import cli_export as exporting
 from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.cli_bench import bench
 from ayaedge.cli_cache import app as cache_app
 from ayaedge.cli_doctor import doctor
 from ayaedge.cli_export import BundleArgument
@@ -162,7 +163,7 @@ def info(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
         write(f"{name:<13} {value}\n")
 
 
-for _command in (plan, tune, doctor, exporting.export, exporting.verify, exporting.calibrate):
+for _command in (plan, tune, doctor, bench, exporting.export, exporting.verify, exporting.calibrate):
     app.command()(_command)
 app.command("eval")(exporting.evaluate)
 app.add_typer(cache_app, name="cache")

@@ -16,7 +16,7 @@ from ayaedge.benchmark_report import benchmark_table, draw_benchmark, notes, to_
 from ayaedge.bundle import MANIFEST, Manifest, read_bundle
 from ayaedge.cli_export import require_exporter
 from ayaedge.console import JsonFlag, announce, count_progress, print_table, stderr, write
-from ayaedge.errors import InvalidOptionError, MissingExtraError
+from ayaedge.errors import BackendError, InvalidOptionError, MissingExtraError
 from ayaedge.process_watch import run_watched
 from ayaedge.states import cache_directory
 
@@ -115,7 +115,10 @@ def measure_transformers(
         "--precision", name.removeprefix("transformers-"), "--tiles", str(question.tiles),
         "--prompt-tokens", str(question.prompt_tokens),
     ]  # fmt: skip
-    finished = run_watched(command if threads is None else [*command, "--threads", str(threads)])
+    try:
+        finished = run_watched(command if threads is None else [*command, "--threads", str(threads)])
+    except BackendError as error:  # what was measured of ours must not be lost
+        return OtherProgram(name.replace("-", " "), 0, 0, fault=str(error))
     found = json.loads(finished.output)
     decode = tuple(OtherDecode(part["context"], part["tokens_per_second"]) for part in found["decode"])
     return OtherProgram(

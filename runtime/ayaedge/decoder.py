@@ -38,6 +38,7 @@ from ayaedge.machine import architecture, usable_threads
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_UBATCH = 256
 DEFAULT_CONTEXT = 8192
 """Tokens of context unless asked otherwise: 1.1 GB of f16 KV cache for Aya Vision 8B."""
 
@@ -68,13 +69,14 @@ class DecoderOptions:
     batch_size: int = 512
     """Tokens or embeddings that go to llama.cpp in one call during prefill: the grain of progress."""
     ubatch_size: int | None = None
-    """Those of them that are computed at once; by default all."""
+    """Those of them that are computed at once; by default `DEFAULT_UBATCH`."""
     cache_type: CacheType = "f16"
     """Number format of the KV cache."""
     cache_type_v: CacheType | None = None
     """Number format of its values; by default that of its keys, `cache_type`."""
     flash_attention: bool | None = None
-    """By default on, but for an f32 cache."""
+    """Attention without storing its scores. By default on for GPUs and where the cache's format needs it; processors
+    are as fast without it during prefill, and faster with each token of an answer behind a long prompt."""
     repack: bool | None = None
     """Arrange 4-bit weights anew for the processor, in memory of their own; by default where it was measured to be
     faster, or on Arm."""
@@ -130,7 +132,13 @@ class DecoderOptions:
         """Whether attention is computed without storing its scores."""
         if self.flash_attention is not None:
             return self.flash_attention
-        return "f32" not in (self.cache_type, self.value_type)
+        on_gpu = bool(self.gpu_layers) and "f32" not in (self.cache_type, self.value_type)
+        return on_gpu or self.value_type not in _FLOAT_TYPES
+
+    @property
+    def rows_at_once(self) -> int:
+        """Tokens of a prompt that are computed at once."""
+        return min(self.ubatch_size or DEFAULT_UBATCH, self.batch_size)
 
 
 class Decoder:
@@ -294,7 +302,7 @@ class Decoder:
         """What decides about the content of a state beside the weights, for keys."""
         options = self.options
         facts = (
-            options.cache_type, options.value_type, options.uses_flash, options.batch_size, options.ubatch_size,
+            options.cache_type, options.value_type, options.uses_flash, options.batch_size, options.rows_at_once,
             self.gpu_layers, self._repacks,
         )  # fmt: skip
         return repr((*facts, self._llama.__version__, platform.machine())).encode()
@@ -474,7 +482,7 @@ class Decoder:
         parameters = self._llama.llama_context_default_params()
         parameters.n_ctx = self._capacity
         parameters.n_batch = options.batch_size
-        parameters.n_ubatch = min(options.ubatch_size or options.batch_size, options.batch_size)
+        parameters.n_ubatch = options.rows_at_once
         rows = options.batch_size if options.all_logits else 1 + options.draft_tokens
         parameters.n_outputs_max = max(rows, 1 + _SCRATCH)  # llama.cpp wants one for each sequence at least
         parameters.n_threads, parameters.n_threads_batch = threads, options.threads_batch or threads

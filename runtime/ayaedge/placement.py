@@ -48,8 +48,8 @@ def place(
         free_bytes=sum(gpu.free_bytes for gpu in gpus),
         context=decoder.context_of(bundle.manifest.decoder.context_length),
         cache_element_bytes=cache_element_bytes(decoder.cache_type, decoder.value_type),
-        batch=decoder.ubatch_size or decoder.batch_size,
-        flash_attention=decoder.uses_flash,
+        batch=decoder.rows_at_once,
+        flash_attention=dataclasses.replace(decoder, gpu_layers=-1).uses_flash,
         vision_bytes=weights if tower else None,
     )
     logger.info("%s", plan.reason)

@@ -71,7 +71,7 @@ def plan_question(
         manifest,
         read_figures(bundle.decoder_path),
         context=used,
-        batch=min(options.ubatch_size or options.batch_size, options.batch_size),
+        batch=options.rows_at_once,
         cache_types=(options.cache_type, options.value_type),
         flash_attention=options.uses_flash,
         repack=repacks_by_default() if options.repack is None else options.repack,

@@ -38,7 +38,7 @@ _PROMPT_SAMPLE, _ANSWER_SAMPLE = 256, 12
 _QUICK_SAMPLE = 96
 _GROWTH = 1.5e-4
 """Share by which a token takes longer for each token before it, where that is not measured."""
-_UBATCHES = (512, 256)
+_UBATCHES = (256, 512)
 
 
 @dataclass(frozen=True)

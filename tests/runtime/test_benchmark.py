@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from ayaedge import InvalidOptionError, cli_bench, read_bundle
 from ayaedge.benchmark import Measured, OtherDecode, OtherProgram, decoder_plan, measure_bundle
 from ayaedge.benchmark_report import LLAMA, benchmark_table, draw_benchmark, list_figures, notes, to_dict
-from ayaedge.errors import BundleError
+from ayaedge.errors import BackendError, BundleError
 from ayaedge.limits import Limits, Work
 from ayaedge.model import demo_bundle
 from ayaedge.process_watch import Finished, Resident
@@ -192,6 +192,18 @@ def test_a_bundle_of_true_shape_is_compared_with_transformers(
     told = " ".join(commands[0])
     for part in ("--shape 8b --layers 4 --precision bf16 --tiles 13 --prompt-tokens 2", "--threads 2"):
         assert part in told
+
+
+def test_another_program_that_fails_loses_nothing_of_ours(
+    made_up: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(_: list[str]) -> Finished:
+        raise BackendError("a process of the benchmark ended with status -9: ")
+
+    monkeypatch.setattr(cli_bench, "run_watched", run)
+    failed = cli_bench.measure_transformers("transformers-fp32", "8b", 4, made_up, None)
+    assert "transformers fp32 could not be measured: a process" in "\n".join(notes(made_up, [failed]))
+    assert "fp32" not in shown(made_up, failed)
 
 
 def test_a_bundle_of_another_shape_is_refused_before_anything_is_measured() -> None:

@@ -358,7 +358,7 @@ def test_the_kv_cache_grows_on_demand_and_keeps_what_was_decoded(demo_model: Aya
             for decoder in (growing, roomy):
                 decoder.decode_tokens(ids[start : start + 300])
             sizes.append(growing._capacity)
-            np.testing.assert_allclose(growing.logits(), roomy.logits(), rtol=0, atol=1e-2)
+            np.testing.assert_allclose(growing.logits(), roomy.logits(), rtol=0, atol=5e-2)
         assert sizes == [512, 1024, 1024, 1536, 1536]
         growing.reserve(100_000)
         assert growing._capacity == growing.context_size
@@ -368,7 +368,7 @@ def test_the_kv_cache_grows_on_demand_and_keeps_what_was_decoded(demo_model: Aya
             sampler.sample(growing)
         growing.decode_tokens([7])
         roomy.decode_tokens([7])
-        np.testing.assert_allclose(growing.logits(), roomy.logits(), rtol=0, atol=1e-2)
+        np.testing.assert_allclose(growing.logits(), roomy.logits(), rtol=0, atol=5e-2)
 
 
 def test_memory_that_cannot_be_had_leaves_a_decoder_that_works(
