@@ -58,7 +58,9 @@ ValueTypeOption = Annotated[
 FlashOption = Annotated[
     bool | None,
     typer.Option(
-        "--flash-attn/--no-flash-attn", rich_help_panel=_DECODING, help="[default: on for GPUs and quantized values]"
+        "--flash-attn/--no-flash-attn",
+        rich_help_panel=_DECODING,
+        help="[default: on for GPUs and quantized values]",
     ),
 ]
 DeviceOption = Annotated[

@@ -13,8 +13,8 @@ import platform
 import secrets
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ _PROMPT_SAMPLE, _ANSWER_SAMPLE = 256, 12
 _QUICK_SAMPLE = 96
 _GROWTH = 1.5e-4
 """Share by which a token takes longer for each token before it, where that is not measured."""
+_ROUNDS = 2
 _UBATCHES = (256, 512)
 
 
@@ -144,25 +145,22 @@ def measure_tile(vision: VisionEncoder, manifest: Manifest) -> float:
 def tune(
     bundle: Bundle, options: DecoderOptions, *, on_trial: Callable[[Trial], None] | None = None
 ) -> tuple[Profile, list[Trial]]:
-    """Try settings one after the other, and keep each change that makes the work faster.
+    """Compare settings, one kind after the other, and keep each change that makes the work faster.
 
-    `options` sets everything that is not tuned. The weights are loaded anew for each trial; repacked weights are
-    tried only where there is memory for them. Raises what loading raises.
+    `options` sets everything that is not tuned. Those that are compared take turns, because a machine's speed drifts;
+    repacked weights are tried only where there is memory for them. Raises what loading raises.
     """
     trials: list[Trial] = []
-    best: Trial | None = None
-    for change in _changes(bundle):
-        settings = _defaults() if best is None else dataclasses.replace(best.settings, **change)
-        if best is not None and any(settings == trial.settings for trial in trials):
-            continue
-        trial = _try(bundle, options, settings)
-        trials.append(trial)
-        if on_trial:
+    best = _defaults()
+    for changes in _changes(bundle):
+        rivals = [best, *(dataclasses.replace(best, **change) for change in changes)]
+        found = _compare(bundle, options, rivals)
+        trials += found
+        for trial in found if on_trial else ():
+            assert on_trial is not None
             on_trial(trial)
-        if best is None or trial.work_seconds < best.work_seconds:
-            best = trial
-    assert best is not None
-    return Profile(_all_speeds(bundle, options, best), best.settings), trials
+        best = min(found, key=lambda trial: trial.work_seconds).settings
+    return Profile(_all_speeds(bundle, options, best), best), trials
 
 
 def _defaults() -> Settings:
@@ -173,45 +171,58 @@ def _defaults() -> Settings:
     )  # fmt: skip
 
 
-def _changes(bundle: Bundle) -> Iterator[dict[str, Any]]:
-    """The defaults, then what to change about the best so far."""
-    yield {}
+def _changes(bundle: Bundle) -> Iterator[list[dict[str, Any]]]:
+    """Of each kind, what to change about the best so far."""
     machine = processor()
-    weights = bundle.decoder_path.stat().st_size
-    if memory().available > 2.5 * weights:
-        yield {"repack": not _defaults().repack}
-    for count in sorted({machine.cores, max(machine.threads - 1, 1)} - {machine.threads}):
-        if count < machine.threads and count > 1:
-            yield {"threads_batch": count}
-            yield {"threads": count}
-    for size in _UBATCHES[1:]:
-        yield {"ubatch_size": size}
+    if memory().available > 2.5 * bundle.decoder_path.stat().st_size:
+        yield [{"repack": not _defaults().repack}]
+    counts = {count for count in (machine.cores, machine.threads - 1) if 1 < count < machine.threads}
+    for name in ("threads_batch", "threads") if counts else ():
+        yield [{name: count} for count in sorted(counts)]
+    yield [{"ubatch_size": size} for size in _UBATCHES[1:]]
 
 
-def _try(bundle: Bundle, options: DecoderOptions, settings: Settings) -> Trial:
-    chosen = dataclasses.replace(options, **dataclasses.asdict(settings))
-    with Decoder(bundle.decoder_path, bundle.manifest, chosen) as decoder:
-        decoder.decode_tokens(_tokens(decoder, 2))  # touches the weights
-        decoder.clear()
-        count = min(max(_PROMPT_SAMPLE, settings.ubatch_size), decoder.context_size // 2)
-        prompt, answer = _prompt_token(decoder, count), _answer_token(decoder)
+def _compare(bundle: Bundle, options: DecoderOptions, rivals: Sequence[Settings]) -> list[Trial]:
+    """One trial of each, from the best of several rounds in which they take turns."""
     manifest = bundle.manifest
     work = (manifest.tiling.max_tiles + 1) * manifest.image_prompt.tokens_per_tile + _TEXT_TOKENS
-    return Trial(settings, prompt, answer, work * prompt + ANSWER_TOKENS * answer)
+    prompts, answers = ([float("inf")] * len(rivals) for _ in range(2))
+    with ExitStack() as stack:
+        decoders = [
+            stack.enter_context(Decoder(bundle.decoder_path, manifest, _with(options, settings)))
+            for settings in rivals
+        ]
+        sample = max(_PROMPT_SAMPLE, *(settings.ubatch_size for settings in rivals))
+        for _ in range(_ROUNDS):
+            for number, decoder in enumerate(decoders):
+                decoder.clear()
+                count = min(sample, decoder.context_size // 2)
+                decoder.reserve(count + _ANSWER_SAMPLE)
+                prompts[number] = min(prompts[number], _prompt_token(decoder, count))
+                answers[number] = min(answers[number], _answer_token(decoder))
+    return [
+        Trial(settings, prompt, answer, work * prompt + ANSWER_TOKENS * answer)
+        for settings, prompt, answer in zip(rivals, prompts, answers, strict=True)
+    ]
 
 
-def _all_speeds(bundle: Bundle, options: DecoderOptions, best: Trial) -> Speeds:
+def _with(options: DecoderOptions, settings: Settings) -> DecoderOptions:
+    return dataclasses.replace(options, **dataclasses.asdict(settings))
+
+
+def _all_speeds(bundle: Bundle, options: DecoderOptions, best: Settings) -> Speeds:
     """The tile, and how the decoder's steps grow: twice as much prompt as in a trial."""
-    chosen = dataclasses.replace(options, **dataclasses.asdict(best.settings))
     encoder = VisionEncoder(bundle.vision_path, bundle.manifest)
     try:
         tile = measure_tile(encoder, bundle.manifest)
     finally:
         encoder.close()
-    with Decoder(bundle.decoder_path, bundle.manifest, chosen) as decoder:
-        count = min(best.settings.ubatch_size, decoder.context_size // 4)
-        first = _prompt_token(decoder, count)
-        second = _prompt_token(decoder, count)
+    with Decoder(bundle.decoder_path, bundle.manifest, _with(options, best)) as decoder:
+        count = min(max(_PROMPT_SAMPLE, best.ubatch_size), decoder.context_size // 4)
+        decoder.reserve(2 * count + _ANSWER_SAMPLE)
+        decoder.decode_tokens(_tokens(decoder, 2))  # touches the weights
+        decoder.clear()
+        first, second = _prompt_token(decoder, count), _prompt_token(decoder, count)
         answer = _answer_token(decoder)
     growth = max(second - first, 0.0) / count
     start = max(first - growth * count / 2, first / 2)
