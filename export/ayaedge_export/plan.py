@@ -22,7 +22,8 @@ from ayaedge_export.config import TextConfig, VisionConfig
 from ayaedge_export.decoder_gguf import plan_tensors
 from ayaedge_export.tokenizer import Tokenizer
 from ayaedge_export.vision_graph import UNUSED_TENSORS, vision_tensors
-from ayaedge_export.vision_int8 import BLOCK_LINEAR, BLOCK_SIZE
+from ayaedge_export.vision_int8 import BLOCK_LINEAR, BLOCK_SIZE, MLP_GROUPS
+from ayaedge_quant.int8 import group_slices
 from ayaedge_quant.recipes import DecoderFormat, Recipe
 
 Part = Literal["decoder", "vision"]
@@ -33,8 +34,15 @@ _LAYER_PREFIX = re.compile(
     r"^(blk\.\d+\.|vision_tower\.vision_model\.(encoder\.layers\.\d+\.|embeddings\.)?|multi_modal_projector\.)"
 )
 _FLOAT_BYTES: dict[VisionFormat, int] = {"fp32": 4, "fp16": 2}
-_GRAPH_BYTES, _GRAPH_BYTES_PER_LAYER = 10_000, 20_000
-"""Nodes of the vision graph, measured for int8, which has the most."""
+_GRAPH_BYTES = 10_000
+"""Nodes of the vision graph outside its layers."""
+_LAYER_GRAPH_BYTES: dict[VisionFormat, int] = {
+    "int8": 31_000,
+    "int8-block": 7_000,
+    "fp16": 7_000,
+    "fp32": 7_000,
+}
+"""Nodes of one layer, measured; int8 has its groups and rounds activations itself."""
 _GGUF_KEYS = 2_000
 """The keys of a GGUF file but for the vocabulary and the chat template."""
 
@@ -163,7 +171,7 @@ def plan_recipe(
     metadata = (
         gguf_metadata_bytes(checkpoint.tokenizer, checkpoint.chat_template, decoder, checkpoint.config.text)
         + _GRAPH_BYTES
-        + _GRAPH_BYTES_PER_LAYER * checkpoint.config.vision.num_layers
+        + _LAYER_GRAPH_BYTES[vision] * checkpoint.config.vision.num_layers
     )
     return ExportPlan(
         checkpoint.name,
@@ -270,7 +278,8 @@ def _vision_type(name: str, shape: tuple[int, ...], fmt: VisionFormat) -> tuple[
     rows, columns = shape
     if fmt == "int8-block" or name == f"{BLOCK_LINEAR}.weight":
         return f"INT8 in blocks of {BLOCK_SIZE}", rows * -(-columns // BLOCK_SIZE) * (BLOCK_SIZE + 4)
-    return "INT8", rows * columns + 4 * rows
+    groups = len(group_slices(columns, MLP_GROUPS)) if name.endswith(".fc2.weight") else 1
+    return "INT8", rows * columns + 4 * rows * groups
 
 
 def _tensor_dict(weight: PlannedWeight) -> dict[str, Any]:

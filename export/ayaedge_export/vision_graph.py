@@ -1,7 +1,7 @@
 """Builds the vision tower and connector as an ONNX graph, straight from weights and without torch.
 
 One description of the network serves every number format: `build_vision_graph` takes the form of a linear
-layer and of attention as functions. Here are the float forms, in standard operators only; the int8 forms
+layer, of attention and of an MLP as functions. Here are the float forms, in standard operators only; the int8 forms
 are in `ayaedge_export.vision_int8`. Where weights come from is the caller's business.
 """
 
@@ -192,6 +192,8 @@ def convert(array: NDArray[np.float32], dtype: DTypeLike) -> NDArray[Any]:
 
 EmitLinear = Callable[[GraphWriter, str, str], str]
 """(graph, input (rows, in), name without `.weight`) to output (rows, out)."""
+EmitMlp = Callable[[GraphWriter, str, str], str]
+"""(graph, input (rows, hidden), what the names of its tensors begin with) to output (rows, hidden)."""
 EmitAttention = Callable[[GraphWriter, VisionConfig, Sequence[str], str], str]
 """(graph, config, query, key and value (rows, hidden), name) to output (rows, hidden)."""
 
@@ -240,13 +242,15 @@ def build_vision_graph(
     *,
     linear: EmitLinear,
     attention: EmitAttention,
+    mlp: EmitMlp | None = None,
 ) -> None:
-    """Emit everything from `pixel_values` to `image_embeddings`.
+    """Emit everything from `pixel_values` to `image_embeddings`; an `mlp` is made of linears by default.
 
     Between the two, activations are matrices of one row per patch (later per token) of all tiles, so that no
     operator depends on the number of tiles; only attention separates them again.
     """
     check_divisible(config)
+    mlp = mlp or gelu_mlp(linear)
     x = _embed(graph, config, weights)
     for layer in range(config.num_layers):
         prefix = layer_prefix(layer)
@@ -258,9 +262,7 @@ def build_vision_graph(
         mixed = linear(graph, mixed, f"{prefix}.self_attn.out_proj")
         x = graph.node("Add", [x, mixed], f"{prefix}.after_attention")
         normed = _layer_norm(graph, weights, x, f"{prefix}.layer_norm2", config.layer_norm_eps)
-        inner = linear(graph, normed, f"{prefix}.mlp.fc1")
-        inner = graph.node("Gelu", [inner], f"{prefix}.mlp.gelu", approximate="tanh")
-        x = graph.node("Add", [x, linear(graph, inner, f"{prefix}.mlp.fc2")], f"{prefix}.after_mlp")
+        x = graph.node("Add", [x, mlp(graph, normed, f"{prefix}.mlp")], f"{prefix}.after_mlp")
     _connect(graph, config, weights, x, linear)
 
 
@@ -284,6 +286,17 @@ def float_linear(weights: WeightSource) -> EmitLinear:
         weight = graph.constant(f"{name}.weight", weights(f"{name}.weight").T)
         product = graph.node("MatMul", [x, weight], f"{name}.product")
         return add_bias(graph, weights, product, name)
+
+    return emit
+
+
+def gelu_mlp(linear: EmitLinear) -> EmitMlp:
+    """An MLP as two linears with GELU between them."""
+
+    def emit(graph: GraphWriter, x: str, name: str) -> str:
+        inner = linear(graph, x, f"{name}.fc1")
+        inner = graph.node("Gelu", [inner], f"{name}.gelu", approximate="tanh")
+        return linear(graph, inner, f"{name}.fc2")
 
     return emit
 

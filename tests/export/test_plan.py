@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import gguf
@@ -54,18 +56,16 @@ def test_the_decoders_file_is_as_planned(tiny: Path, tmp_path: Path, quant: Deco
 def test_the_vision_graph_is_as_planned(tiny: Path, tmp_path: Path, vision: VisionFormat) -> None:
     plan = plan_export(tiny, vision=vision)
     bundle = export_checkpoint(tiny, tmp_path / "b", vision=vision)
-    stored = {
-        tensor.name: numpy_helper.to_array(tensor).nbytes
-        for tensor in onnx.load(bundle.vision_path).graph.initializer
-    }
+    stored: Counter[str] = Counter()
+    for tensor in onnx.load(bundle.vision_path).graph.initializer:
+        whole = re.sub(r"(?<=\.fc[12])\.\d+(?=\.)", "", tensor.name)  # of the groups of an MLP
+        stored[whole] += numpy_helper.to_array(tensor).nbytes
     for weight in plan.weights:
         if weight.part == "vision":
-            scale = (
-                stored.get(weight.name.removesuffix("weight") + "scale", 0) if "INT8" in weight.type else 0
-            )
+            scale = stored[weight.name.removesuffix("weight") + "scale"] if "INT8" in weight.type else 0
             assert stored[weight.name] + scale == weight.nbytes, weight
     total = plan.part("vision").nbytes
-    assert total <= bundle.vision_path.stat().st_size <= 1.1 * total
+    assert total <= bundle.vision_path.stat().st_size <= 1.15 * total
     assert plan.disk_bytes == pytest.approx(bundle.size, rel=0.02)
 
 

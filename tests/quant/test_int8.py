@@ -8,22 +8,23 @@ from numpy.typing import NDArray
 
 from ayaedge_quant.int8 import (
     GELU_ZERO_POINT,
+    GROUP_MULTIPLE,
     SHIFT_BITS,
     SLAB_ROWS,
     SYMMETRIC_ZERO_POINT,
-    ChannelRange,
     ChannelSpread,
     Fold,
     balancing_fold,
     block_product,
+    channel_order,
     column_energy,
-    column_maxima,
+    group_slices,
     integer_product,
     quantize_blocks,
+    quantize_groups,
     quantize_rows,
     quantize_tokens,
     rounding_bias,
-    smoothing_fold,
 )
 
 HALF_STEP = 0.5 + 1e-4
@@ -128,31 +129,6 @@ def spread_channels() -> NDArray[np.float32]:
     return normal(500, 12) * np.exp(normal(12, seed=1)) + 3 * normal(12, seed=2)
 
 
-def test_smoothing_gives_activation_and_weight_about_equal_ranges_about_zero() -> None:
-    x, weight = spread_channels(), normal(9, 12, seed=3)
-    fold = smoothing_fold(ChannelRange.of(x), column_maxima(weight))
-    smooth = (x - fold.shift) / fold.scale
-    reach = np.abs(smooth).max(0)
-    assert (np.abs(smooth.mean(0)) < reach / 2**SHIFT_BITS).all()
-    ratio = reach / column_maxima(weight * fold.scale)
-    assert (ratio < 1.3).all()  # rounding to quarter powers of two
-    assert (ratio > 1 / 1.3).all()
-
-
-def test_another_order_of_sums_gives_the_same_fold() -> None:
-    x, weight = spread_channels(), normal(9, 12, seed=3)
-    fold = smoothing_fold(ChannelRange.of(x), column_maxima(weight))
-    nearly = smoothing_fold(ChannelRange.of(x * np.float32(1 + 1e-6)), column_maxima(weight))
-    np.testing.assert_array_equal(fold.scale, nearly.scale)
-    np.testing.assert_array_equal(fold.shift, nearly.shift)
-
-
-def test_channels_that_never_move_do_not_divide_by_zero() -> None:
-    fold = smoothing_fold(ChannelRange.of(np.zeros((3, 2), np.float32)), np.zeros(2, np.float32))
-    assert np.isfinite(fold.scale).all()
-    assert (fold.scale > 0).all()
-
-
 def test_the_energy_of_columns_is_that_of_all_weights_together() -> None:
     weights = [normal(rows, 12, seed=rows) for rows in (3, 9)]
     expected = np.square(np.concatenate(weights)).mean(0)
@@ -193,11 +169,11 @@ def product_error(x: NDArray[np.float32], weight: NDArray[np.float32], fold: Fol
     return float(np.linalg.norm(product - x @ weight.T))
 
 
-def test_balancing_leaves_less_error_than_smoothing() -> None:
+def test_balancing_leaves_less_error_than_no_fold() -> None:
     x, weight = with_outliers()
-    smoothing = smoothing_fold(ChannelRange.of(x), column_maxima(weight))
+    identity = Fold(np.ones(64, np.float32), np.zeros(64, np.float32))
     balancing = balancing_fold(ChannelSpread.of(x), column_energy([weight]))
-    assert product_error(x, weight, balancing) < 0.95 * product_error(x, weight, smoothing)
+    assert product_error(x, weight, balancing) < 0.8 * product_error(x, weight, identity)
 
 
 def test_another_order_of_sums_gives_the_same_balance() -> None:
@@ -221,3 +197,54 @@ def test_the_rounding_bias_makes_the_product_with_the_centre_exact() -> None:
     codes, scales = quantize_rows(weight)
     product = centre @ (codes * scales) + rounding_bias(weight, codes, scales, centre)
     np.testing.assert_allclose(product, weight @ centre, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 15, 16, 50, 100, 512, 4304])
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_groups_cover_all_channels_in_multiples_and_none_is_empty(channels: int, groups: int) -> None:
+    slices = group_slices(channels, groups)
+    assert np.concatenate([np.arange(channels)[part] for part in slices]).tolist() == list(range(channels))
+    assert len(slices) <= groups
+    assert all(part.stop > part.start and part.start % GROUP_MULTIPLE == 0 for part in slices)
+    if channels >= 2 * GROUP_MULTIPLE * groups:
+        sizes = [part.stop - part.start for part in slices]
+        assert len(sizes) == groups
+        assert max(sizes) - min(sizes) <= 2 * GROUP_MULTIPLE
+
+
+def test_channels_are_ordered_by_spread_and_then_by_number() -> None:
+    spread = np.array([0, 1, 1.01, 8, 0.99, 8.1, 0.5], np.float32)
+    order = channel_order(ChannelSpread(np.zeros(7, np.float32), spread))
+    assert order.tolist() == [3, 5, 1, 2, 4, 6, 0]
+
+
+def test_another_order_of_sums_gives_the_same_order_of_channels() -> None:
+    x = normal(500, 300) * np.exp(normal(300, seed=1))
+    order, nearly = (channel_order(ChannelSpread.of(y)) for y in (x, x * np.float32(1 + 1e-6)))
+    assert (np.sort(order) == np.arange(300)).all()
+    np.testing.assert_array_equal(order, nearly)
+
+
+def grouped_error(x: NDArray[np.float32], weight: NDArray[np.float32], groups: int) -> float:
+    bias = normal(len(weight), seed=5)
+    grouped = quantize_groups(weight, bias, x.mean(0), groups)
+    difference = grouped(x, zero_point=SYMMETRIC_ZERO_POINT) - (x @ weight.T + bias)
+    return float(np.linalg.norm(difference))
+
+
+def test_sorted_groups_leave_less_error_the_more_they_are() -> None:
+    x, weight = normal(200, 256) * np.exp(1.5 * normal(256, seed=1)), normal(64, 256, seed=2)
+    order = channel_order(ChannelSpread.of(x))
+    errors = [grouped_error(x[:, order], weight[:, order], groups) for groups in (1, 2, 4)]
+    assert errors[1] < 0.9 * errors[0]
+    assert errors[2] < 0.9 * errors[1]
+    assert errors[2] < grouped_error(x, weight, 4)  # as they stood
+
+
+def test_one_group_is_a_linear_with_the_rounding_bias() -> None:
+    x, weight, bias, centre = normal(5, 40), normal(7, 40, seed=1), normal(7, seed=2), normal(40, seed=3)
+    codes, scales = quantize_rows(weight)
+    expected = integer_product(x, codes, scales, zero_point=SYMMETRIC_ZERO_POINT)
+    expected += bias + rounding_bias(weight, codes, scales, centre)
+    grouped = quantize_groups(weight, bias, centre, 1)(x, zero_point=SYMMETRIC_ZERO_POINT)
+    np.testing.assert_allclose(grouped, expected, rtol=1e-6, atol=1e-6)
