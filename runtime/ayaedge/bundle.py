@@ -145,6 +145,11 @@ class Manifest:
     """Figures of the last verification against the checkpoint, if there was one."""
     format_version: int = FORMAT_VERSION
 
+    @property
+    def vision_bytes(self) -> int:
+        """Size of the vision graph with its weights."""
+        return sum(info.size for name, info in self.files.items() if name.startswith(VISION))
+
     def to_json(self) -> str:
         """The text of manifest.json; equal manifests give equal text."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"

@@ -38,12 +38,12 @@ from ayaedge.cli_options import (
     TilesOption,
     UbatchOption,
     ValueTypeOption,
+    VisionDeviceOption,
     decoder_options,
     tile_policy,
 )
 from ayaedge.cli_plan import plan, tune
 from ayaedge.console import JsonFlag, show_messages, size_text, stderr, step_progress, write
-from ayaedge.devices import Device
 
 app = typer.Typer(
     help="Run Aya Vision, a vision-language model for 23 languages, on an ordinary computer, offline.",
@@ -99,7 +99,7 @@ def ask(
     top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0 keeps all.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Of the random numbers.")] = None,
     max_tiles: MaxTilesOption = None,
-    tiles: TilesOption = "faithful",
+    tiles: TilesOption = None,
     budget: BudgetOption = None,
     ctx_size: ContextOption = None,
     threads: ThreadsOption = None,
@@ -116,10 +116,7 @@ def ask(
     ] = 0,
     device: DeviceOption = "auto",
     n_gpu_layers: LayersOption = "auto",
-    vision_device: Annotated[
-        Device | None,
-        typer.Option(rich_help_panel="Devices", help="Of the vision tower. [default: --device]"),
-    ] = None,
+    vision_device: VisionDeviceOption = None,
     cache: CacheOption = True,
     as_json: JsonFlag = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the libraries' messages.")] = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -30,8 +31,8 @@ def list_states(as_json: JsonFlag = False) -> None:
             {"file": entry.path.name, "bytes": entry.nbytes, "used": _when(entry.used)} for entry in entries
         ]
         prepared = [
-            {"graph": entry.name, "bytes": _size(entry), "used": _when(entry.stat().st_mtime)}
-            for entry in graphs.entries()
+            {"graph": entry.name, "bytes": _size(entry), "used": _when(used)}
+            for entry, used in graphs.entries()
         ]
         found = {"directory": str(store.directory), "states": states, "vision_graphs": prepared}
         write(json.dumps(found, ensure_ascii=False) + "\n")
@@ -41,9 +42,9 @@ def list_states(as_json: JsonFlag = False) -> None:
     for entry in entries:
         table.add_row("state", entry.path.stem[:16], _when(entry.used), size_text(entry.nbytes))
     total = sum(entry.nbytes for entry in entries)
-    for graph in graphs.entries():
+    for graph, used in graphs.entries():
         total += _size(graph)
-        table.add_row("vision graph", graph.name[:16], _when(graph.stat().st_mtime), size_text(_size(graph)))
+        table.add_row("vision graph", graph.name[:16], _when(used), size_text(_size(graph)))
     table.add_section()
     table.add_row(str(store.directory), "", "", size_text(total))
     print_table(table)
@@ -61,8 +62,8 @@ def prune(
 
 @app.command()
 def clear() -> None:
-    """Remove everything: states, vision graphs, and what was measured of this machine."""
-    for part in ("vision", "machine"):
+    """Remove everything: states, vision graphs, drawn bundles of `bench`, and what was measured of this machine."""
+    for part in ("vision", "machine", "synthetic"):
         shutil.rmtree(cache_directory() / part, ignore_errors=True)
     _report(_store(), 0)
 
@@ -77,7 +78,12 @@ def _graphs() -> PreparedGraphs:
 
 
 def _size(entry: Path) -> int:
-    return sum(path.stat().st_size for path in entry.iterdir())
+    """Bytes of an entry; another process may be removing it."""
+    size = 0
+    for path in entry.glob("*"):
+        with suppress(OSError):
+            size += path.stat().st_size
+    return size
 
 
 def _store() -> DiskStates:

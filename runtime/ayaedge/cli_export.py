@@ -74,7 +74,7 @@ def export(
     if calibrate and imatrix:
         raise InvalidOptionError("--calibrate and --imatrix exclude each other")
     if vision is None:
-        vision = "fp32" if trace else _best_vision_format()
+        vision = "fp32" if trace else best_vision_format()
     opened = exporter.open_checkpoint(checkpoint)
     recipe = make_recipe(quant, tensor_type or [], output_type)
     plan_decoder(opened.config.text, recipe)  # says at once what cannot be followed
@@ -270,9 +270,9 @@ def require_exporter(purpose: str) -> Any:
     return ayaedge_export.exporter
 
 
-def _best_vision_format() -> VisionFormat:
+def best_vision_format() -> VisionFormat:
     """int8, unless products of bytes saturate on this processor, where the bundle will probably run."""
-    if processor().has_int8_dot:
+    if not processor().saturates:
         return "int8"
     announce(
         "note:", "this processor cannot multiply bytes without saturating, so the vision tower is int8-block"

@@ -25,10 +25,10 @@ MaxTilesOption = Annotated[
     int | None, typer.Option(help="Most tiles of a picture, the thumbnail not counted: fewer are faster.")
 ]
 TilesOption = Annotated[
-    TilePolicy,
+    TilePolicy | None,
     typer.Option(
         help="faithful: the reference's grid; native: never more than the picture has pixels for; "
-        "auto: as many as --budget allows on this machine."
+        "auto: as many as --budget allows on this machine. [default: faithful]"
     ),
 ]
 BudgetOption = Annotated[
@@ -66,6 +66,12 @@ FlashOption = Annotated[
 DeviceOption = Annotated[
     Device, typer.Option("--device", rich_help_panel=_DEVICES, help="Where both halves run.")
 ]
+VisionDeviceOption = Annotated[
+    Device | None,
+    typer.Option(
+        "--vision-device", rich_help_panel=_DEVICES, help="Of the vision tower. [default: --device]"
+    ),
+]
 LayersOption = Annotated[
     str,
     typer.Option(
@@ -88,9 +94,9 @@ def gpu_layers(text: str) -> int | None:
         raise InvalidOptionError(f"-ngl must be a number of layers or auto, not {text!r}") from None
 
 
-def tile_policy(tiles: TilePolicy, budget: float | None) -> TilePolicy:
-    """A budget alone means `auto`."""
-    return "auto" if budget is not None and tiles == "faithful" else tiles
+def tile_policy(tiles: TilePolicy | None, budget: float | None) -> TilePolicy:
+    """What --tiles says; without it a budget means `auto`."""
+    return tiles or ("faithful" if budget is None else "auto")
 
 
 def decoder_options(

@@ -18,15 +18,17 @@ from ayaedge.cli_options import (
     BatchOption,
     BudgetOption,
     ContextOption,
+    DeviceOption,
     FlashOption,
     ImageOption,
     KeyTypeOption,
+    LayersOption,
     MaxTilesOption,
     ModelOption,
-    ThreadsOption,
     TilesOption,
     UbatchOption,
     ValueTypeOption,
+    VisionDeviceOption,
     decoder_options,
     tile_policy,
 )
@@ -39,6 +41,7 @@ from ayaedge.planning import plan_question
 from ayaedge.states import cache_directory
 from ayaedge.tuning import Profile, Trial, profile_path, save_profile
 from ayaedge.tuning import tune as tune_bundle
+from ayaedge.vision import VisionOptions
 
 
 def plan(
@@ -46,15 +49,17 @@ def plan(
     image: ImageOption = None,
     question: Annotated[str, typer.Option("-p", "--prompt", help="What will be asked.")] = "",
     max_tiles: MaxTilesOption = None,
-    tiles: TilesOption = "faithful",
+    tiles: TilesOption = None,
     budget: BudgetOption = None,
     ctx_size: ContextOption = None,
-    threads: ThreadsOption = None,
     batch_size: BatchOption = 512,
     ubatch_size: UbatchOption = None,
     cache_type_k: KeyTypeOption = "f16",
     cache_type_v: ValueTypeOption = None,
     flash_attn: FlashOption = None,
+    device: DeviceOption = "auto",
+    n_gpu_layers: LayersOption = "auto",
+    vision_device: VisionDeviceOption = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -68,8 +73,8 @@ def plan(
         DecoderFormat, typer.Option(rich_help_panel="Export", help="Number format of the decoder.")
     ] = "q4_k_m",
     vision: Annotated[
-        VisionFormat, typer.Option(rich_help_panel="Export", help="Number format of the vision tower.")
-    ] = "int8",
+        VisionFormat | None, typer.Option(rich_help_panel="Export", help="Number format of the vision tower.")
+    ] = None,
     tensor_type: TensorTypes = None,
     output_type: OutputType = None,
     as_json: JsonFlag = False,
@@ -83,17 +88,30 @@ def plan(
         if model or image:
             raise InvalidOptionError("--export plans an export: it goes without -m and --image")
         exporting.plan_export(
-            checkpoint, output=output, quant=quant, vision=vision, tensor_type=tensor_type, output_type=output_type,
+            checkpoint, output=output, quant=quant, vision=vision or exporting.best_vision_format(),
+            tensor_type=tensor_type, output_type=output_type,
             as_json=as_json,
         )  # fmt: skip
         return
+    if tensor_type or output_type or vision:
+        raise InvalidOptionError(
+            "--tensor-type, --output-type and --vision plan an export: add --export CHECKPOINT"
+        )
     options = decoder_options(
-        context=ctx_size, threads=threads, batch=batch_size, ubatch=ubatch_size, cache_type_k=cache_type_k,
-        cache_type_v=cache_type_v, flash_attention=flash_attn,
+        context=ctx_size, threads=None, batch=batch_size, ubatch=ubatch_size, cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v, flash_attention=flash_attn, layers=n_gpu_layers,
     )  # fmt: skip
     sizes = [(picture.shape[1], picture.shape[0]) for picture in map(load_image, image or [])]
     choice = TileChoice(tile_policy(tiles, budget), max_tiles, budget)
-    cost = plan_question(_open(model), sizes, question, choice=choice, decoder=options)
+    cost = plan_question(
+        _open(model),
+        sizes,
+        question,
+        choice=choice,
+        device=device,
+        decoder=options,
+        vision=VisionOptions(device=vision_device),
+    )
     if as_json:
         write(json.dumps(cost.to_dict(), ensure_ascii=False) + "\n")
     else:
@@ -107,17 +125,19 @@ def plan(
 def tune(
     model: ModelOption = None,
     ctx_size: ContextOption = None,
+    device: DeviceOption = "auto",
+    n_gpu_layers: LayersOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
     """Measure a bundle on this machine: find the fastest settings of its decoder and remember them."""
     bundle = _open(model)
     options = decoder_options(
         context=ctx_size, threads=None, batch=512, ubatch=None, cache_type_k="f16", cache_type_v=None,
-        flash_attention=None,
+        flash_attention=None, layers=n_gpu_layers,
     )  # fmt: skip
     with stderr.status("measuring: a minute or two for an 8B"):
         profile, trials = tune_bundle(
-            bundle, options, on_trial=lambda trial: stderr.print(_line(trial), style="dim")
+            bundle, options, device=device, on_trial=lambda trial: stderr.print(_line(trial), style="dim")
         )
     save_profile(profile_path(cache_directory(), bundle), profile)
     if as_json:
@@ -140,6 +160,8 @@ def _cost_table(cost: QuestionCost) -> Table:
     for number, picture in enumerate(cost.pictures, 1):
         table.add_row(f"picture {number}", str(picture))
     table.add_row("prompt", f"{cost.prompt_tokens} of {cost.context} tokens of context")
+    if cost.gpu is not None:
+        table.add_row("graphics memory", f"{cost.gpu.reason}; {size_text(cost.gpu.bytes_used)} used")
     memory = cost.memory
     for name, size in (
         ("decoder's weights", memory.decoder), ("KV cache", memory.kv_cache), ("decoder's work space", memory.work),

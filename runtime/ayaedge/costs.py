@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ayaedge.bundle import VISION, Manifest
-from ayaedge.devices import work_bytes
+from ayaedge.bundle import Manifest
+from ayaedge.devices import GpuPlan, work_bytes
 from ayaedge.errors import check_options, whole_number
 from ayaedge.gguf_file import DecoderFigures
 from ayaedge.machine import Memory
@@ -110,6 +110,8 @@ class QuestionCost:
     prefill_seconds: float | None
     first_token_seconds: float | None
     answer_tokens_per_second: float | None
+    gpu: GpuPlan | None = None
+    """What goes to graphics memory; `memory` is the rest."""
 
     @property
     def faults(self) -> list[str]:
@@ -174,12 +176,12 @@ def tiles_within(
     speeds: Callable[[], Speeds],
     *,
     tokens_of: Callable[[int], int],
-    before: int,
+    around: int,
 ) -> TileChoice:
     """A choice whose `max_tiles` keeps the pictures' first token within the budget; others than `auto` as they are.
 
-    `tokens_of` a picture's tiles are its prompt tokens, `before` those of the template in front. A single tile is
-    always allowed.
+    `tokens_of` a picture's tiles are its prompt tokens, `around` those of the template. Nothing is taken as known. A
+    single tile is always allowed.
     """
     if choice.policy != "auto" or not sizes:
         return choice
@@ -187,8 +189,8 @@ def tiles_within(
     most = min(choice.max_tiles or tiling.max_tiles, tiling.max_tiles)
     for limit in range(most, 0, -1):
         tiles = [tile_count(picture_grid(*size, tiling, max_tiles=limit)) for size in sizes]
-        count = sum(map(tokens_of, tiles)) + TEXT_TOKENS
-        if sum(tiles) * measured.tile + measured.prefill(before, count) <= budget:
+        count = around + sum(map(tokens_of, tiles)) + TEXT_TOKENS
+        if sum(tiles) * measured.tile + measured.prefill(0, count) <= budget:
             break
     return TileChoice("auto", limit, choice.budget)
 
@@ -210,7 +212,6 @@ def memory_cost(
 ) -> MemoryCost:
     """Bytes that a loaded model takes while it answers, all of it on the processor."""
     element = cache_element_bytes(*cache_types)
-    graph = sum(info.size for name, info in manifest.files.items() if name.startswith(VISION))
     tile = 4 * max(
         3 * manifest.tiling.tile_size**2, 2 * figures.hidden * manifest.image_prompt.tokens_per_tile
     )
@@ -218,7 +219,20 @@ def memory_cost(
         decoder=figures.weight_bytes + repack * sum(figures.layer_bytes),
         kv_cache=figures.kv_bytes(context, element),
         work=work_bytes(figures, context=context, batch=batch, flash_attention=flash_attention),
-        vision=graph + _VISION_ACTIVATIONS * tile,
+        vision=manifest.vision_bytes + _VISION_ACTIVATIONS * tile,
+    )
+
+
+def without_gpu_part(memory: MemoryCost, figures: DecoderFigures, gpu: GpuPlan) -> MemoryCost:
+    """What is left for main memory when a part is on a graphics processor; token embeddings always stay."""
+    blocks = max(gpu.layers - 1, 0)
+    moved = sum(figures.layer_bytes[figures.layers - blocks :])
+    share = blocks / max(figures.layers, 1)
+    return MemoryCost(
+        decoder=max(memory.decoder - moved, 0),
+        kv_cache=round(memory.kv_cache * (1 - share)),
+        work=memory.work,
+        vision=0 if gpu.vision else memory.vision,
     )
 
 
@@ -230,6 +244,7 @@ def question_cost(
     *,
     context: int,
     speeds: Speeds | None,
+    gpu: GpuPlan | None = None,
 ) -> QuestionCost:
     """The whole of it, nothing of the prompt being known yet."""
     vision = prefill = first = rate = None
@@ -238,5 +253,5 @@ def question_cost(
         prefill = speeds.prefill(0, prompt_tokens)
         first, rate = vision + prefill, 1 / max(speeds.answer(prompt_tokens, 1), 1e-9)
     return QuestionCost(
-        tuple(pictures), prompt_tokens, context, memory, machine.available, vision, prefill, first, rate
+        tuple(pictures), prompt_tokens, context, memory, machine.available, vision, prefill, first, rate, gpu
     )

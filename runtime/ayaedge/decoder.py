@@ -12,7 +12,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ayaedge import llama
 from ayaedge.bundle import Manifest
-from ayaedge.devices import Device, choose_decoder, decoder_gpus, device_list, fewer_layers
+from ayaedge.devices import Device, Gpu, choose_decoder, decoder_gpus, device_list, fewer_layers
 from ayaedge.embeddings import TokenEmbeddings
 from ayaedge.errors import (
     AyaEdgeError,
@@ -34,7 +34,7 @@ from ayaedge.errors import (
     whole_number,
 )
 from ayaedge.gguf_file import read_figures
-from ayaedge.machine import architecture, usable_threads
+from ayaedge.machine import architecture, processor, usable_threads
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +123,12 @@ class DecoderOptions:
         return self.context_size
 
     @property
+    def is_usual(self) -> bool:
+        """Whether speeds with these options say something about the defaults."""
+        usual = replace(DecoderOptions(), device=self.device, gpu_layers=self.gpu_layers)
+        return self == replace(usual, context_size=self.context_size, draft_tokens=self.draft_tokens)
+
+    @property
     def value_type(self) -> CacheType:
         """Number format of the values in the KV cache."""
         return self.cache_type_v or self.cache_type
@@ -160,7 +166,8 @@ class Decoder:
         self._window = manifest.decoder.sliding_window or 0
         self.context_size = self.options.context_of(manifest.decoder.context_length)
         self.gpu_layers = 0
-        """Layers that are on a GPU; -1 for all."""
+        """Layers that are on a GPU."""
+        self._gpus: list[Gpu] = []
         try:
             self._load(path)
             self._check_fits(path, manifest)
@@ -179,9 +186,7 @@ class Decoder:
 
     def close(self) -> None:
         """Free the context and the weights; the decoder cannot be used afterwards."""
-        if self._context is not None:
-            self._llama.llama_free(self._context)
-            self._context = None
+        self._free_context()
         if self._model is not None:
             self.vocabulary.close()
             self._llama.llama_model_free(self._model)
@@ -190,9 +195,17 @@ class Decoder:
     @property
     def handle(self) -> Any:
         """The llama_context, for samplers; AyaEdgeError after `close()`."""
-        if self._context is None:
+        if self._model is None:
             raise AyaEdgeError(_CLOSED)
+        if self._context is None:  # growing failed or was interrupted
+            self._context = self._make_context()
         return self._context
+
+    def _free_context(self) -> None:
+        context, self._context = self._context, None
+        self.position = self._last_batch = 0
+        if context is not None:
+            self._llama.llama_free(context)
 
     def clear(self) -> None:
         """Forget everything that was decoded."""
@@ -208,18 +221,22 @@ class Decoder:
         wanted = min(-(-count // _CAPACITY_STEP) * _CAPACITY_STEP, self.context_size)
         if wanted <= self._capacity:
             return
+        if self._window and wanted > self._window:
+            wanted = (
+                self.context_size
+            )  # behind the window a state is not whole any more: grow once, before that
         position, state = self.position, self._whole_state() if self.position else None
-        self._llama.llama_free(self.handle)
-        self._context, self.position, self._last_batch = None, 0, 0
+        self._free_context()
         before, self._capacity = self._capacity, wanted
         try:
             self._context = self._make_context()
         except BackendError:
             self._capacity = before
-            self._context = self._make_context()
             raise
         if state is not None:
-            self._set_state(state, 0)
+            if self._set_state(state, 0) != state.nbytes:
+                self.clear()
+                raise BackendError(f"llama.cpp could not move the KV cache: {llama.recent_errors()}")
             self.position = position
 
     def keep(self, count: int) -> bool:
@@ -255,6 +272,14 @@ class Decoder:
         A state without the rest still leads to right logits, but they are rounded in another way.
         """
         return self._window == 0 or self.position < self._window
+
+    def state_bytes(self, start: int = 0) -> int:
+        """The size of `state`, without a copy."""
+        memory = self._llama.llama_get_memory(self.handle)
+        self._llama.llama_memory_seq_cp(memory, 0, _SCRATCH, start, -1)
+        size = int(self._llama.llama_state_seq_get_size(self.handle, _SCRATCH))
+        self._llama.llama_memory_seq_rm(memory, _SCRATCH, -1, -1)
+        return size
 
     def state(self, start: int = 0) -> NDArray[np.uint8]:
         """What the KV cache holds from position `start` on, for `append_state`."""
@@ -302,10 +327,17 @@ class Decoder:
         """What decides about the content of a state beside the weights, for keys."""
         options = self.options
         facts = (
-            options.cache_type, options.value_type, options.uses_flash, options.batch_size, options.rows_at_once,
+            options.cache_type, options.value_type, self._flash, options.batch_size, options.rows_at_once,
             self.gpu_layers, self._repacks,
         )  # fmt: skip
-        return repr((*facts, self._llama.__version__, platform.machine())).encode()
+        cpu = processor()
+        backends = [(gpu.backend, gpu.description) for gpu in self._gpus]
+        return repr((*facts, self._llama.__version__, cpu.name, sorted(cpu.features), backends)).encode()
+
+    @property
+    def _flash(self) -> bool:
+        """With the layers that are really on a GPU."""
+        return replace(self.options, gpu_layers=self.gpu_layers).uses_flash
 
     @property
     def _repacks(self) -> bool:
@@ -399,8 +431,7 @@ class Decoder:
 
     def _load(self, path: Path) -> None:
         """Weights and context; on a GPU that has not memory enough for both, with ever fewer layers there."""
-        asked = self._wanted_layers()
-        self.gpu_layers = asked
+        asked = self.gpu_layers = self._wanted_layers(path)
         while True:
             try:
                 self._model = self._load_model(path)
@@ -415,31 +446,37 @@ class Decoder:
                 if self.gpu_layers == 0:
                     raise
                 self.close()
-                layers = self.gpu_layers if self.gpu_layers > 0 else read_figures(path).layers + 1
-                self.gpu_layers = fewer_layers(layers)
+                reason = llama.recent_errors()
+                self.gpu_layers = fewer_layers(self.gpu_layers)
         if self.gpu_layers != asked:
             logger.warning(
-                "%s layers did not fit into graphics memory: %s are there now, the others run on the processor",
-                "all" if asked < 0 else asked,
+                "%s layers did not fit into graphics memory: %s are there now, the others run on the processor (%s)",
+                asked,
                 self.gpu_layers,
+                reason,
             )
 
-    def _wanted_layers(self) -> int:
-        wanted = self.options.gpu_layers
-        if wanted and not self._llama.llama_supports_gpu_offload():
+    def _wanted_layers(self, path: Path) -> int:
+        wanted, device = self.options.gpu_layers, self.options.device or "auto"
+        if not wanted:
+            return 0
+        if device == "cpu":
+            raise InvalidOptionError(f"gpu_layers is {wanted}, but the device is cpu: give one of them only")
+        self._gpus = choose_decoder(device, decoder_gpus())
+        if not self._gpus:
             raise InvalidOptionError(
-                f"gpu_layers is {wanted}, but this build of llama-cpp-python has no GPU support; "
-                "`ayaedge doctor` shows how to install one that has"
+                f"gpu_layers is {wanted}, but this build of llama-cpp-python sees no GPU; `ayaedge doctor` shows what "
+                "it was built for, and how to install another one"
             )
-        return wanted or 0
+        most = read_figures(path).layers + 1
+        return most if wanted < 0 else min(wanted, most)
 
     def _load_model(self, path: Path) -> Any:
         parameters = self._llama.llama_model_default_params()
         parameters.n_gpu_layers = self.gpu_layers
         if self._llama.llama_supports_gpu_offload():
             # without layers there must be no device either: llama.cpp would still copy weights there for batches
-            chosen = choose_decoder(self.options.device or "auto", decoder_gpus()) if self.gpu_layers else []
-            self._devices = device_list(chosen)
+            self._devices = device_list(self._gpus if self.gpu_layers else [])
             parameters.devices = ctypes.cast(self._devices, ctypes.c_void_p)
         parameters.use_extra_bufts = self._repacks
         llama.forget_errors()
@@ -488,7 +525,7 @@ class Decoder:
         parameters.n_threads, parameters.n_threads_batch = threads, options.threads_batch or threads
         parameters.type_k = self._cache_type(options.cache_type)
         parameters.type_v = self._cache_type(options.value_type)
-        flash = "ENABLED" if options.uses_flash else "DISABLED"
+        flash = "ENABLED" if self._flash else "DISABLED"
         parameters.flash_attn_type = getattr(self._llama, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
         parameters.n_seq_max, parameters.kv_unified = 1 + _SCRATCH, True
         parameters.swa_full = True  # a pruned window cannot be cut back without silent errors

@@ -186,11 +186,12 @@ def plan_gpu(
     batch: int = 512,
     flash_attention: bool = True,
     vision_bytes: int | None,
+    vision_first: bool = False,
 ) -> GpuPlan:
     """As many layers as the free memory holds with their KV cache and work space; the vision tower if it fits beside.
 
     `context` and `batch` are in tokens; `vision_bytes` are the vision graph's weights, None if it stays on the
-    processor anyway.
+    processor anyway; `vision_first` sets its memory aside before layers are counted.
 
     Layers come first where not everything fits. They pay with every token of every answer; the tower pays once for a
     picture that was never seen before, since embeddings and decoder states are kept. For 8B its 1.8 GB are worth 11
@@ -204,8 +205,9 @@ def plan_gpu(
         )
         for layers in range(of + 1)
     ]  # fmt: skip
-    layers = max(count for count, need in enumerate(needs) if need <= max(room, 0))
     tower = None if vision_bytes is None else vision_bytes + _VISION_WORK
+    left = room - tower if tower and vision_first else room
+    layers = max(count for count, need in enumerate(needs) if need <= max(left, 0))
     vision = tower is not None and needs[layers] + tower <= room
     used = needs[layers] + (tower if tower and vision else 0)
     reason = _reason(layers, of, vision, tower, free_bytes)

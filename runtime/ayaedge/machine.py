@@ -58,6 +58,11 @@ class Processor:
     """Instruction sets, by Linux's names in lower case; empty if the system does not tell."""
 
     @property
+    def saturates(self) -> bool:
+        """Whether products of bytes are summed in 16 bits, which cannot hold them: x86 without VNNI."""
+        return self.architecture == "x86_64" and not self.has_int8_dot
+
+    @property
     def has_int8_dot(self) -> bool:
         """Whether products of bytes are summed without saturating; True if the system does not tell."""
         return not self.features or not _INT8_DOT.isdisjoint(self.features)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -30,7 +32,9 @@ from ayaedge.states import CacheOptions
 from ayaedge.tiling import TilePolicy, split_tiles
 from ayaedge.tuning import Profile, load_profile, measure_speeds, profile_path, save_profile
 from ayaedge.turns import Turns
-from ayaedge.vision import VisionEncoder, VisionOptions
+from ayaedge.vision import VisionEncoder, VisionOptions, open_encoder
+
+logger = logging.getLogger(__name__)
 
 ANSWER_ROOM = 512
 """Tokens of an answer for which there is memory before it begins; longer ones get more on the way."""
@@ -174,15 +178,19 @@ class AyaVision:
     """
 
     def __init__(
-        self, bundle: Bundle, vision: VisionEncoder, decoder: Decoder, cache: CacheOptions | None = None
+        self,
+        bundle: Bundle,
+        vision: VisionEncoder,
+        decoder: Decoder,
+        cache: CacheOptions | None = None,
+        profile: Profile | None = None,
     ):
         self.bundle = bundle
         self._vision, self._decoder = vision, decoder
-        self._profile_path = profile_path((cache or CacheOptions()).root, bundle)
-        self._profile = load_profile(self._profile_path)
+        self._cache, self._profile = cache or CacheOptions(), profile
         self._prompts = PromptBuilder(bundle.manifest, decoder.vocabulary.tokenize)
         self._turns = Turns()
-        self._prefix = KnownPrefix(decoder, (cache or CacheOptions()).states())
+        self._prefix = KnownPrefix(decoder, self._cache.states())
         hashes = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
         self._identity = repr(hashes).encode() + decoder.identity
         self._preamble = self._prompts.preamble()
@@ -208,34 +216,20 @@ class AyaVision:
         device that is missing, with the command that installs it.
         """
         opened = read_bundle(bundle if bundle is not None else demo_bundle())
-        kept = cache or CacheOptions()
-        profile = load_profile(profile_path(kept.root, opened))
+        cache = cache or CacheOptions()
+        profile = load_profile(profile_path(cache.root, opened))
         decoder = profile.apply(decoder or DecoderOptions()) if profile else decoder or DecoderOptions()
         decoder, vision = place(opened, device, decoder, vision or VisionOptions())
-
-        def load_vision() -> VisionEncoder:
-            encoder = VisionEncoder(
-                opened.vision_path,
-                opened.manifest,
-                vision,
-                keep_bytes=kept.memory_bytes,
-                prepared=kept.prepared(),
-            )
-            encoder.warm_up()
-            return encoder
-
         with ThreadPoolExecutor(1) as pool:  # the tower warms up while the decoder loads
-            loading = pool.submit(load_vision)
-            try:
-                loaded = Decoder(opened.decoder_path, opened.manifest, decoder)
-            except BaseException:
-                loading.result().close()
-                raise
-            try:
-                return cls(opened, loading.result(), loaded, cache)
-            except BaseException:
-                loaded.close()
-                raise
+            loading = pool.submit(
+                open_encoder, opened, vision, keep_bytes=cache.embedding_bytes, prepared=cache.prepared()
+            )
+            with ExitStack() as loaded:
+                loaded.callback(_close_result, loading)
+                half = loaded.enter_context(Decoder(opened.decoder_path, opened.manifest, decoder))
+                model = cls(opened, loading.result(), half, cache, profile)
+                loaded.pop_all()
+        return model
 
     def __enter__(self) -> AyaVision:
         return self
@@ -315,12 +309,22 @@ class AyaVision:
     def measure(self) -> Speeds:
         """How fast this machine is with this bundle: what was remembered, or else measured now, in seconds.
 
-        Not while an answer is unfinished on another thread.
+        Waits for an answer on another thread; AyaEdgeError while one is unfinished on this thread.
         """
+        turn = _Turn()
+        self._turns.enter(turn)
+        try:
+            with self._turns.step:
+                return self._speeds()
+        finally:
+            self._turns.leave(turn)
+
+    def _speeds(self) -> Speeds:
         if self._profile is None:
             self._prefix.forget()
             self._profile = Profile(measure_speeds(self._vision, self._decoder, self.bundle.manifest))
-            save_profile(self._profile_path, self._profile)
+            if self._cache.disk_bytes and self._decoder.options.is_usual:
+                save_profile(profile_path(self._cache.root, self.bundle), self._profile)
         return self._profile.speeds
 
     def _generate(
@@ -332,10 +336,13 @@ class AyaVision:
     ) -> Generator[str, None, Answer]:
         """1. pictures to tiles  2. prompt  3. what is known of it  4. embeddings and prefill of the rest  5. answer."""
         manifest, report = self.bundle.manifest, on_progress or _no_progress
+        started = time.perf_counter()
         loaded = [load_image(image) for image in images]
         sizes = [(image.shape[1], image.shape[0]) for image in loaded]
-        choice = self._choose_tiles(options.tiles, sizes)  # may measure, once
-        started = time.perf_counter()
+        known_speeds, before = self._profile is not None, time.perf_counter()
+        choice = self._choose_tiles(options.tiles, sizes)
+        if not known_speeds:  # the measurement belongs to no question
+            started += time.perf_counter() - before
         costs = tuple(picture_cost(size, manifest, choice) for size in sizes)
         native = choice.policy == "native"
         tiles = [
@@ -343,7 +350,7 @@ class AyaVision:
         ]
         prompt = self._prompts.build(messages, [len(part) for part in tiles])
         self._check_length(prompt)
-        pictures = [hashlib.sha256(part.tobytes()).digest() for part in tiles]
+        pictures = [hashlib.sha256(self._vision.identity + part.tobytes()).digest() for part in tiles]
         segments = split_prompt(prompt, pictures, model=self._identity, preamble=self._preamble)
         read = time.perf_counter()
         self._decoder.reserve(len(prompt.ids) + min(options.max_tokens or ANSWER_ROOM, ANSWER_ROOM))
@@ -396,9 +403,9 @@ class AyaVision:
             choice,
             sizes,
             self.bundle.manifest.tiling,
-            self.measure,
+            self._speeds,
             tokens_of=tokens_of,
-            before=len(self._preamble),
+            around=len(self._preamble),
         )
 
     def _predict(self, left: Sequence[Segment], tiles: Sequence[NDArray[np.uint8]]) -> float | None:
@@ -427,7 +434,12 @@ class AyaVision:
         """Sampled tokens, up to the limit on tokens and the end of the context."""
         room = self._decoder.context_size - len(prompt)
         limit = room if options.max_tokens is None else min(options.max_tokens, room)
-        if self._decoder.options.draft_tokens and options.sampling.temperature == 0:
+        drafts = self._decoder.options.draft_tokens
+        if drafts and options.sampling.temperature > 0:
+            logger.warning(
+                "guessing (draft_tokens) is for temperature 0; this answer is drawn token by token"
+            )
+        elif drafts:
             yield from greedy_with_lookup(
                 self._decoder, prompt, self.bundle.manifest.tokens.image_patch, limit
             )
@@ -471,6 +483,16 @@ class AyaVision:
             raise ContextLengthError(
                 needed=len(prompt.ids), available=available, image_tokens=prompt.image_tokens
             )
+
+
+class _Turn:
+    """Whoever uses a model without an answer."""
+
+
+def _close_result(loading: Future[VisionEncoder]) -> None:
+    """Close an encoder that was loaded, or is being loaded, for nothing."""
+    with suppress(Exception):  # the other half's error is the one that is raised
+        loading.result().close()
 
 
 def _no_progress(step: str, done: int, of: int) -> None: ...

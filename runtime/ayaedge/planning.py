@@ -14,15 +14,19 @@ from ayaedge.costs import (
     picture_cost,
     question_cost,
     tiles_within,
+    without_gpu_part,
 )
 from ayaedge.decoder import DecoderOptions, open_vocabulary, repacks_by_default
+from ayaedge.devices import Device
 from ayaedge.errors import AyaEdgeError
 from ayaedge.gguf_file import read_figures
 from ayaedge.machine import memory
 from ayaedge.model import ANSWER_ROOM
+from ayaedge.placement import find_devices, plan_placement
 from ayaedge.prompt import Message, PromptBuilder
 from ayaedge.states import CacheOptions
 from ayaedge.tuning import load_profile, profile_path
+from ayaedge.vision import VisionOptions
 
 
 def plan_question(
@@ -31,10 +35,12 @@ def plan_question(
     question: str = "",
     *,
     choice: TileChoice | None = None,
+    device: Device = "auto",
     decoder: DecoderOptions | None = None,
+    vision: VisionOptions | None = None,
     cache: CacheOptions | None = None,
 ) -> QuestionCost:
-    """What `question` about pictures of these sizes (width, height) takes on this machine's processor.
+    """What `question` about pictures of these sizes (width, height) takes on this machine.
 
     Times are known where the bundle was measured before; the policy `auto` cannot choose without them and raises
     AyaEdgeError. Nothing of the prompt is taken as known.
@@ -60,29 +66,28 @@ def plan_question(
             manifest.tiling,
             speeds,
             tokens_of=prompts.picture_tokens,
-            before=before,
+            around=before,
         )
         pictures = [picture_cost(size, manifest, chosen) for size in sizes]
         message = Message("user", question, len(pictures))
         prompt = prompts.build([message], [picture.tiles for picture in pictures])
+    options, tower = find_devices(bundle, device, options, vision or VisionOptions())
     context = options.context_of(manifest.decoder.context_length)
-    used = min(len(prompt.ids) + ANSWER_ROOM, context)
+    figures, gpu = read_figures(bundle.decoder_path), plan_placement(bundle, options, tower)
     needed = memory_cost(
         manifest,
-        read_figures(bundle.decoder_path),
-        context=used,
+        figures,
+        context=min(len(prompt.ids) + ANSWER_ROOM, context),
         batch=options.rows_at_once,
         cache_types=(options.cache_type, options.value_type),
         flash_attention=options.uses_flash,
         repack=repacks_by_default() if options.repack is None else options.repack,
     )
+    if gpu is not None:
+        needed = without_gpu_part(needed, figures, gpu)
+    measured = profile.speeds if profile else None
     return question_cost(
-        pictures,
-        len(prompt.ids),
-        needed,
-        memory(),
-        context=context,
-        speeds=profile.speeds if profile else None,
+        pictures, len(prompt.ids), needed, memory(), context=context, speeds=measured, gpu=gpu
     )
 
 

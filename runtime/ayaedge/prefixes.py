@@ -105,7 +105,8 @@ class KnownPrefix:
         *before, segment = self._live
         if segment.keepable and self._decoder.is_whole and not self._states.holds(segment.key):
             start = max((other.stop for other in before if other.keepable), default=0)
-            self._states.save(segment.key, self._decoder.state(start))
+            if self._states.wants(self._decoder.state_bytes(start)):
+                self._states.save(segment.key, self._decoder.state(start))
 
     def _restore(self, segments: Sequence[Segment]) -> bool:
         """Restore the states that lead to the end of these segments, if there are all of them."""

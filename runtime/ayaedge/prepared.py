@@ -12,6 +12,7 @@ import json
 import logging
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,8 @@ _FACTS = "complete.json"
 _MOST = 3
 """Graphs that are kept; each takes twice the size of the bundle's."""
 _PARTIAL = ".partial"
+ABANDONED = 3600.0
+"""Seconds after which an unfinished entry belongs to a process that was killed."""
 _ROOM = 1_000_000_000
 """Bytes that stay free on the disk."""
 
@@ -53,19 +56,22 @@ class PreparedGraphs:
         """
         partial = self.directory / f"{key}.{secrets.token_hex(4)}{_PARTIAL}"
         try:
-            partial.mkdir(mode=0o700, parents=True)
+            make_private(self.directory.parent)
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+            self._forget_abandoned()
+            partial.mkdir(mode=0o700)
             if shutil.disk_usage(partial).free < size + _ROOM:
                 raise OSError(f"{size + _ROOM:,} bytes are needed on the disk")
             write(partial)
             (partial / _FACTS).write_text(json.dumps(_facts(partial)), "utf-8")
-            self.forget(key)
-            with suppress(FileExistsError):  # another process was faster
+            if self.find(key) is None:  # else another process was faster
+                self.forget(key)
                 partial.rename(self.directory / key)
         except Exception as error:  # noqa: BLE001  whatever is wrong with the cache, the bundle itself can be loaded
             logger.warning("the vision graph could not be kept in %s: %s", self.directory, error)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        for entry in self.entries()[:-_MOST]:
+        for entry, _ in self.entries()[:-_MOST]:
             self.forget(entry.name)
         return self.find(key)
 
@@ -73,15 +79,30 @@ class PreparedGraphs:
         """Remove an entry; a process that has mapped it goes on."""
         shutil.rmtree(self.directory / key, ignore_errors=True)
 
-    def entries(self) -> list[Path]:
-        """Directories of all complete entries, the one that was used least recently first."""
+    def _forget_abandoned(self) -> None:
+        """Remove what processes that were killed have left."""
+        for entry in self.directory.glob(f"*{_PARTIAL}"):
+            with suppress(OSError):
+                if time.time() - entry.stat().st_mtime > ABANDONED:
+                    shutil.rmtree(entry, ignore_errors=True)
+
+    def entries(self) -> list[tuple[Path, float]]:
+        """Directories of all entries and when they were used (seconds since 1970), the least recent first."""
         found = []
         for facts in self.directory.glob(f"*/{_FACTS}"):
             with suppress(OSError):  # another process may have removed it
                 if facts.parent.suffix == _PARTIAL:
                     continue
-                found.append((facts.stat().st_mtime, facts.parent))
-        return [entry for _, entry in sorted(found)]
+                found.append((facts.parent, facts.stat().st_mtime))
+        return sorted(found, key=lambda entry: entry[1])
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory that only its owner may look into, and close one that others may."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if directory.stat().st_mode & 0o077:
+        with suppress(OSError):  # not ours
+            directory.chmod(0o700)
 
 
 def _facts(entry: Path) -> dict[str, list[int]]:

@@ -22,7 +22,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from ayaedge.errors import check_options, whole_number
-from ayaedge.prepared import PreparedGraphs
+from ayaedge.prepared import ABANDONED, PreparedGraphs, make_private
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,6 @@ State = NDArray[np.uint8]
 _MAGIC = b"ayaedge state 2\n"
 _SUFFIX = ".state"
 _HEADER = len(_MAGIC) + hashlib.sha256().digest_size
-_ABANDONED = 3600.0
-"""Seconds after which an unfinished file belongs to a process that was killed."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,9 @@ class CacheOptions:
 
     disk_bytes: int = 4_000_000_000
     """Most bytes of files, for this and later processes."""
-    memory_bytes: int = 256_000_000
-    """Most bytes of image embeddings, and of states if there are no files, in this process."""
+    memory_bytes: int = 1_000_000_000
+    """Most bytes in this process: of states if there are no files, three pictures of the 8B at the default; else of
+    image embeddings, a quarter."""
     directory: Path | None = None
     """Of the files; by default `cache_directory()`."""
 
@@ -51,6 +50,11 @@ class CacheOptions:
             whole_number("disk_bytes", self.disk_bytes, least=0),
             whole_number("memory_bytes", self.memory_bytes, least=0),
         )
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Most bytes of image embeddings."""
+        return self.memory_bytes // 4
 
     @property
     def root(self) -> Path:
@@ -94,6 +98,9 @@ class StateStore(Protocol):
     def holds(self, key: str) -> bool:
         """Whether there is a state under `key`, which may still turn out to be damaged."""
 
+    def wants(self, nbytes: int) -> bool:
+        """Whether a state of this size would be kept."""
+
 
 class RecentArrays:
     """Arrays in this process's memory: a `StateStore`, or embeddings by what they were made of."""
@@ -112,9 +119,13 @@ class RecentArrays:
         """See `StateStore`."""
         return key in self._arrays
 
+    def wants(self, nbytes: int) -> bool:
+        """See `StateStore`."""
+        return nbytes <= self._limit
+
     def save(self, key: str, state: NDArray[Any]) -> None:
         """See `StateStore`; what is larger than the limit is not kept."""
-        if state.nbytes > self._limit:
+        if not self.wants(state.nbytes):
             return
         self._arrays[key] = state
         self._arrays.move_to_end(key)
@@ -166,14 +177,18 @@ class DiskStates:
         """See `StateStore`."""
         return self._path(key).is_file()
 
+    def wants(self, nbytes: int) -> bool:
+        """See `StateStore`."""
+        return _HEADER + nbytes <= self._limit
+
     def save(self, key: str, state: State) -> None:
         """See `StateStore`; makes room first, and keeps nothing that is larger than the limit."""
         size = _HEADER + state.nbytes
-        if size > self._limit:
+        if not self.wants(state.nbytes):
             return
         temporary = self.directory / f"{key}.{secrets.token_hex(4)}.partial"
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.directory)
             self.prune(self._limit - size)
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:  # noqa: PTH123
                 stream.write(_MAGIC + hashlib.sha256(state.data).digest())
@@ -197,7 +212,7 @@ class DiskStates:
         """Remove the least recently used states until the rest takes `limit` bytes; returns those that went."""
         for path in self.directory.glob("*.partial"):
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > _ABANDONED:
+                if limit == 0 or time.time() - path.stat().st_mtime > ABANDONED:
                     path.unlink()
         entries, removed = self.entries(), []
         excess = sum(entry.nbytes for entry in entries) - limit

@@ -23,10 +23,14 @@ import numpy as np
 
 from ayaedge.bundle import Bundle, Manifest
 from ayaedge.costs import Speeds
-from ayaedge.decoder import Decoder, DecoderOptions
+from ayaedge.decoder import Decoder, DecoderOptions, repacks_by_default
+from ayaedge.devices import Device
 from ayaedge.errors import BackendError
 from ayaedge.machine import memory, processor
-from ayaedge.vision import VisionEncoder
+from ayaedge.placement import place
+from ayaedge.prepared import make_private
+from ayaedge.states import CacheOptions
+from ayaedge.vision import VisionEncoder, VisionOptions, open_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +43,7 @@ _QUICK_SAMPLE = 96
 _GROWTH = 1.5e-4
 """Share by which a token takes longer for each token before it, where that is not measured."""
 _ROUNDS = 2
+_TILES = 3
 _UBATCHES = (256, 512)
 
 
@@ -111,7 +116,8 @@ def save_profile(path: Path, profile: Profile) -> None:
     """Write it; what goes wrong is logged and nothing else happens."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent.parent)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         temporary.write_text(json.dumps(dataclasses.asdict(profile)) + "\n", "utf-8")
         temporary.replace(path)
     except OSError as error:
@@ -123,8 +129,10 @@ def save_profile(path: Path, profile: Profile) -> None:
 def measure_speeds(vision: VisionEncoder, decoder: Decoder, manifest: Manifest) -> Speeds:
     """A quick measurement with a model as it is loaded; the decoder forgets what it holds.
 
-    Takes two tiles, a hundred tokens of prompt and a few of an answer.
+    Takes four tiles, a hundred tokens of prompt and a few of an answer.
     """
+    decoder.clear()
+    decoder.decode_tokens(_tokens(decoder, 2))  # touches the weights
     prompt = _prompt_token(decoder, min(_QUICK_SAMPLE, decoder.context_size // 2))
     answer = _answer_token(decoder)
     decoder.clear()
@@ -133,23 +141,31 @@ def measure_speeds(vision: VisionEncoder, decoder: Decoder, manifest: Manifest) 
 
 
 def measure_tile(vision: VisionEncoder, manifest: Manifest) -> float:
-    """Seconds that a tile takes after the first."""
+    """Seconds that a tile takes after the first, the median of several."""
+    size, seconds = manifest.tiling.tile_size, []
     vision.warm_up()
-    size = manifest.tiling.tile_size
-    pixels = np.random.default_rng(0).uniform(-1, 1, (1, 3, size, size)).astype(np.float32)
-    started = time.perf_counter()
-    vision.run(pixels)
-    return time.perf_counter() - started
+    for pixels in np.random.default_rng(0).uniform(-1, 1, (_TILES, 1, 3, size, size)).astype(np.float32):
+        started = time.perf_counter()
+        vision.run(pixels)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
 
 
 def tune(
-    bundle: Bundle, options: DecoderOptions, *, on_trial: Callable[[Trial], None] | None = None
+    bundle: Bundle,
+    options: DecoderOptions,
+    *,
+    device: Device = "auto",
+    cache: CacheOptions | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
 ) -> tuple[Profile, list[Trial]]:
     """Compare settings, one kind after the other, and keep each change that makes the work faster.
 
-    `options` sets everything that is not tuned. Those that are compared take turns, because a machine's speed drifts;
+    `options` sets everything that is not tuned; devices are chosen as `AyaVision.load` would. Those that
+    are compared take turns, because a machine's speed drifts;
     repacked weights are tried only where there is memory for them. Raises what loading raises.
     """
+    options, vision = place(bundle, device, options, VisionOptions())
     trials: list[Trial] = []
     best = _defaults()
     for changes in _changes(bundle):
@@ -160,13 +176,15 @@ def tune(
             assert on_trial is not None
             on_trial(trial)
         best = min(found, key=lambda trial: trial.work_seconds).settings
-    return Profile(_all_speeds(bundle, options, best), best), trials
+    prepared = (cache or CacheOptions()).prepared()
+    tile = measure_tile(open_encoder(bundle, vision, prepared=prepared), bundle.manifest)
+    return Profile(_all_speeds(bundle, options, best, tile), best), trials
 
 
 def _defaults() -> Settings:
     machine = processor()
     return Settings(
-        repack=machine.architecture != "x86_64", threads=machine.threads, threads_batch=machine.threads,
+        repack=repacks_by_default(), threads=machine.threads, threads_batch=machine.threads,
         ubatch_size=_UBATCHES[0],
     )  # fmt: skip
 
@@ -210,13 +228,8 @@ def _with(options: DecoderOptions, settings: Settings) -> DecoderOptions:
     return dataclasses.replace(options, **dataclasses.asdict(settings))
 
 
-def _all_speeds(bundle: Bundle, options: DecoderOptions, best: Settings) -> Speeds:
-    """The tile, and how the decoder's steps grow: twice as much prompt as in a trial."""
-    encoder = VisionEncoder(bundle.vision_path, bundle.manifest)
-    try:
-        tile = measure_tile(encoder, bundle.manifest)
-    finally:
-        encoder.close()
+def _all_speeds(bundle: Bundle, options: DecoderOptions, best: Settings, tile: float) -> Speeds:
+    """How the decoder's steps grow with what stands before them, from twice as much prompt as in a trial."""
     with Decoder(bundle.decoder_path, bundle.manifest, _with(options, best)) as decoder:
         count = min(max(_PROMPT_SAMPLE, best.ubatch_size), decoder.context_size // 4)
         decoder.reserve(2 * count + _ANSWER_SAMPLE)

@@ -6,14 +6,14 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge.bundle import VISION, Manifest
+from ayaedge.bundle import VISION, Bundle, Manifest
 from ayaedge.decoder import MAX_THREADS
 from ayaedge.devices import CPU_PROVIDER, Device, choose_vision
 from ayaedge.errors import (
@@ -106,6 +106,14 @@ class VisionEncoder:
         """Which of ONNX Runtime's execution providers runs the graph."""
         return str(self._session.get_providers()[0]) if self._session else ""
 
+    @property
+    def identity(self) -> bytes:
+        """What decides about the embeddings beside the bundle and the pixels, for keys."""
+        import onnxruntime
+
+        cpu = processor()
+        return repr((self.provider, onnxruntime.__version__, cpu.name, sorted(cpu.features))).encode()
+
     def warm_up(self) -> None:
         """Run one empty tile: the first run after loading reads the weights from the disk."""
         size = self._tiling.tile_size
@@ -145,6 +153,24 @@ class VisionEncoder:
         return cast("NDArray[np.float32]", embeddings)
 
 
+def open_encoder(
+    bundle: Bundle, options: VisionOptions, *, keep_bytes: int = 0, prepared: PreparedGraphs | None = None
+) -> VisionEncoder:
+    """A bundle's encoder, warmed up; on the processor, with a warning, if a device that was not named fails."""
+    encoder = VisionEncoder(
+        bundle.vision_path, bundle.manifest, options, keep_bytes=keep_bytes, prepared=prepared
+    )
+    try:
+        encoder.warm_up()
+    except BackendError as error:
+        encoder.close()
+        if options.device not in (None, "auto"):
+            raise
+        logger.warning("the vision tower runs on the CPU: %s", error)
+        return open_encoder(bundle, replace(options, device="cpu"), keep_bytes=keep_bytes, prepared=prepared)
+    return encoder
+
+
 def _open_session(
     path: Path, manifest: Manifest, options: VisionOptions, prepared: PreparedGraphs | None
 ) -> Any:
@@ -153,14 +179,14 @@ def _open_session(
         session = _start_on_device(path, options, providers)
         if session is not None:
             return session
-    saturates = manifest.formats.vision == "int8" and not processor().has_int8_dot
+    saturates = manifest.formats.vision == "int8" and processor().saturates
     if saturates:
         logger.warning(
             "this processor has no instruction for products of bytes: the int8 vision tower runs in a slower way that "
             "cannot saturate; a bundle exported with --vision int8-block is faster here"
         )
     entries = {"session.x64quantprecision": "1"} if saturates else {}
-    weights = sum(info.size for name, info in manifest.files.items() if name.startswith(VISION))
+    weights = manifest.vision_bytes
     if prepared is not None and weights >= _LARGE_GRAPH:
         session = _prepared_session(
             path, options, entries, prepared, _prepared_key(manifest, saturates), weights
@@ -192,6 +218,7 @@ def _session_options(options: VisionOptions, entries: Mapping[str, str]) -> Any:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = _WARNINGS if options.verbose else _FATAL
     settings.intra_op_num_threads = options.threads or usable_threads()
+    settings.enable_cpu_mem_arena = False  # as fast, and activations go back to the system after each tile
     for name, value in {**_WAITING, **entries}.items():
         settings.add_session_config_entry(name, value)
     return settings
@@ -202,9 +229,12 @@ def _start_on_device(path: Path, options: VisionOptions, providers: tuple[str, .
     settings = _session_options(options, {})
     if providers[0] == "CoreMLExecutionProvider":  # a free number of tiles splits the graph there
         settings.add_free_dimension_override_by_name("tiles", 1)
-    session = _make_session(path, settings, providers)
-    if session.get_providers()[0] == providers[0]:
-        return session
+    try:
+        session = _make_session(path, settings, providers)
+        if session.get_providers()[0] == providers[0]:
+            return session
+    except BundleError as error:
+        logger.info("%s", error)
     fault = f"ONNX Runtime could not start {providers[0]}: its driver or libraries are missing or too old"
     if options.device not in (None, "auto"):
         raise BackendError(f"{fault} (-v shows its messages); choose the device cpu or auto")
@@ -255,6 +285,9 @@ def _make_session(path: Path, settings: Any, providers: Sequence[str] = (CPU_PRO
     import onnxruntime
 
     try:
-        return onnxruntime.InferenceSession(os.fspath(path), settings, providers=list(providers))
+        # a fallback of ONNX Runtime's own would be announced on stdout
+        return onnxruntime.InferenceSession(
+            os.fspath(path), settings, providers=list(providers), enable_fallback=False
+        )
     except Exception as error:
         raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,13 @@ DEMO = read_bundle(demo_bundle())
 def choose(budget: float | None, *sizes: tuple[int, int], most: int | None = None) -> TileChoice:
     return tiles_within(
         TileChoice("auto", most, budget), sizes, DEMO.manifest.tiling, lambda: SPEEDS,
-        tokens_of=lambda tiles: 172 * tiles + 2, before=550,
+        tokens_of=lambda tiles: 172 * tiles + 2, around=550,
     )  # fmt: skip
 
 
 def seconds(choice: TileChoice, *sizes: tuple[int, int]) -> float:
     tiles = [picture_cost(size, DEMO.manifest, choice).tiles for size in sizes]
-    return sum(tiles) * SPEEDS.tile + SPEEDS.prefill(550, sum(172 * count + 2 for count in tiles) + 64)
+    return sum(tiles) * SPEEDS.tile + SPEEDS.prefill(0, 550 + sum(172 * count + 2 for count in tiles) + 64)
 
 
 def test_speeds_add_up_whatever_the_parts() -> None:
@@ -67,7 +69,7 @@ def test_only_auto_measures() -> None:
         raise AssertionError
 
     for choice in (TileChoice(), TileChoice("native", 4)):
-        found = tiles_within(choice, [(9, 9)], DEMO.manifest.tiling, never, tokens_of=int, before=0)
+        found = tiles_within(choice, [(9, 9)], DEMO.manifest.tiling, never, tokens_of=int, around=0)
         assert found is choice
 
 
@@ -195,3 +197,51 @@ def test_longer_prompts_and_wider_numbers_take_more_memory() -> None:
     )
     assert cache("word", cache_type="f32") == 2 * cache("word")
     assert cache("word", context_size=256) < cache("word")
+
+
+def test_measuring_takes_its_turn(tmp_path: Path) -> None:
+    cache = CacheOptions(directory=tmp_path)
+    with AyaVision.load(cache=cache) as model:
+        expected = model.ask("What is it?", images=[PHOTO], max_tokens=6).ids
+        stream = model.stream("What is it?", images=[PHOTO], max_tokens=6)
+        next(stream)
+        with pytest.raises(AyaEdgeError):
+            model.measure()
+        assert len(list(stream)) >= 0
+        assert stream.answer.ids == expected
+        waiting = threading.Thread(target=model.measure)
+        busy = model.stream("What is it?", images=[PHOTO], max_tokens=6)
+        next(busy)
+        waiting.start()
+        list(busy)
+        waiting.join()
+        assert busy.answer.ids == expected
+        assert model.ask("What is it?", images=[PHOTO], max_tokens=6).ids == expected
+    with pytest.raises(AyaEdgeError, match="closed"):
+        model.measure()
+
+
+def test_no_cache_writes_nothing_at_all(tmp_path: Path) -> None:
+    environment = {**os.environ, "AYAEDGE_CACHE_DIR": str(tmp_path / "cache")}
+    picture = Path(__file__).parents[2] / "examples" / "pictures" / "six-cells.png"
+    command = [
+        sys.executable,
+        "-m",
+        "ayaedge",
+        "ask",
+        "--image",
+        str(picture),
+        "--no-cache",
+        "--tiles",
+        "auto",
+        "?",
+    ]
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_measured_with_other_options_is_not_remembered(tmp_path: Path) -> None:
+    cache = CacheOptions(directory=tmp_path)
+    with AyaVision.load(cache=cache, decoder=DecoderOptions(threads=1)) as model:
+        model.measure()
+    assert load_profile(profile_path(tmp_path, DEMO)) is None

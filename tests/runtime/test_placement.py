@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ayaedge import AyaVision, BundleError, DecoderOptions, InvalidOptionError, VisionOptions, placement
+from ayaedge import AyaVision, BundleError, CacheOptions, DecoderOptions, InvalidOptionError, VisionOptions
 from ayaedge import decoder as decoder_module
 from ayaedge.bundle import Bundle, FileInfo, read_bundle
 from ayaedge.decoder import Decoder
@@ -17,6 +17,7 @@ from ayaedge.devices import Gpu
 from ayaedge.gguf_file import DecoderFigures
 from ayaedge.model import demo_bundle
 from ayaedge.placement import place
+from ayaedge.planning import plan_question
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 LARGE = DecoderFigures(
@@ -75,7 +76,9 @@ def test_options_of_a_half_override_the_word_for_both(
     decoder, tower = place(portable, "cuda", DecoderOptions(gpu_layers=3), VisionOptions(device="cpu"))
     assert (decoder.gpu_layers, tower.device) == (3, "cpu")
     decoder, tower = place(portable, "cuda", DecoderOptions(), VisionOptions())
-    assert (decoder.gpu_layers, tower.device) == (16, "cuda")  # named, so it must be there
+    assert (decoder.gpu_layers, tower.device) == (16, "cpu")  # it does not fit beside the layers
+    decoder, tower = place(portable, "auto", DecoderOptions(), VisionOptions(device="cuda"))
+    assert (decoder.gpu_layers, tower.device) == (2, "cuda")  # named alone, so its memory is set aside
     decoder, tower = place(portable, "cpu", DecoderOptions(), VisionOptions())
     assert (decoder.gpu_layers, tower.device) == (None, "cpu")
 
@@ -101,8 +104,9 @@ class CrampedDecoder(Decoder):
     tried: list[int] = []  # noqa: RUF012
     holds = 2
 
-    def _wanted_layers(self) -> int:
-        return self.options.gpu_layers or 0
+    def _wanted_layers(self, path: Path) -> int:
+        wanted = self.options.gpu_layers or 0
+        return 6 if wanted < 0 else wanted
 
     def _load_model(self, path: Path) -> Any:
         self.tried.append(self.gpu_layers)
@@ -114,7 +118,7 @@ class CrampedDecoder(Decoder):
         return model
 
 
-@pytest.mark.parametrize(("asked", "tried"), [(4, [4, 3, 2]), (-1, [-1, 4, 3, 2]), (2, [2]), (0, [0])])
+@pytest.mark.parametrize(("asked", "tried"), [(4, [4, 3, 2]), (-1, [6, 4, 3, 2]), (2, [2]), (0, [0])])
 def test_out_of_memory_falls_back_to_fewer_layers_and_says_so_once(
     asked: int, tried: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -136,3 +140,38 @@ def test_a_file_that_cannot_be_loaded_at_all_is_still_an_error(monkeypatch: pyte
     with pytest.raises(BundleError, match="unable to allocate"):
         CrampedDecoder(DEMO.decoder_path, DEMO.manifest, DecoderOptions(gpu_layers=4))
     assert decoder_module.fewer_layers(1) == 0
+
+
+@pytest.mark.parametrize("device", ["openvino", "coreml", "directml"])
+def test_a_device_for_the_tower_alone_that_is_missing_is_an_error(device: Any) -> None:
+    with pytest.raises(InvalidOptionError, match="pip install onnxruntime"):
+        AyaVision.load(device=device)
+
+
+def test_a_device_for_the_tower_alone_needs_a_tower_that_can_run_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made_up(monkeypatch, 0, ("OpenVINOExecutionProvider", CPU))
+    with pytest.raises(InvalidOptionError, match="--vision fp16"):
+        place(DEMO, "openvino", DecoderOptions(), VisionOptions())
+
+
+def test_layers_on_the_processor_are_a_contradiction() -> None:
+    with pytest.raises(InvalidOptionError, match="the device is cpu"):
+        AyaVision.load(device="cpu", decoder=DecoderOptions(gpu_layers=4))
+
+
+def test_a_plan_shows_what_goes_to_graphics_memory(
+    portable: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made_up(monkeypatch, 8)
+    monkeypatch.setattr("ayaedge.planning.read_figures", lambda _: LARGE)
+    cache = CacheOptions(directory=tmp_path)
+    gpu = plan_question(portable, [(640, 480)], cache=cache)
+    assert gpu.gpu is not None
+    assert (gpu.gpu.layers, gpu.gpu.vision) == (33, False)
+    cpu = plan_question(portable, [(640, 480)], device="cpu", cache=cache)
+    assert cpu.gpu is None
+    assert gpu.memory.decoder == LARGE.other_bytes
+    assert cpu.memory.decoder == LARGE.weight_bytes
+    assert gpu.memory.vision == cpu.memory.vision > 1_208_000_000

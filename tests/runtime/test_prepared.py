@@ -64,6 +64,18 @@ def test_a_graph_that_cannot_be_written_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_directories_are_private_and_abandoned_entries_go(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    root.mkdir(mode=0o755)
+    graphs = PreparedGraphs(root / "vision")
+    (root / "vision" / "old.1234.partial").mkdir(parents=True)
+    os.utime(root / "vision" / "old.1234.partial", (1, 1))
+    graphs.make("a", 10, write)
+    assert [entry.name for entry in (root / "vision").iterdir()] == ["a"]
+    if os.name == "posix":
+        assert root.stat().st_mode & 0o777 == 0o700
+
+
 def test_only_the_graphs_used_last_are_kept(tmp_path: Path) -> None:
     graphs = PreparedGraphs(tmp_path)
     for number, name in enumerate("abc"):
@@ -71,7 +83,7 @@ def test_only_the_graphs_used_last_are_kept(tmp_path: Path) -> None:
         os.utime(tmp_path / name / "complete.json", (number, number))
     graphs.find("a")
     graphs.make("d", 10, write)
-    assert sorted(entry.name for entry in graphs.entries()) == ["a", "c", "d"]
+    assert sorted(entry.name for entry, _ in graphs.entries()) == ["a", "c", "d"]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +108,7 @@ def test_a_prepared_graph_gives_the_same_embeddings(
 
     plain = embeddings(None)
     np.testing.assert_array_equal(embeddings(graphs), plain)
-    (entry,) = graphs.entries()
+    ((entry, _),) = graphs.entries()
     np.testing.assert_array_equal(embeddings(graphs), plain)
     (entry / GRAPH).write_bytes(b"not a graph")
     (entry / "complete.json").write_text(json.dumps(_facts(entry)))
