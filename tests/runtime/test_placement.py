@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from ayaedge import AyaVision, BundleError, CacheOptions, DecoderOptions, InvalidOptionError, VisionOptions
+from ayaedge import (
+    AyaVision,
+    BundleError,
+    CacheOptions,
+    DecoderOptions,
+    InvalidOptionError,
+    VisionOptions,
+    placement,
+)
 from ayaedge import decoder as decoder_module
 from ayaedge.bundle import Bundle, FileInfo, read_bundle
 from ayaedge.decoder import Decoder
@@ -51,7 +59,7 @@ def made_up(
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "layers", "vision"), [(4, 16, "cpu"), (6, 28, "cpu"), (8, 33, "cpu"), (16, 33, "auto")]
+    ("gigabytes", "layers", "vision"), [(4, 17, "cpu"), (6, 29, "cpu"), (8, 33, "cpu"), (16, 33, "auto")]
 )
 def test_layers_go_to_the_graphics_processor_first_then_the_tower(
     portable: Bundle, monkeypatch: pytest.MonkeyPatch, gigabytes: float, layers: int, vision: str
@@ -76,9 +84,9 @@ def test_options_of_a_half_override_the_word_for_both(
     decoder, tower = place(portable, "cuda", DecoderOptions(gpu_layers=3), VisionOptions(device="cpu"))
     assert (decoder.gpu_layers, tower.device) == (3, "cpu")
     decoder, tower = place(portable, "cuda", DecoderOptions(), VisionOptions())
-    assert (decoder.gpu_layers, tower.device) == (16, "cpu")  # it does not fit beside the layers
+    assert (decoder.gpu_layers, tower.device) == (17, "cpu")  # it does not fit beside the layers
     decoder, tower = place(portable, "auto", DecoderOptions(), VisionOptions(device="cuda"))
-    assert (decoder.gpu_layers, tower.device) == (2, "cuda")  # named alone, so its memory is set aside
+    assert (decoder.gpu_layers, tower.device) == (6, "cuda")  # named alone, so its memory is set aside
     decoder, tower = place(portable, "cpu", DecoderOptions(), VisionOptions())
     assert (decoder.gpu_layers, tower.device) == (None, "cpu")
 
