@@ -30,11 +30,14 @@ lint: $(VENV)/.dev
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow
 
-## Figures of speed, size and accuracy; every number in the README comes from here. Half an hour and 60 GB of disk.
+## Figures of speed, size and accuracy; every number in the README comes from here. An hour and 60 GB of disk.
 bench: $(VENV)/.dev $(BUNDLE)/manifest.json
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/second_question.py
+	$(BIN)/python benchmarks/prediction.py
+	$(BIN)/python benchmarks/vision_speed.py
+	$(BIN)/ayaedge bench --synthetic 8b --against transformers-bf16 --chart build/bench.png
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/export_size.py 8b
 	$(BIN)/python benchmarks/export_size.py 32b --layers 8 --part decoder vision export
