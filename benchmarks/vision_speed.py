@@ -47,7 +47,8 @@ from ayaedge.vision import VisionOptions
 from types import SimpleNamespace as Facts
 path, cache, threads, tiles = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 size = sum(f.stat().st_size for f in Path(path).parent.glob("vision.onnx*"))
-manifest = Facts(formats=Facts(vision="int8"), files={"vision.onnx": Facts(size=size, sha256="")})
+files = {"vision.onnx": Facts(size=size, sha256="")}
+manifest = Facts(formats=Facts(vision="int8"), files=files, vision_bytes=size)
 started = time.perf_counter()
 session = vision._open_session(Path(path), manifest, VisionOptions(threads=threads), PreparedGraphs(Path(cache)))
 loaded = time.perf_counter() - started
