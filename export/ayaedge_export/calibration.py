@@ -18,9 +18,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge import llama
 from ayaedge.bundle import Bundle, EmbeddingTable, Formats, Manifest
-from ayaedge.decoder import DecoderOptions, Vocabulary
+from ayaedge.decoder import DecoderOptions, Vocabulary, open_vocabulary
 from ayaedge.errors import BackendError, CheckpointError, InvalidOptionError, list_faults
 from ayaedge.prompt import Message, PromptBuilder
 from ayaedge.tiling import normalize, split_tiles
@@ -240,18 +239,8 @@ def checkpoint_vocabulary(checkpoint: Checkpoint) -> Iterator[Vocabulary]:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.close()
-        library = llama.library()
-        parameters = library.llama_model_default_params()
-        parameters.vocab_only = True
-        model = library.llama_model_load_from_file(str(path).encode(), parameters)
-        if not model:
-            raise BackendError(f"llama.cpp cannot load the tokenizer: {llama.recent_errors()}")
-        vocabulary = Vocabulary(library, model)
-        try:
+        with open_vocabulary(path) as vocabulary:
             yield vocabulary
-        finally:
-            vocabulary.close()
-            library.llama_model_free(model)
 
 
 _PicturePrompt = tuple[tuple[int, ...], NDArray[np.bool_], NDArray[np.uint8]]

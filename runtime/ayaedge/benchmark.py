@@ -23,7 +23,7 @@ from PIL import Image
 
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.decoder import DEFAULT_CONTEXT
-from ayaedge.errors import check_options, whole_number
+from ayaedge.errors import InvalidOptionError, check_options, whole_number
 from ayaedge.gguf_file import DecoderFigures, read_figures
 from ayaedge.limits import Limits, Work, answer_work, measure_limits, prompt_work
 from ayaedge.machine import memory, processor
@@ -248,6 +248,8 @@ def decoder_plan(bundle: Bundle, answer_tokens: int) -> dict[str, Any]:
     """How many tokens the decoder is timed with: those of a question about a picture, as far as the context holds."""
     manifest = bundle.manifest
     room = min(manifest.decoder.context_length, DEFAULT_CONTEXT) - answer_tokens
+    if room < 2:
+        raise InvalidOptionError(f"{answer_tokens} tokens of an answer leave no room for a prompt: lower -n")
     rows = (manifest.tiling.max_tiles + 1) * manifest.image_prompt.tokens_per_tile
     return {
         "prompts": [("text", min(_TEXT_TOKENS, room)), ("picture", min(rows, room))],

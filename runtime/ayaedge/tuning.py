@@ -161,9 +161,9 @@ def tune(
 ) -> tuple[Profile, list[Trial]]:
     """Compare settings, one kind after the other, and keep each change that makes the work faster.
 
-    `options` sets everything that is not tuned; devices are chosen as `AyaVision.load` would. Those that
-    are compared take turns, because a machine's speed drifts;
-    repacked weights are tried only where there is memory for them. Raises what loading raises.
+    `options` sets everything that is not tuned; devices are chosen as `AyaVision.load` would. Those that are compared
+    take turns, because a machine's speed drifts; repacked weights are tried only where there is memory for them.
+    Raises what loading raises.
     """
     options, vision = place(bundle, device, options, VisionOptions())
     trials: list[Trial] = []
@@ -172,12 +172,15 @@ def tune(
         rivals = [best, *(dataclasses.replace(best, **change) for change in changes)]
         found = _compare(bundle, options, rivals)
         trials += found
-        for trial in found if on_trial else ():
-            assert on_trial is not None
-            on_trial(trial)
+        if on_trial:
+            for trial in found:
+                on_trial(trial)
         best = min(found, key=lambda trial: trial.work_seconds).settings
-    prepared = (cache or CacheOptions()).prepared()
-    tile = measure_tile(open_encoder(bundle, vision, prepared=prepared), bundle.manifest)
+    encoder = open_encoder(bundle, vision, prepared=(cache or CacheOptions()).prepared())
+    try:
+        tile = measure_tile(encoder, bundle.manifest)
+    finally:
+        encoder.close()
     return Profile(_all_speeds(bundle, options, best, tile), best), trials
 
 

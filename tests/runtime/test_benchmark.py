@@ -239,3 +239,8 @@ def test_senseless_arguments_are_told_at_once(tmp_path: Path) -> None:
         measure_bundle(demo_bundle(), rounds=0)
     with pytest.raises(BundleError):
         measure_bundle(tmp_path)
+
+
+def test_an_answer_that_fills_the_context_is_refused() -> None:
+    with pytest.raises(InvalidOptionError, match="no room for a prompt"):
+        measure_bundle(demo_bundle(), answer_tokens=9000)
