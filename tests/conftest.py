@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +16,12 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from ayaedge import AyaVision, DecoderOptions
 from ayaedge.bundle import Bundle
+from ayaedge.decoder import Decoder
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.reference import Reference
 from random_checkpoint import write_shrunk_release
 
+WIDE_WINDOW = 512
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "examples" / "tiny-aya-vision"
 if not (TINY / "model.safetensors").exists():
@@ -60,6 +65,31 @@ def exact_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 def exact_model(exact_bundle: Bundle) -> Iterator[AyaVision]:
     with AyaVision.load(exact_bundle.directory, decoder=DecoderOptions(cache_type="f32")) as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def wide_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained checkpoint with a sliding window as long, against its prompts, as the released one's."""
+    directory = tmp_path_factory.mktemp("wide")
+    checkpoint = shutil.copytree(tiny, directory / "c")
+    config = json.loads((checkpoint / "config.json").read_text("utf-8"))
+    config["text_config"]["sliding_window"] = WIDE_WINDOW
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    return export_checkpoint(checkpoint, directory / "b").directory
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of all decode calls since the list was cleared."""
+    sizes: list[int] = []
+    decode = Decoder._decode
+
+    def watched(self: Decoder, count: int, **batch: Any) -> None:
+        sizes.append(count)
+        decode(self, count, **batch)
+
+    monkeypatch.setattr(Decoder, "_decode", watched)
+    return sizes
 
 
 @pytest.fixture(scope="session")

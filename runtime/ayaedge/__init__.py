@@ -8,22 +8,32 @@ with AyaVision.load("bundle") as model:
 
 import logging as _logging
 
+from ayaedge.answers import Answer, AnswerHandle, AnswerStream, AsyncAnswerStream, Timings, Usage
 from ayaedge.bundle import Bundle, Manifest, read_bundle
+from ayaedge.conversation import Conversation, Turn
 from ayaedge.decoder import DecoderOptions
 from ayaedge.errors import (
     AyaEdgeError,
     BackendError,
     BundleError,
+    BusyError,
+    CancelledError,
+    ChatFileError,
     CheckpointError,
+    ClosedError,
     ContextLengthError,
     ExportError,
     ImageError,
     InvalidOptionError,
     MissingExtraError,
+    OutOfMemoryError,
     PromptError,
+    TruncatedError,
 )
-from ayaedge.model import Answer, AnswerStream, AyaVision, Timings, Usage
+from ayaedge.model import AyaVision
+from ayaedge.pictures import EncodedImage
 from ayaedge.states import NO_CACHE, CacheOptions
+from ayaedge.text_stream import Piece, TokenLogprob
 from ayaedge.vision import VisionOptions
 
 _logging.getLogger(__name__).addHandler(_logging.NullHandler())  # silent unless the application listens
@@ -31,23 +41,36 @@ _logging.getLogger(__name__).addHandler(_logging.NullHandler())  # silent unless
 __all__ = [
     "NO_CACHE",
     "Answer",
+    "AnswerHandle",
     "AnswerStream",
+    "AsyncAnswerStream",
     "AyaEdgeError",
     "AyaVision",
     "BackendError",
     "Bundle",
     "BundleError",
+    "BusyError",
     "CacheOptions",
+    "CancelledError",
+    "ChatFileError",
     "CheckpointError",
+    "ClosedError",
     "ContextLengthError",
+    "Conversation",
     "DecoderOptions",
+    "EncodedImage",
     "ExportError",
     "ImageError",
     "InvalidOptionError",
     "Manifest",
     "MissingExtraError",
+    "OutOfMemoryError",
+    "Piece",
     "PromptError",
     "Timings",
+    "TokenLogprob",
+    "TruncatedError",
+    "Turn",
     "Usage",
     "VisionOptions",
     "read_bundle",

@@ -26,8 +26,9 @@ from ayaedge.errors import BackendError
 from ayaedge.limits import graph_work
 from ayaedge.model import AyaVision
 from ayaedge.placement import place
-from ayaedge.sampling import Sampler, SamplingOptions, TextStream
+from ayaedge.sampling import Sampler, SamplingOptions
 from ayaedge.states import CacheOptions, cache_directory
+from ayaedge.text_stream import TextStream
 from ayaedge.tuning import load_profile, profile_path
 from ayaedge.vision import VisionEncoder, VisionOptions
 
@@ -153,7 +154,7 @@ def _time_answer(opened: Decoder, hidden: Sequence[int], before: int, tokens: in
         opened.decode_tokens([ids[before - 1]])  # gives logits to sample from
 
     def ours() -> None:
-        stream = TextStream(opened.vocabulary, hidden)
+        stream = TextStream(opened.vocabulary.piece, hidden=hidden)
         with Sampler(SamplingOptions()) as sampler:
             for _ in range(tokens):
                 token = sampler.sample(opened)

@@ -10,9 +10,11 @@ import ctypes
 import logging
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -25,16 +27,19 @@ from ayaedge.bundle import Manifest
 from ayaedge.devices import Device, Gpu, choose_decoder, decoder_gpus, device_list, fewer_layers
 from ayaedge.embeddings import TokenEmbeddings
 from ayaedge.errors import (
-    AyaEdgeError,
     BackendError,
     BundleError,
+    CancelledError,
+    ClosedError,
     InvalidOptionError,
+    OutOfMemoryError,
     check_options,
     list_faults,
     whole_number,
 )
 from ayaedge.gguf_file import read_figures
 from ayaedge.machine import architecture, processor, usable_threads
+from ayaedge.worker import Cancellation
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +51,8 @@ CacheType = Literal["f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"
 MAX_THREADS = 512
 """More than any processor of a laptop or a server has; far more makes each token wait for all of them."""
 _LARGEST_BATCH = 1 << 16
-_CLOSED = "this model is closed"
+_CANCELLED = 2
+"""What llama_decode says when it was told to stop."""
 _MOST_DRAFTS = 63
 _SCRATCH = 1
 """Number of a second sequence, in which a part of the first one is copied to and from states."""
@@ -167,6 +173,7 @@ class Decoder:
         self.context_size = self.options.context_of(manifest.decoder.context_length)
         self.gpu_layers = 0
         """Layers that are on a GPU."""
+        self._cancellation = Cancellation()
         self._gpus: list[Gpu] = []
         try:
             self._load(path)
@@ -196,10 +203,29 @@ class Decoder:
     def handle(self) -> Any:
         """The llama_context, for samplers; AyaEdgeError after `close()`."""
         if self._model is None:
-            raise AyaEdgeError(_CLOSED)
+            raise ClosedError
         if self._context is None:  # growing failed or was interrupted
             self._context = self._make_context()
         return self._context
+
+    def watch(self, cancellation: Cancellation) -> None:
+        """From now on end `decode_*` with CancelledError as soon as this flag is set, within a fraction of a batch."""
+        self._cancellation = cancellation
+        self._set_abort_callback(self.handle)
+
+    def _set_abort_callback(self, context: Any) -> None:
+        flag = ctypes.cast(self._cancellation.buffer, ctypes.c_void_p)
+        self._llama.llama_set_abort_callback(context, self._is_set, flag)
+
+    @cached_property
+    def _is_set(self) -> Any:
+        """A C function that tells whether the string at an address is not empty: `strlen`.
+
+        llama.cpp calls it some 20 times for each layer and batch. A Python function would need the interpreter's lock
+        each time, and another busy Python thread would let it wait 5 ms for it.
+        """
+        library = ctypes.CDLL("msvcrt" if os.name == "nt" else None)
+        return ctypes.cast(library.strlen, self._llama.ggml_abort_callback)
 
     def _free_context(self) -> None:
         context, self._context = self._context, None
@@ -389,6 +415,8 @@ class Decoder:
     def likeliest(self) -> list[int]:
         """The token with the highest logit at each position of the last batch that has logits."""
         size = self.vocabulary.size
+        if not self.has_logits:  # llama.cpp would abort the process
+            raise BackendError("there are no logits before the first token")
         rows = range(self._last_batch) if self._last_has_all else [-1]
         return [
             int(np.ctypeslib.as_array(self._llama.llama_get_logits_ith(self.handle, i), (size,)).argmax())
@@ -417,6 +445,11 @@ class Decoder:
         llama.forget_errors()
         batch = self._llama.llama_batch(n_tokens=count, token=token, embd=embd, logits=flags)
         status = self._llama.llama_decode(self.handle, batch)
+        if status == _CANCELLED:
+            self._last_batch = 0
+            memory = self._llama.llama_get_memory(self.handle)
+            self.position = self._llama.llama_memory_seq_pos_max(memory, 0) + 1  # whole micro-batches stay
+            raise CancelledError
         if status != 0:
             raise BackendError(f"llama.cpp could not decode (status {status}): {llama.recent_errors()}")
         self.position += count
@@ -508,9 +541,11 @@ class Decoder:
     def _make_context(self) -> Any:
         context = self._llama.llama_init_from_model(self._model, self._context_parameters())
         if not context:
-            raise BackendError(
-                f"llama.cpp could not make a context of {self._capacity} tokens: {llama.recent_errors()}"
+            raise OutOfMemoryError(
+                f"llama.cpp could not make a context of {self._capacity} tokens ({llama.recent_errors()}): "
+                "lower the context size, or free memory"
             )
+        self._set_abort_callback(context)
         return context
 
     def _context_parameters(self) -> Any:
@@ -541,25 +576,28 @@ class Vocabulary:
     def __init__(self, library: Any, model: Any):
         self._llama = library
         self._handle = library.llama_model_get_vocab(model)
+        self._in_use = threading.Lock()
         self.size: int = library.llama_vocab_n_tokens(self._handle)
         """Number of tokens, padding included."""
 
     def close(self) -> None:
         """Refuse all further calls: the weights that it belongs to are being freed."""
-        self._handle = None
+        with self._in_use:
+            self._handle = None
 
     @property
     def _vocab(self) -> Any:
         if self._handle is None:
-            raise AyaEdgeError(_CLOSED)
+            raise ClosedError
         return self._handle
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of plain text; no added token is recognised in it and none is added."""
+        """Ids of plain text; no added token is recognised in it and none is added. Safe from any thread."""
         data = text.encode()
         room = len(data) + 1  # a byte-level token has at least one byte
         buffer = (self._llama.llama_token * room)()
-        count = self._llama.llama_tokenize(self._vocab, data, len(data), buffer, room, False, False)
+        with self._in_use:
+            count = self._llama.llama_tokenize(self._vocab, data, len(data), buffer, room, False, False)
         if count < 0:
             raise BackendError(f"llama.cpp could not tokenise {len(data)} bytes of text")
         return list(buffer[:count])
@@ -569,6 +607,11 @@ class Vocabulary:
         self._check_id(token)
         spelled = self._llama.llama_vocab_get_text(self._vocab, token)
         return str(spelled.decode("utf-8")) if spelled is not None else ""
+
+    @property
+    def handle(self) -> Any:
+        """The llama_vocab, for grammars; ClosedError after `close()`."""
+        return self._vocab
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for in text, perhaps part of a character; errors as `text`."""

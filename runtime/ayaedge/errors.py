@@ -9,6 +9,12 @@
     ├── PromptError          also ValueError: a conversation cannot be turned into a prompt
     │   └── ContextLengthError   the prompt has more tokens than the context holds
     ├── BackendError         also RuntimeError: llama.cpp or ONNX Runtime failed
+    │   └── OutOfMemoryError     also MemoryError: there is not memory enough
+    ├── CancelledError       a request was cancelled
+    ├── ClosedError          also RuntimeError: a model was closed, or belongs to another process
+    ├── BusyError            also RuntimeError: too many requests wait already
+    ├── TruncatedError       also ValueError: an answer was cut off and cannot be parsed
+    ├── ChatFileError        also ValueError: a saved conversation cannot be read or written
     └── MissingExtraError    also ImportError: an optional part is not installed
 
 Each also inherits the builtin that a caller would catch.
@@ -17,6 +23,10 @@ Each also inherits the builtin that a caller would catch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ayaedge.answers import Answer
 
 
 class AyaEdgeError(Exception):
@@ -63,6 +73,37 @@ class ContextLengthError(PromptError):
 
 class BackendError(AyaEdgeError, RuntimeError):
     """llama.cpp or ONNX Runtime failed; the message carries what the library said."""
+
+
+class OutOfMemoryError(BackendError, MemoryError):
+    """There is not memory enough; the message says for what."""
+
+
+class CancelledError(AyaEdgeError):
+    """A request was cancelled; `answer` is what there was of its answer, or None."""
+
+    def __init__(self, answer: Answer | None = None):
+        self.answer = answer
+        super().__init__("the request was cancelled")
+
+
+class ClosedError(AyaEdgeError, RuntimeError):
+    """A model was closed, or was loaded by another process; load it again."""
+
+    def __init__(self, message: str = "this model is closed"):
+        super().__init__(message)
+
+
+class BusyError(AyaEdgeError, RuntimeError):
+    """Too many requests wait already; ask again later, or load the model with a larger `queue_size`."""
+
+
+class TruncatedError(AyaEdgeError, ValueError):
+    """An answer was cut off by the limit on tokens or cancelled, so what there is of it cannot be parsed."""
+
+
+class ChatFileError(AyaEdgeError, ValueError):
+    """A saved conversation cannot be read or written; the message names the file and what is wrong."""
 
 
 class MissingExtraError(AyaEdgeError, ImportError):

@@ -6,7 +6,6 @@ One function serves paths, bytes, PIL images, arrays and data URLs. Nothing is f
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import os
 import re
@@ -14,7 +13,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +33,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _ORIENTATION = 0x0112
 
 
-def list_images(images: Iterable[ImageInput] | ImageInput | None) -> list[ImageInput]:
+def list_images(images: Iterable[Any] | ImageInput | None) -> list[Any]:
     """One picture, several or none, as a list."""
     if images is None:
         return []
@@ -58,7 +57,7 @@ def load_image(image: ImageInput) -> NDArray[np.uint8]:
         return _decode(lambda: image, "the PIL image")
     if isinstance(image, (bytes, bytearray, memoryview)):
         return _open_bytes(bytes(image), f"the picture of {len(image)} bytes")
-    if isinstance(image, str) and image.startswith("data:"):
+    if isinstance(image, str) and image[:5].lower() == "data:":
         return _open_bytes(_data_url(image), f"the data URL {_shorten(image)}")
     if isinstance(image, str) and _SCHEME.match(image):
         raise ImageError(f"{_shorten(image)} is a URL; ayaedge works offline: give the path of a file")
@@ -140,7 +139,7 @@ def _data_url(url: str) -> bytes:
         raise ImageError(f"the data URL {_shorten(url)} is not of the form data:image/...;base64,...")
     try:
         return base64.b64decode(payload, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error, or characters that are not ASCII
         raise ImageError(f"the data URL {_shorten(url)} is not valid base64: {error}") from None
 
 

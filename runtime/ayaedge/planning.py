@@ -18,10 +18,10 @@ from ayaedge.costs import (
 )
 from ayaedge.decoder import DecoderOptions, open_vocabulary, repacks_by_default
 from ayaedge.devices import Device
+from ayaedge.engine import ANSWER_ROOM
 from ayaedge.errors import AyaEdgeError
 from ayaedge.gguf_file import read_figures
 from ayaedge.machine import memory
-from ayaedge.model import ANSWER_ROOM
 from ayaedge.placement import find_devices, plan_placement
 from ayaedge.prompt import Message, PromptBuilder
 from ayaedge.states import CacheOptions

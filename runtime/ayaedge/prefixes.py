@@ -1,21 +1,22 @@
 """What of a prompt the decoder knows already: segments of prompts, their identity, and states at their ends.
 
 A prompt is a chain of segments that are always decoded in the same calls: the template's fixed preamble, the text up
-to a picture, a picture, and the text behind it. A state is reused at the end of a segment only, so an answer is the
-same, bit for bit, whether its prefix was decoded or restored.
+to a picture, a picture, the text behind it. A state is reused at the end of a segment only, so an answer is the same,
+bit for bit, whether its prefix was decoded or restored. Earlier answers are segments too: those were decoded token by
+token when they were written, and together if they have to be decoded again, which rounds logits in another way.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ayaedge.decoder import Decoder
-from ayaedge.prompt import Prompt
-from ayaedge.states import StateStore
+from ayaedge.prompt import Prompt, common_start
+from ayaedge.states import RecentArrays, State, StateStore
 
 _LEAST_TOKENS = 32
 """Prefixes below this are decoded faster than found."""
@@ -34,6 +35,8 @@ class Segment:
     """SHA-256 of the model and of everything up to `stop`."""
     keepable: bool
     """Whether the state at its end is kept: behind pictures and the preamble, where it is worth it."""
+    answer: tuple[int, ...] = ()
+    """The ids of an answer; empty for everything else."""
 
 
 def split_prompt(
@@ -44,50 +47,87 @@ def split_prompt(
     `model` identifies the decoder and everything that decides about its states; `preamble` are the token ids with
     which prompts begin, if they do.
     """
-    ends: list[tuple[int, int | None]] = []
-    first = prompt.images[0].start if prompt.images else len(prompt.ids)
+    spans = [(span, number, False) for number, span in enumerate(prompt.images)]
+    spans += [(span, -1, True) for span in prompt.answers]
+    spans.sort(key=lambda entry: entry[0].start)
+    ends: list[tuple[int, int | None, bool]] = []
+    first = spans[0][0].start if spans else len(prompt.ids)
     if 0 < len(preamble) < first and prompt.ids[: len(preamble)] == tuple(preamble):
-        ends.append((len(preamble), None))
-    for number, span in enumerate(prompt.images):
-        ends += [(span.start, None), (span.stop, number)]
-    ends.append((len(prompt.ids), None))
+        ends.append((len(preamble), None, False))
+    for span, number, written in spans:
+        ends += [(span.start, None, False), (span.stop, None if written else number, written)]
+    ends.append((len(prompt.ids), None, False))
     segments: list[Segment] = []
-    start, chain = 0, hashlib.sha256(model)
-    for stop, picture in ends:
+    start, key = 0, hashlib.sha256(model).hexdigest()
+    for stop, picture, written in ends:
         if stop == start:
             continue
-        chain.update(f"{start} {stop} {picture is not None}\n".encode())
-        chain.update(np.asarray(prompt.ids[start:stop], "<i4").tobytes())
-        if picture is not None:
-            chain.update(pictures[picture])
+        ids = prompt.ids[start:stop]
+        key = _extend_key(key, ids, b"" if picture is None else pictures[picture])
         keepable = stop >= _LEAST_TOKENS and (picture is not None or stop == len(preamble))
-        segments.append(Segment(start, stop, picture, chain.hexdigest(), keepable))
+        segments.append(Segment(start, stop, picture, key, keepable, ids if written else ()))
         start = stop
     return segments
 
 
-class KnownPrefix:
-    """Brings one decoder to the longest known beginning of a prompt."""
+def _extend_key(key: str, ids: Sequence[int], picture: bytes = b"") -> str:
+    """The key of a segment behind the one with this key."""
+    chain = hashlib.sha256(f"{key} {len(ids)} {len(picture)}\n".encode())
+    chain.update(np.asarray(ids, "<i4").tobytes())
+    chain.update(picture)
+    return chain.hexdigest()
 
-    def __init__(self, decoder: Decoder, states: StateStore) -> None:
+
+class KnownPrefix:
+    """Brings one decoder to the longest known beginning of a prompt.
+
+    `turns` keeps the states of conversations that another one has displaced from the decoder.
+    """
+
+    def __init__(self, decoder: Decoder, states: StateStore, turns: StateStore | None = None) -> None:
         self._decoder, self._states = decoder, states
+        self._turns = turns or RecentArrays(0)
         self._live: list[Segment] = []
         """Segments that the decoder holds, from its beginning."""
+        self._worth_keeping = False
+        """Whether the last of them is the answer of a conversation that may go on."""
 
-    def recall(self, segments: Sequence[Segment]) -> int:
-        """How many leading segments the decoder holds now; the rest must be decoded, at least the last one.
+    def recall(self, segments: Sequence[Segment]) -> list[Segment]:
+        """What is left to decode, at least the last segment, behind what the decoder holds now.
 
-        The context itself comes first, then the store, longest prefix first.
+        The context itself comes first, then the stores, longest prefix first.
         """
         live, self._live = self._live, []  # an exception leaves a decoder of which nothing is known
+        shared = _shared(live, segments)
+        same = _same_answer(live[shared:], segments[shared:-1])
+        if shared + bool(same) < len(live):
+            self._put_aside(live)
         for count in range(len(segments) - 1, 0, -1):
-            last = segments[count - 1]
-            in_context = count <= len(live) and live[count - 1].key == last.key
-            if (in_context and self._decoder.keep(last.stop)) or self._restore(segments[:count]):
+            stop = segments[count - 1].stop
+            if count == shared and same and self._decoder.keep(stop + same):
+                self._live, (cut, *rest) = list(segments[:count]), segments[count:]
+                return [replace(cut, start=stop + same), *rest]
+            if (count <= shared and self._decoder.keep(stop)) or self._restore(segments[:count]):
                 self._live = list(segments[:count])
-                return count
+                return list(segments[count:])
         self._decoder.clear()
-        return 0
+        return list(segments)
+
+    def snapshot(self, segments: Sequence[Segment]) -> tuple[Segment, State] | None:
+        """The state of as many of these segments as are known, and the last of them."""
+        self.recall(segments)
+        if not self._live or not self._decoder.is_whole or not self._decoder.keep(self._live[-1].stop):
+            return None
+        return self._live[-1], self._decoder.state()
+
+    def adopt(self, segments: Sequence[Segment], state: State) -> bool:
+        """Take over a state of everything up to the end of these segments; False if it is of no use."""
+        self._live = []
+        self._decoder.clear()
+        if self._decoder.append_state(state, segments[-1].stop):
+            self._live = list(segments)
+            self._worth_keeping = True
+        return bool(self._live)
 
     def forget(self) -> None:
         """Know nothing of the decoder any more: something else is decoded now."""
@@ -97,6 +137,17 @@ class KnownPrefix:
         """Note that the next segment was decoded."""
         self._live.append(segment)
 
+    def answered(self, ids: Sequence[int], *, worth_keeping: bool) -> None:
+        """Note that these tokens were decoded one by one behind the prompt.
+
+        `worth_keeping` if a conversation is likely to go on behind them.
+        """
+        if self._live and ids:
+            last, written = self._live[-1], tuple(ids)
+            key = _extend_key(last.key, written)
+            self._live.append(Segment(last.stop, last.stop + len(written), None, key, False, written))
+            self._worth_keeping = worth_keeping
+
     def keep_state(self) -> None:
         """Keep the state at the end of the segment that was decoded last, if it can be restored bit for bit.
 
@@ -104,18 +155,47 @@ class KnownPrefix:
         """
         *before, segment = self._live
         if segment.keepable and self._decoder.is_whole and not self._states.holds(segment.key):
-            start = max((other.stop for other in before if other.keepable), default=0)
-            if self._states.wants(self._decoder.state_bytes(start)):
-                self._states.save(segment.key, self._decoder.state(start))
+            _save(self._decoder, self._states, segment, before)
+
+    def _put_aside(self, live: Sequence[Segment]) -> None:
+        """Keep the state of a conversation whose last answer is about to be lost."""
+        if not self._worth_keeping or not live[-1].answer or self._turns.holds(live[-1].key):
+            return
+        if self._decoder.is_whole and self._decoder.keep(live[-1].stop):
+            _save(self._decoder, self._turns, live[-1], live[:-1])
 
     def _restore(self, segments: Sequence[Segment]) -> bool:
         """Restore the states that lead to the end of these segments, if there are all of them."""
-        chain = [segment for segment in segments if segment.keepable]
-        if not chain or chain[-1] != segments[-1] or not all(self._states.holds(one.key) for one in chain):
+        *before, last = segments
+        store = self._turns if last.answer else self._states
+        chain = [segment for segment in before if segment.keepable]
+        if not (last.answer or last.keepable) or not store.holds(last.key):
+            return False
+        if not all(self._states.holds(segment.key) for segment in chain):
             return False
         self._decoder.clear()
-        for segment in chain:
-            state = self._states.load(segment.key)
+        for segment, place in [*((segment, self._states) for segment in chain), (last, store)]:
+            state = place.load(segment.key)
             if state is None or not self._decoder.append_state(state, segment.stop):
                 return False
         return True
+
+
+def _shared(live: Sequence[Segment], segments: Sequence[Segment]) -> int:
+    """How many leading segments both have."""
+    pairs = zip(live, segments, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a.key != b.key), min(len(live), len(segments)))
+
+
+def _same_answer(live: Sequence[Segment], segments: Sequence[Segment]) -> int:
+    """How many leading tokens the answers have in common with which both go on, if they do."""
+    if not live or not segments or not (live[0].answer and segments[0].answer):
+        return 0
+    return len(common_start(live[0].answer, segments[0].answer))
+
+
+def _save(decoder: Decoder, store: StateStore, segment: Segment, before: Sequence[Segment]) -> None:
+    """Keep what was decoded since the last of the segments `before` of which a state was to be kept."""
+    start = max((other.stop for other in before if other.keepable), default=0)
+    if store.wants(decoder.state_bytes(start)):
+        store.save(segment.key, decoder.state(start))

@@ -16,9 +16,9 @@ from ayaedge.bundle import Manifest
 from ayaedge.errors import PromptError
 from ayaedge.template import ChatTemplate
 
-Role = Literal["system", "user", "assistant"]
-_GUARDS = [chr(code) for code in range(0xF0000, 0xF0100)]
-"""Private-use characters, one of which is put into users' texts while the template is rendered."""
+Role = Literal["system", "user", "assistant", "tool"]
+_PRIVATE = [chr(code) for code in range(0xF0000, 0xF0100)]
+"""Private-use characters, two of which are put into texts while the template is rendered."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class Message:
     text: str
     images: int = 0
     """Pictures in this turn; they stand before its text."""
+    ids: tuple[int, ...] | None = None
+    """The tokens in which the model itself wrote this text; None to tokenise it."""
 
 
 @dataclass(frozen=True)
-class ImageSpan:
-    """Where one picture stands in a prompt: its markers, tile tags and image tokens."""
+class Span:
+    """Where something stands in a prompt."""
 
     start: int
     stop: int
@@ -42,10 +44,13 @@ class ImageSpan:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, and the spans among them that belong to pictures."""
+    """Token ids, and the spans among them that belong to pictures and to earlier answers."""
 
     ids: tuple[int, ...]
-    images: tuple[ImageSpan, ...]
+    images: tuple[Span, ...]
+    """Of each picture: its markers, tile tags and image tokens."""
+    answers: tuple[Span, ...] = ()
+    """What the model wrote, or would have written, in its earlier turns, but for their last token."""
 
     @property
     def image_tokens(self) -> int:
@@ -79,23 +84,34 @@ class PromptBuilder:
         wanted = sum(message.images for message in messages)
         if wanted != len(tiles):
             raise PromptError(f"the conversation has places for {wanted} pictures, {len(tiles)} were given")
-        guard = _unused_character(messages)
-        rendered = self._render(messages, guard, generate=generate)
+        guard, edge = _unused_characters(messages)
+        rendered = self._render(messages, guard, edge, generate=generate)
         ids: list[int] = []
-        spans: list[ImageSpan] = []
+        spans: list[Span] = []
+        answers: list[Span] = []
+        written = iter([message for message in messages if message.role == "assistant"])
         for plain, marker in _split(self._markers, rendered):
-            ids += self._plain_ids(plain.replace(guard, ""))
+            start = len(ids)
+            if plain.count(edge) == 2 and plain[0] == plain[-1] == edge:
+                message, text = next(written), plain[1:-1].replace(guard, "")
+                verbatim = message.ids if text == message.text else None
+                ids += self._plain_ids(text) if verbatim is None else verbatim
+                answers.append(Span(start, len(ids)))
+            else:
+                ids += self._plain_ids(plain.replace(guard, "").replace(edge, ""))
+                for _ in range(plain.count(edge) // 2):
+                    next(written)
             if marker == self._image.placeholder:
                 if len(spans) == wanted:
                     raise PromptError(f"the chat template has written more pictures than the {wanted} given")
                 start = len(ids)
                 ids += self._image_ids(tiles[len(spans)])
-                spans.append(ImageSpan(start, len(ids)))
+                spans.append(Span(start, len(ids)))
             elif marker is not None:
                 ids.append(self._tokens.special[marker])
         if len(spans) != wanted:
             raise PromptError(f"the chat template has written {len(spans)} of {wanted} pictures")
-        return Prompt(tuple(ids), tuple(spans))
+        return Prompt(tuple(ids), tuple(spans), tuple(self._whole_answer(ids, span) for span in answers))
 
     def preamble(self) -> tuple[int, ...]:
         """The token ids with which the template begins every conversation that has no system turn."""
@@ -104,6 +120,24 @@ class PromptBuilder:
         except PromptError:  # a template that wants something else, a picture for example
             return ()
         return common_start(first, second)
+
+    def written_ids(self, ids: Sequence[int]) -> tuple[int, ...] | None:
+        """Of all tokens of an answer those of its text, for `Message.ids`; None if hidden ones are among them."""
+        aside = {*self._tokens.hidden, *self._tokens.stop}
+        first = next((i for i, token in enumerate(ids) if token not in aside), len(ids))
+        last = next((i for i in range(len(ids), first, -1) if ids[i - 1] not in aside), first)
+        text = tuple(ids[first:last])
+        return None if aside.intersection(text) else text
+
+    def _whole_answer(self, ids: Sequence[int], text: Span) -> Span:
+        """An answer's text with the hidden tokens that the model writes around it, without the stop token."""
+        aside = set(self._tokens.hidden) - set(self._tokens.stop)
+        start, stop = text.start, text.stop
+        while start > 0 and ids[start - 1] in aside:
+            start -= 1
+        while stop < len(ids) and ids[stop] in aside:
+            stop += 1
+        return Span(start, stop)
 
     def picture_tokens(self, tiles: int) -> int:
         """Tokens of a picture of so many tiles, tags and markers included."""
@@ -126,13 +160,27 @@ class PromptBuilder:
         added = self._tokens.special.get(tag)
         return self._plain_ids(tag) if added is None else [added]
 
-    def _render(self, messages: Sequence[Message], guard: str, *, generate: bool) -> str:
-        """The template's text, with `guard` behind every character of a user's text that could begin a marker."""
+    def _render(self, messages: Sequence[Message], guard: str, edge: str, *, generate: bool) -> str:
+        """The template's text, with `guard` behind every character of a text that could begin a marker, and `edge`
+        around the answers, unless that makes the template write something else.
+        """
+        plain = self._render_with(messages, guard, "", generate=generate)
+        if any(message.role == "assistant" for message in messages):
+            edged = self._render_with(messages, guard, edge, generate=generate)
+            if edged.replace(edge, "") == plain and edged.count(edge) == 2 * sum(
+                message.role == "assistant" for message in messages
+            ):
+                return edged
+        return plain
+
+    def _render_with(self, messages: Sequence[Message], guard: str, edge: str, *, generate: bool) -> str:
         turns = []
         for message in messages:
-            guarded = self._first_characters.sub(lambda match: match[0] + guard, message.text)
-            parts = [{"type": "image"}] * message.images + [{"type": "text", "text": guarded}]
-            turns.append({"role": message.role, "content": parts if message.images else guarded})
+            text = self._first_characters.sub(lambda match: match[0] + guard, message.text)
+            if message.role == "assistant":
+                text = edge + text + edge
+            parts = [{"type": "image"}] * message.images + [{"type": "text", "text": text}]
+            turns.append({"role": message.role, "content": parts if message.images else text})
         rendered = self._template.render(messages=turns, add_generation_prompt=generate, **self._tokens.named)
         try:
             rendered.encode()
@@ -151,12 +199,13 @@ def _split(pattern: re.Pattern[str], text: str) -> list[tuple[str, str | None]]:
     return [*parts, (text[end:], None)]
 
 
-def _unused_character(messages: Sequence[Message]) -> str:
+def _unused_characters(messages: Sequence[Message]) -> tuple[str, str]:
+    """Two characters that no text holds."""
     used = set().union(*(message.text for message in messages))
-    for guard in _GUARDS:
-        if guard not in used:
-            return guard
-    raise PromptError("the text holds too many different private-use characters")
+    unused = [character for character in _PRIVATE if character not in used]
+    if len(unused) < 2:
+        raise PromptError("the text holds too many different private-use characters")
+    return unused[0], unused[1]
 
 
 def common_start(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:

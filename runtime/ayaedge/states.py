@@ -41,7 +41,7 @@ class CacheOptions:
     """Most bytes of files, for this and later processes."""
     memory_bytes: int = 1_000_000_000
     """Most bytes in this process: of states if there are no files, three pictures of the 8B at the default; else of
-    image embeddings, a quarter."""
+    image embeddings, a quarter. Another quarter is for conversations that wait while another one goes on."""
     directory: Path | None = None
     """Of the files; by default `cache_directory()`."""
 
@@ -54,6 +54,11 @@ class CacheOptions:
     @property
     def embedding_bytes(self) -> int:
         """Most bytes of image embeddings."""
+        return self.memory_bytes // 4
+
+    @property
+    def turn_bytes(self) -> int:
+        """Most bytes of states of conversations that others have displaced."""
         return self.memory_bytes // 4
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from ayaedge.bundle import VISION, Bundle, Manifest
 from ayaedge.decoder import MAX_THREADS
 from ayaedge.devices import CPU_PROVIDER, Device, choose_vision
 from ayaedge.errors import (
-    AyaEdgeError,
     BackendError,
     BundleError,
+    ClosedError,
     InvalidOptionError,
+    OutOfMemoryError,
     check_options,
     whole_number,
 )
@@ -47,6 +49,8 @@ _LARGE_GRAPH = 64 << 20
 """Bytes of weights from which arranging them takes long enough to keep the result."""
 _PREPARED_GROWTH = 2.1
 """Size of a prepared graph to the bundle's: it holds the weights in both orders."""
+_NO_MEMORY = re.compile(r"bad_alloc|bad allocation|failed to allocate|out of memory", re.IGNORECASE)
+"""What ONNX Runtime and its providers say when there is no memory left; it has no code of its own."""
 _SAVE_ENTRIES = {
     "session.optimized_model_external_initializers_file_name": DATA,
     "session.save_external_prepacked_constant_initializers": "1",
@@ -144,11 +148,12 @@ class VisionEncoder:
     def run(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         """The graph itself: normalised tiles (n, 3, S, S) to image embeddings (n, T, hidden)."""
         if self._session is None:
-            raise AyaEdgeError("this model is closed")
+            raise ClosedError
         try:
             (embeddings,) = self._session.run(None, {self._session.get_inputs()[0].name: pixel_values})
         except Exception as error:
-            raise BackendError(f"ONNX Runtime could not encode a tile: {error}") from error
+            kind = OutOfMemoryError if _NO_MEMORY.search(str(error)) else BackendError
+            raise kind(f"ONNX Runtime could not encode a tile: {error}") from error
         if not np.isfinite(embeddings).all():
             raise BackendError("the vision tower gave values that are not finite")
         return cast("NDArray[np.float32]", embeddings)

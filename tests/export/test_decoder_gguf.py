@@ -99,7 +99,7 @@ def test_stock_llama_cpp_says_what_we_say(exact_bundle: Bundle) -> None:
 
     with AyaVision.load(exact_bundle.directory) as model:
         ours = model.ask("Hello", max_tokens=8)
-        prompt = model._prompts.build([*_messages("Hello")], [])
+        prompt = model._engine.prompts.build([*_messages("Hello")], [])
     stock = Llama(str(exact_bundle.decoder_path), n_ctx=256, verbose=False)
     try:
         stock.eval(list(prompt.ids))

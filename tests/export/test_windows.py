@@ -60,7 +60,7 @@ def test_a_text_that_cannot_be_read_says_why(
 
 
 def test_long_text_becomes_several_windows_and_no_token_is_lost(demo_model: AyaVision) -> None:
-    manifest, tokenize = demo_model.bundle.manifest, demo_model._decoder.vocabulary.tokenize
+    manifest, tokenize = demo_model.bundle.manifest, demo_model._engine.decoder.vocabulary.tokenize
     texts = [sentence + " " + sentence for sentence in SENTENCES.values()]
     windows = make_windows({"all": texts}, manifest, tokenize, length=100, pictures=False)
     ids = tokenize("\n".join(texts))
@@ -73,7 +73,7 @@ def test_long_text_becomes_several_windows_and_no_token_is_lost(demo_model: AyaV
 
 
 def test_a_window_behind_a_picture_begins_where_the_picture_ends(demo_model: AyaVision) -> None:
-    manifest, tokenize = demo_model.bundle.manifest, demo_model._decoder.vocabulary.tokenize
+    manifest, tokenize = demo_model.bundle.manifest, demo_model._engine.decoder.vocabulary.tokenize
     texts = {"fr": ["mot " * 1000], "de": ["kurz"]}
     windows = [w for w in make_windows(texts, manifest, tokenize) if w.picture is not None]
     assert [w.key for w in windows] == ["fr/picture", "de/picture"]

@@ -60,7 +60,7 @@ def test_json_is_one_object_on_stdout(picture: Path) -> None:
     data = json.loads(result.stdout)
     assert data["usage"]["tiles"] == [1, 1]
     assert data["usage"]["completion_tokens"] <= 3
-    assert set(data["timings"]) == {"vision", "prefill", "first_token", "decode", "predicted"}
+    assert set(data["timings"]) == {"vision", "prefill", "first_token", "decode", "predicted", "queued"}
 
 
 def test_verbose_shows_figures_and_messages_on_stderr(picture: Path) -> None:

@@ -84,7 +84,7 @@ def test_answers_are_the_same_with_and_without_guesses(decoders: tuple[AyaVision
         run = [int(token) for token in rng.integers(300, 2000, int(rng.integers(2, 12)))]
         ids = run * int(rng.integers(1, 6))
         limit = int(rng.integers(1, 40))
-        expected, _ = greedy(model._decoder, ids, limit)
+        expected, _ = greedy(model._engine.decoder, ids, limit)
         drafting.clear()
         plain(ids)
         batches.clear()
@@ -106,7 +106,7 @@ def test_a_question_is_answered_the_same_with_guesses() -> None:
 
 def test_the_context_may_end_inside_guesses() -> None:
     with AyaVision.load(decoder=DecoderOptions(context_size=96, draft_tokens=8)) as model:
-        decoder = model._decoder
+        decoder = model._engine.decoder
         ids = list(itertools.islice(itertools.cycle(range(300, 306)), 80))
         decoder.clear()
         decoder.decode_tokens(ids)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,61 +11,33 @@ import numpy as np
 import pytest
 
 from ayaedge import NO_CACHE, AyaVision, CacheOptions, DecoderOptions
-from ayaedge.decoder import Decoder
-from ayaedge.prefixes import KnownPrefix, split_prompt
-from ayaedge.prompt import ImageSpan, Prompt, common_start
-from ayaedge_export.exporter import export_checkpoint
+from ayaedge.prefixes import KnownPrefix, Segment, split_prompt
+from ayaedge.prompt import Prompt, Span, common_start
 
 PICTURES = sorted((Path(__file__).parents[2] / "examples" / "pictures").glob("*.png"))
 QUESTIONS = [
     "What number is at the bottom left?", "右下の形は何ですか？", "Describe the picture.", "ما لون الشكل؟", "Hello",
 ]  # fmt: skip
 CASES = 200
-WINDOW = 512
-
-
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of all decode calls since the list was cleared."""
-    sizes: list[int] = []
-    decode = Decoder._decode
-
-    def watched(self: Decoder, count: int, **batch: Any) -> None:
-        sizes.append(count)
-        decode(self, count, **batch)
-
-    monkeypatch.setattr(Decoder, "_decode", watched)
-    return sizes
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained checkpoint with a sliding window as long, against its prompts, as the released one's."""
-    directory = tmp_path_factory.mktemp("wide")
-    checkpoint = shutil.copytree(tiny, directory / "c")
-    config = json.loads((checkpoint / "config.json").read_text("utf-8"))
-    config["text_config"]["sliding_window"] = WINDOW
-    (checkpoint / "config.json").write_text(json.dumps(config))
-    return export_checkpoint(checkpoint, directory / "b").directory
-
-
-@pytest.fixture(scope="module")
-def forgetful(bundle: Path) -> Iterator[AyaVision]:
+def forgetful(wide_bundle: Path) -> Iterator[AyaVision]:
     """Computes every prompt from its beginning."""
 
-    def recall(self: KnownPrefix, _segments: Sequence[object]) -> int:
+    def recall(self: KnownPrefix, segments: Sequence[Segment]) -> list[Segment]:
         self._decoder.clear()
-        return 0
+        return list(segments)
 
-    with pytest.MonkeyPatch.context() as patch, AyaVision.load(bundle, cache=NO_CACHE) as model:
-        patch.setattr(model._prefix, "recall", recall.__get__(model._prefix))
+    with pytest.MonkeyPatch.context() as patch, AyaVision.load(wide_bundle, cache=NO_CACHE) as model:
+        patch.setattr(model._engine.prefix, "recall", recall.__get__(model._engine.prefix))
         yield model
 
 
 def test_a_second_question_computes_only_its_own_tokens(
-    bundle: Path, tmp_path: Path, computed: list[int]
+    wide_bundle: Path, tmp_path: Path, computed: list[int]
 ) -> None:
-    with AyaVision.load(bundle, cache=CacheOptions(directory=tmp_path)) as model:
+    with AyaVision.load(wide_bundle, cache=CacheOptions(directory=tmp_path)) as model:
         first = model.ask(QUESTIONS[0], images=[PICTURES[0]], max_tokens=1)
         assert first.usage.cached_tokens == 0
         assert sum(computed) == first.usage.prompt_tokens
@@ -78,14 +48,16 @@ def test_a_second_question_computes_only_its_own_tokens(
 
 
 def test_another_process_and_another_picture_between_them_do_not_matter(
-    bundle: Path, tmp_path: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
+    wide_bundle: Path, tmp_path: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = CacheOptions(directory=tmp_path)
-    with AyaVision.load(bundle, cache=options) as model:
+    with AyaVision.load(wide_bundle, cache=options) as model:
         first = model.ask(QUESTIONS[0], images=[PICTURES[0]])
         model.ask(QUESTIONS[0], images=[PICTURES[1]])
-    with AyaVision.load(bundle, cache=options) as model:
-        monkeypatch.setattr(model._vision, "run", lambda _: pytest.fail("the picture was encoded again"))
+    with AyaVision.load(wide_bundle, cache=options) as model:
+        monkeypatch.setattr(
+            model._engine.vision, "run", lambda _: pytest.fail("the picture was encoded again")
+        )
         computed.clear()
         again = model.ask(QUESTIONS[0], images=[PICTURES[0]])
         assert sum(computed[:1]) == again.usage.prompt_tokens - again.usage.cached_tokens
@@ -95,17 +67,17 @@ def test_another_process_and_another_picture_between_them_do_not_matter(
 
 @pytest.mark.parametrize("disk", [True, False])
 def test_answers_do_not_depend_on_what_is_known(
-    bundle: Path, forgetful: AyaVision, tmp_path: Path, disk: bool
+    wide_bundle: Path, forgetful: AyaVision, tmp_path: Path, disk: bool
 ) -> None:
     """Evictions and restarts included: there is room for few states, and the model is loaded anew now and then."""
     options = CacheOptions(
         directory=tmp_path, disk_bytes=900_000 if disk else 0, memory_bytes=200_000 if disk else 900_000
     )
-    chance, known, model = random.Random(7), 0, AyaVision.load(bundle, cache=options)
+    chance, known, model = random.Random(7), 0, AyaVision.load(wide_bundle, cache=options)
     for _ in range(CASES // 2):
         if chance.random() < 0.1:
             model.close()
-            model = AyaVision.load(bundle, cache=options)
+            model = AyaVision.load(wide_bundle, cache=options)
         given: dict[str, Any] = {
             "images": chance.choices(PICTURES, k=chance.choice([0, 1, 1, 1, 2])),
             "system": chance.choice([None, None, None, "Be brief."]),
@@ -115,37 +87,37 @@ def test_answers_do_not_depend_on_what_is_known(
         question = chance.choice(QUESTIONS)
         answer, expected = (m.ask(question, **given) for m in (model, forgetful))
         assert answer.ids == expected.ids
-        assert np.array_equal(model._decoder.logits(), forgetful._decoder.logits())
+        assert np.array_equal(model._engine.decoder.logits(), forgetful._engine.decoder.logits())
         known += answer.usage.cached_tokens > 0
     model.close()
     assert CASES // 8 < known < CASES // 2
 
 
-def test_a_state_of_other_options_is_not_used(bundle: Path, tmp_path: Path) -> None:
+def test_a_state_of_other_options_is_not_used(wide_bundle: Path, tmp_path: Path) -> None:
     for cached, options in (
         (False, DecoderOptions()), (True, DecoderOptions(context_size=512)), (False, DecoderOptions(cache_type="f32")),
         (False, DecoderOptions(batch_size=64)), (True, DecoderOptions(threads=1)),
     ):  # fmt: skip
-        with AyaVision.load(bundle, decoder=options, cache=CacheOptions(directory=tmp_path)) as model:
+        with AyaVision.load(wide_bundle, decoder=options, cache=CacheOptions(directory=tmp_path)) as model:
             answer = model.ask(QUESTIONS[0], images=[PICTURES[0]], max_tokens=2)
             assert (answer.usage.cached_tokens > 0) == cached, options
 
 
-def test_a_state_that_llama_cpp_refuses_is_computed_again(bundle: Path, tmp_path: Path) -> None:
+def test_a_state_that_llama_cpp_refuses_is_computed_again(wide_bundle: Path, tmp_path: Path) -> None:
     options = CacheOptions(directory=tmp_path)
-    with AyaVision.load(bundle, cache=options) as model:
+    with AyaVision.load(wide_bundle, cache=options) as model:
         expected = model.ask(QUESTIONS[0], images=[PICTURES[0]])
-        store = model._prefix._states
+        store = model._engine.prefix._states
         for entry in tmp_path.iterdir():
             store.save(entry.stem, np.zeros(1000, np.uint8))  # intact, but no state
-    with AyaVision.load(bundle, cache=options) as model:
+    with AyaVision.load(wide_bundle, cache=options) as model:
         answer = model.ask(QUESTIONS[0], images=[PICTURES[0]])
         assert answer.usage.cached_tokens == 0
         assert answer.ids == expected.ids
 
 
-def test_an_answer_that_was_closed_early_leaves_its_prefix(bundle: Path, forgetful: AyaVision) -> None:
-    with AyaVision.load(bundle, cache=NO_CACHE) as model:
+def test_an_answer_that_was_closed_early_leaves_its_prefix(wide_bundle: Path, forgetful: AyaVision) -> None:
+    with AyaVision.load(wide_bundle, cache=NO_CACHE) as model:
         stream = model.stream(QUESTIONS[2], images=[PICTURES[0]])
         next(stream)
         stream.close()
@@ -157,7 +129,7 @@ def test_an_answer_that_was_closed_early_leaves_its_prefix(bundle: Path, forgetf
 def test_a_sliding_window_that_was_cut_off_is_not_looked_back_into() -> None:
     """A restored state holds the last window only; shorter prefixes of it are computed again."""
     with AyaVision.load(cache=NO_CACHE) as model:
-        decoder, window = model._decoder, model.bundle.manifest.decoder.sliding_window
+        decoder, window = model._engine.decoder, model.bundle.manifest.decoder.sliding_window
         assert window is not None
         ids = [5 + i % 50 for i in range(3 * window)]
         decoder.clear()
@@ -176,7 +148,7 @@ def test_a_sliding_window_that_was_cut_off_is_not_looked_back_into() -> None:
 
 def test_states_of_parts_join_to_the_whole() -> None:
     with AyaVision.load(cache=NO_CACHE) as model:
-        decoder = model._decoder
+        decoder = model._engine.decoder
         ids = [5 + i % 50 for i in range(60)]
 
         def logits() -> Any:
@@ -214,7 +186,7 @@ def test_a_prefix_longer_than_the_window_is_kept_in_the_context_alone(tmp_path: 
 
 
 def test_segments_end_at_the_preamble_and_around_pictures() -> None:
-    prompt = Prompt(tuple(range(100)), (ImageSpan(20, 50), ImageSpan(50, 80)))
+    prompt = Prompt(tuple(range(100)), (Span(20, 50), Span(50, 80)))
     segments = split_prompt(prompt, [b"one", b"two"], model=b"m", preamble=range(8))
     assert [(s.start, s.stop, s.picture) for s in segments] == [
         (0, 8, None), (8, 20, None), (20, 50, 0), (50, 80, 1), (80, 100, None),

@@ -85,7 +85,7 @@ def test_conversations_have_the_reference_ids(
     exact_model: AyaVision, reference: Reference, name: str, generate: bool
 ) -> None:
     messages = CONVERSATIONS[name]
-    builder = PromptBuilder(exact_model.bundle.manifest, exact_model._decoder.vocabulary.tokenize)
+    builder = PromptBuilder(exact_model.bundle.manifest, exact_model._engine.decoder.vocabulary.tokenize)
     prompt = builder.build(messages, tiles_of(exact_model.bundle, messages), generate=generate)
     assert list(prompt.ids) == reference_ids(reference.processor, messages, generate=generate)
 
@@ -95,7 +95,7 @@ def test_every_language_has_the_reference_ids(
     exact_model: AyaVision, reference: Reference, language: str
 ) -> None:
     messages = [Message("user", SENTENCES[language], 1)]
-    builder = PromptBuilder(exact_model.bundle.manifest, exact_model._decoder.vocabulary.tokenize)
+    builder = PromptBuilder(exact_model.bundle.manifest, exact_model._engine.decoder.vocabulary.tokenize)
     prompt = builder.build(messages, tiles_of(exact_model.bundle, messages))
     assert list(prompt.ids) == reference_ids(reference.processor, messages)
 
@@ -142,7 +142,7 @@ def test_a_picture_of_four_to_three_is_2197_image_tokens(release: tuple[PromptBu
 
 @pytest.fixture
 def builder(exact_model: AyaVision) -> PromptBuilder:
-    return PromptBuilder(exact_model.bundle.manifest, exact_model._decoder.vocabulary.tokenize)
+    return PromptBuilder(exact_model.bundle.manifest, exact_model._engine.decoder.vocabulary.tokenize)
 
 
 def test_there_is_one_bos(exact_model: AyaVision, builder: PromptBuilder) -> None:
@@ -178,7 +178,7 @@ def test_a_users_placeholder_makes_no_picture(builder: PromptBuilder) -> None:
 
 
 def test_what_a_user_writes_survives_as_text(builder: PromptBuilder, exact_model: AyaVision) -> None:
-    vocabulary = exact_model._decoder.vocabulary
+    vocabulary = exact_model._engine.decoder.vocabulary
     text = "a <image> <|USER_TOKEN|> \U000f0000 b"
     spelled = b"".join(vocabulary.piece(i) for i in builder.build([Message("user", text)], []).ids)
     assert text.encode() in spelled
@@ -208,7 +208,7 @@ def test_text_that_is_no_unicode_is_refused(builder: PromptBuilder) -> None:
 
 def with_template(model: AyaVision, template: str) -> PromptBuilder:
     manifest = replace(model.bundle.manifest, chat_template=template)
-    return PromptBuilder(manifest, model._decoder.vocabulary.tokenize)
+    return PromptBuilder(manifest, model._engine.decoder.vocabulary.tokenize)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_settings_fill_what_the_options_leave_open(tmp_path: Path) -> None:
     assert (given.repack, given.threads, given.threads_batch, given.ubatch_size) == (False, 1, 1, 128)
     save_profile(profile_path(tmp_path, DEMO), profile)
     with AyaVision.load(cache=CacheOptions(directory=tmp_path)) as model:
-        used = model._decoder.options
+        used = model._engine.decoder.options
         assert (used.repack, used.threads, used.threads_batch, used.ubatch_size) == (True, 2, 1, 128)
         assert model.ask("Hi", max_tokens=2).text is not None
 

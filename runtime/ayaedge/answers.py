@@ -1,0 +1,225 @@
+"""What a caller gets: answers, their pieces as they come, and handles on those that are not finished."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any, Literal
+
+from ayaedge.costs import PictureCost
+from ayaedge.errors import AyaEdgeError, TruncatedError
+from ayaedge.text_stream import Piece, TokenLogprob
+from ayaedge.worker import Request
+
+StopReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a question and its answer amounted to."""
+
+    prompt_tokens: int
+    image_tokens: int
+    """Those of the prompt that belong to pictures."""
+    cached_tokens: int
+    """Those of the prompt that were known and not computed again."""
+    completion_tokens: int
+    tiles: tuple[int, ...]
+    """Tiles of each picture, the thumbnail included."""
+    pictures: tuple[PictureCost, ...]
+    """Size, grid, tiles and tokens of each picture."""
+    dropped_turns: int = 0
+    """Oldest questions, with their answers, that were left out so that the rest fits (`overflow="drop_oldest"`)."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock seconds."""
+
+    vision: float
+    """Reading and encoding the pictures."""
+    prefill: float
+    """Recalling what is known of the prompt, and computing the rest."""
+    first_token: float
+    """From the beginning of the work to the first token."""
+    decode: float
+    """All tokens after the first."""
+    predicted: float | None
+    """What `first_token` was expected to be; None where this machine was not measured with this bundle."""
+    queued: float = 0.0
+    """Waiting for other requests, before the work began."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer; `str()` gives its text."""
+
+    text: str
+    usage: Usage
+    timings: Timings
+    stop_reason: StopReason
+    """`stop`: the model ended its turn, or a stop string came; `length`: the limit on tokens or the context's end
+    came first; `cancelled`: this is what had come until then."""
+    ids: tuple[int, ...] = field(repr=False)
+    """Every token that was generated, the hidden ones and the stop token included."""
+    logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
+    """One for each visible token, if `top_logprobs` asked for them."""
+    response_format: Any = field(default=None, repr=False)
+    """The form that was asked for."""
+
+    def __str__(self) -> str:
+        return self.text
+
+    def parse(self) -> Any:
+        """The answer as what its JSON says, or as an instance of the pydantic model that was asked for.
+
+        Raises TruncatedError if it was cut off, and ValueError if it is not JSON, because no form was asked for.
+        """
+        from ayaedge.schema import parse_answer
+
+        if self.stop_reason != "stop":
+            raise TruncatedError(
+                f"the answer is incomplete ({self.stop_reason}, {len(self.ids)} tokens): allow more with max_tokens"
+            )
+        return parse_answer(self.text, self.response_format)
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON: everything but ids and log-probabilities."""
+        parts = {name: getattr(self, name) for name in ("text", "stop_reason")}
+        return {**parts, "usage": asdict(self.usage), "timings": asdict(self.timings)}
+
+
+AnswerRequest = Request[Piece, Answer]
+
+
+class AnswerHandle:
+    """An answer on its way, for a caller who does something else meanwhile."""
+
+    def __init__(self, request: AnswerRequest) -> None:
+        self._request = request
+
+    def cancel(self) -> None:
+        """Stop: between two tiles, inside prefill or between two tokens. A finished answer stays as it is."""
+        self._request.cancel()
+
+    def done(self) -> bool:
+        """Whether the answer is finished, cancelled or failed."""
+        return self._request.over
+
+    def result(self, timeout: float | None = None) -> Answer:
+        """Wait for the whole answer; TimeoutError after `timeout` seconds, CancelledError, or what went wrong."""
+        return self._request.result(timeout)
+
+    def add_done_callback(self, callback: Callable[[AnswerHandle], object]) -> None:
+        """Call `callback(handle)` on the model's thread when the answer is done, or at once if it is."""
+
+        def over() -> None:
+            callback(self)
+
+        self._request.when_over(over)
+
+
+class AnswerStream(AnswerHandle):
+    """An answer as it comes: iterate over its pieces of text; `answer` is there when the last has come.
+
+    A context manager; leaving it, `close()`, or dropping the stream before its end cancels the answer.
+    """
+
+    def __iter__(self) -> AnswerStream:
+        return self
+
+    def __next__(self) -> Piece:
+        piece = self._request.next_item()
+        if piece is None:
+            raise StopIteration
+        return piece
+
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.cancel()
+
+    def close(self) -> None:
+        """Stop, and return when the model is ready for the next question."""
+        self.cancel()
+        with suppress(Exception):
+            self._request.result()
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; AyaEdgeError while it is unfinished, or the error that ended it."""
+        if not self._request.over:
+            raise AyaEdgeError("the answer is not finished: iterate to the end first")
+        return self._request.result()
+
+
+class AsyncAnswerStream:
+    """An answer as it comes, for asyncio: `async for piece in stream`, then `answer`.
+
+    Cancelling the task that waits for it cancels the answer, and so do `aclose()` and dropping the stream.
+    """
+
+    def __init__(self, request: AnswerRequest) -> None:
+        self._request = request
+
+    def __aiter__(self) -> AsyncAnswerStream:
+        return self
+
+    async def __anext__(self) -> Piece:
+        await self._wait(lambda: not self._request.waiting)
+        piece = self._request.take()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    def __del__(self) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Ask for an end; returns at once."""
+        self._request.cancel()
+
+    async def aclose(self) -> None:
+        """Stop, and return when the model is ready for the next question."""
+        self.cancel()
+        with suppress(AyaEdgeError):
+            await self.whole()
+
+    async def whole(self) -> Answer:
+        """Wait for the whole answer."""
+        await self._wait(lambda: self._request.over)
+        return self._request.result()
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; AyaEdgeError while it is unfinished, or the error that ended it."""
+        if not self._request.over:
+            raise AyaEdgeError("the answer is not finished: iterate to the end first")
+        return self._request.result()
+
+    async def _wait(self, ready: Callable[[], bool]) -> None:
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(news.set)
+
+        self._request.watch(wake)
+        try:
+            while not ready():
+                await news.wait()
+                news.clear()
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        finally:
+            self._request.watch(None)

@@ -1,0 +1,283 @@
+"""A conversation: questions that build on each other, their pictures, and what the model has said.
+
+Each question computes its own tokens only, as long as the model holds the rest; nothing depends on that but time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from ayaedge.answers import Answer, AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream, StopReason
+from ayaedge.costs import PictureCost
+from ayaedge.engine import Dialogue, Engine, OnProgress
+from ayaedge.errors import CancelledError, ChatFileError, PromptError
+from ayaedge.images import ImageInput, list_images
+from ayaedge.options import AnswerOptions, answer_options
+from ayaedge.pictures import EncodedImage, Picture
+from ayaedge.prompt import Message
+from ayaedge.service import Service
+from ayaedge.text_stream import Piece
+from ayaedge.worker import Request
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ayaedge.chat_file import SavedChat, SavedPicture, SavedState, SavedTurn
+    from ayaedge.options import AnswerKeywords
+
+logger = logging.getLogger(__name__)
+
+Images: TypeAlias = "Iterable[Picture] | ImageInput | EncodedImage | None"
+"""Pictures of a question: several, one, or none."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer."""
+
+    question: str
+    pictures: tuple[EncodedImage, ...]
+    answer: str
+    ids: tuple[int, ...] | None = field(default=None, repr=False)
+    """The tokens in which the model wrote the answer; None if they are not just its text."""
+    stop_reason: StopReason = "stop"
+
+
+class Conversation:
+    """A conversation with one model; made by `AyaVision.chat`.
+
+    Its questions are answered one after the other, in the order in which they were asked. A question that fails, or
+    is cancelled before its first text, leaves the conversation as it was; one that is cancelled later keeps what had
+    come.
+    """
+
+    def __init__(
+        self, service: Service, system: str | None = None, turns: Iterable[Turn] = (), *, goes_on: bool = True
+    ) -> None:
+        self._service, self._goes_on = service, goes_on
+        self.system = system
+        """An instruction before the first question, or None."""
+        self._turns = tuple(turns)
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """What was asked and answered, oldest first."""
+        return self._turns
+
+    def ask(
+        self,
+        question: str,
+        *,
+        images: Images = (),
+        on_progress: OnProgress | None = None,
+        **options: Unpack[AnswerKeywords],
+    ) -> Answer:
+        """The whole answer; see `AyaVision.stream` for arguments and errors."""
+        return self.stream(question, images=images, on_progress=on_progress, **options).result()
+
+    def stream(
+        self,
+        question: str,
+        *,
+        images: Images = (),
+        on_progress: OnProgress | None = None,
+        **options: Unpack[AnswerKeywords],
+    ) -> AnswerStream:
+        """The answer in pieces of text, as the model writes it; see `AyaVision.stream`."""
+        return AnswerStream(self._request(question, images, on_progress, answer_options(**options)))
+
+    def submit(
+        self,
+        question: str,
+        *,
+        images: Images = (),
+        on_progress: OnProgress | None = None,
+        on_text: Callable[[Piece], object] | None = None,
+        **options: Unpack[AnswerKeywords],
+    ) -> AnswerHandle:
+        """Ask without waiting; see `AyaVision.submit`."""
+        listener = on_text or _nobody
+        return AnswerHandle(self._request(question, images, on_progress, answer_options(**options), listener))
+
+    async def aask(
+        self,
+        question: str,
+        *,
+        images: Images = (),
+        on_progress: OnProgress | None = None,
+        **options: Unpack[AnswerKeywords],
+    ) -> Answer:
+        """The whole answer, for asyncio."""
+        return await self.astream(question, images=images, on_progress=on_progress, **options).whole()
+
+    def astream(
+        self,
+        question: str,
+        *,
+        images: Images = (),
+        on_progress: OnProgress | None = None,
+        **options: Unpack[AnswerKeywords],
+    ) -> AsyncAnswerStream:
+        """The answer in pieces of text, for asyncio: `async for piece in chat.astream(...)`."""
+        return AsyncAnswerStream(self._request(question, images, on_progress, answer_options(**options)))
+
+    def clear(self) -> None:
+        """Forget all questions and answers; the system turn stays."""
+        self._turns = ()
+
+    def undo(self) -> Turn | None:
+        """Forget the last question and its answer, and return them."""
+        if not self._turns:
+            return None
+        *before, last = self._turns
+        self._turns = tuple(before)
+        return last
+
+    def save(self, path: str | os.PathLike[str], *, state: bool = True) -> None:
+        """Write the conversation to a file that only this user may read.
+
+        It holds all texts, the tiles of all pictures and, with `state`, what the decoder knows of them: 131 kB a
+        token for Aya Vision 8B, which makes the next question as quick as if the program had never ended. Waits for
+        questions that were asked before. ChatFileError if it cannot be written; a file that was there stays then.
+        """
+        from ayaedge.chat_file import user_secret, write_chat
+
+        def work(engine: Engine, _request: Request[None, None]) -> None:
+            root = engine.cache_root
+            secret = user_secret(root) if state and root else None
+            known = self._known_state(engine) if secret and self._turns else None
+            write_chat(Path(path), self._saved(engine, known), secret)
+
+        self._service.request(work).result()
+
+    @classmethod
+    def open(cls, service: Service, path: str | os.PathLike[str]) -> Conversation:
+        """See `AyaVision.open_chat`."""
+        from ayaedge.chat_file import read_chat, user_secret
+
+        root = service.engine.cache_root
+        saved = read_chat(Path(path), user_secret(root) if root else None)
+        chat = cls(service, saved.system, [_opened_turn(service.engine, turn, path) for turn in saved.turns])
+        if (state := saved.state) is not None:
+
+            def work(engine: Engine, _request: Request[None, bool]) -> bool:
+                return engine.adopt(chat._dialogue(), state.key, state.count, state.data)
+
+            if not service.request(work).result():
+                logger.info("the state in %s is of no use here: its first question computes it anew", path)
+        return chat
+
+    def _request(
+        self,
+        question: str,
+        images: Images,
+        on_progress: OnProgress | None,
+        options: AnswerOptions,
+        listener: Callable[[Piece], object] | None = None,
+    ) -> AnswerRequest:
+        if not isinstance(question, str):
+            raise PromptError(f"a question must be a string, not {type(question).__name__}")
+        pictures = [images] if isinstance(images, EncodedImage) else list_images(images)
+
+        def work(engine: Engine, request: AnswerRequest) -> Answer:
+            return self._answer(engine, request, question, pictures, options, on_progress or _no_progress)
+
+        return self._service.request(work, listener)
+
+    def _answer(
+        self,
+        engine: Engine,
+        request: AnswerRequest,
+        question: str,
+        pictures: list[Any],
+        options: AnswerOptions,
+        report: OnProgress,
+    ) -> Answer:
+        """On the model's thread: everything that was asked before is answered now."""
+        read: list[EncodedImage] = []
+
+        def keep(answer: Answer) -> None:
+            own = tuple(read[len(read) - len(pictures) :])
+            ids = engine.text_ids(answer.text, answer.ids)
+            self._turns = (*self._turns, Turn(question, own, answer.text, ids, answer.stop_reason))
+
+        dialogue = self._dialogue([Message("user", question, len(pictures))], pictures)
+        try:
+            answer = engine.answer(request, dialogue, options, report, read.extend)
+        except CancelledError as error:
+            if error.answer is not None and error.answer.text:
+                keep(error.answer)
+            raise
+        keep(answer)
+        return answer
+
+    def _dialogue(self, last: Iterable[Message] = (), pictures: Iterable[Any] = ()) -> Dialogue:
+        messages = [Message("system", self.system)] if self.system is not None else []
+        for turn in self._turns:
+            messages.append(Message("user", turn.question, len(turn.pictures)))
+            messages.append(Message("assistant", turn.answer, ids=turn.ids))
+        before = [picture for turn in self._turns for picture in turn.pictures]
+        return Dialogue((*messages, *last), (*before, *pictures), self._goes_on)
+
+    def _known_state(self, engine: Engine) -> SavedState | None:
+        from ayaedge.chat_file import SavedState
+
+        found = engine.snapshot(self._dialogue())
+        if found is None:
+            return None
+        segment, data = found
+        return SavedState(segment.key, segment.stop, data)
+
+    def _saved(self, engine: Engine, state: SavedState | None) -> SavedChat:
+        from ayaedge.chat_file import SavedChat, SavedPicture, SavedTurn
+
+        turns = [
+            SavedTurn(
+                question=turn.question,
+                pictures=tuple(
+                    SavedPicture.of(picture.tiles, (picture.cost.width, picture.cost.height), _facts(picture))
+                    for picture in turn.pictures
+                ),
+                answer=turn.answer,
+                ids=turn.ids,
+                stop_reason=turn.stop_reason,
+            )
+            for turn in self._turns
+        ]
+        return SavedChat(engine.bundle.name, self.system, tuple(turns), state)
+
+
+def _opened_turn(engine: Engine, turn: SavedTurn, path: str | os.PathLike[str]) -> Turn:
+    """A turn of a file; its tokens count only if they mean the same to this model."""
+    ids = None if turn.ids is None else engine.text_ids(turn.answer, turn.ids)
+    pictures = tuple(_opened_picture(engine, picture, path) for picture in turn.pictures)
+    return Turn(turn.question, pictures, turn.answer, ids, cast("StopReason", turn.stop_reason))
+
+
+def _opened_picture(engine: Engine, picture: SavedPicture, path: str | os.PathLike[str]) -> EncodedImage:
+    manifest, tiles = engine.bundle.manifest, picture.tiles
+    if tiles.shape[1] != manifest.tiling.tile_size or len(tiles) > manifest.tiling.max_tiles + 1:
+        raise ChatFileError(
+            f"{path} holds a picture in {len(tiles)} tiles of {tiles.shape[1]} pixels, made for another model than "
+            f"{engine.bundle.name}"
+        )
+    grid = [picture.facts.get(name) for name in ("columns", "rows")]
+    columns, rows = grid if all(isinstance(number, int) for number in grid) else (len(tiles), 1)
+    tokens = len(tiles) * manifest.image_prompt.tokens_per_tile
+    cost = PictureCost(*picture.size, cast("int", columns), cast("int", rows), len(tiles), tokens)
+    return EncodedImage(cost, tiles, engine.encoder)
+
+
+def _facts(picture: EncodedImage) -> dict[str, object]:
+    return {"columns": picture.cost.columns, "rows": picture.cost.rows}
+
+
+def _no_progress(step: str, done: int, of: int) -> None: ...
+
+
+def _nobody(_piece: Piece) -> None: ...

@@ -1,0 +1,270 @@
+"""One thread that does one request after the other, and what callers hold of a request.
+
+Knows threads, order, cancelling and closing; what a request does is its own affair. A worker installs no signal
+handlers, writes nothing and shares nothing with another worker.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+from ayaedge.errors import AyaEdgeError, BusyError, CancelledError, ClosedError, OutOfMemoryError
+
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+
+_SLICE = 0.2
+"""Seconds of waiting without a look at the signals that came: Windows interrupts no wait by itself."""
+
+
+class Cancellation:
+    """A flag that llama.cpp can read too, without Python: the first byte of `buffer` is 0 until it is set."""
+
+    def __init__(self) -> None:
+        self.buffer = ctypes.create_string_buffer(2)
+
+    def set(self) -> None:
+        """Ask for an end."""
+        self.buffer[0] = b"\x01"
+
+    @property
+    def is_set(self) -> bool:
+        """Whether an end was asked for."""
+        return bool(self.buffer[0] != b"\x00")
+
+    def check(self) -> None:
+        """Raise CancelledError if an end was asked for."""
+        if self.is_set:
+            raise CancelledError
+
+
+class Request(Generic[Item, Result]):
+    """Work that waits for its turn, is being done, or is over; safe to use from any thread.
+
+    It gives items on the way, to one reader, and a result or an error in the end.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Request[Item, Result]], Result],
+        listener: Callable[[Item], object] | None = None,
+    ) -> None:
+        """`listener` gets the items, on the worker's thread, instead of the reader."""
+        self._listener = listener
+        self.cancellation = Cancellation()
+        self.created = time.perf_counter()
+        self._work: Callable[[Request[Item, Result]], Result] | None = work
+        self._changed = threading.Condition()
+        self._items: deque[Item] = deque()
+        self._started = self._over = self._closing = False
+        self._thread: threading.Thread | None = None
+        self._result: Result | None = None
+        self._error: BaseException | None = None
+        self._callbacks: list[Callable[[], None]] = []
+        self._watcher: Callable[[], None] | None = None
+
+    def cancel(self) -> None:
+        """Ask for an end: between two tiles, inside prefill or between two tokens; nothing happens if it is over."""
+        self.cancellation.set()
+        with self._changed:
+            waits = not self._started
+        if waits:
+            self.end(None, CancelledError())
+
+    def abandon(self) -> None:
+        """Cancel, because the model is being closed."""
+        self._closing = True
+        self.cancel()
+
+    @property
+    def over(self) -> bool:
+        """Whether there is a result or an error."""
+        return self._over
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait for the result, or raise the request's error; TimeoutError after `timeout` seconds.
+
+        KeyboardInterrupt while waiting cancels the request.
+        """
+        if not self._wait(lambda: self._over, timeout):
+            raise TimeoutError(f"the request is not finished after {timeout} seconds")
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]
+
+    def next_item(self) -> Item | None:
+        """Wait for the next item; None when there are no more, or the error that ended the request."""
+        self._wait(lambda: bool(self._items) or self._over, None)
+        return self.take()
+
+    def take(self) -> Item | None:
+        """The next item if it is there, else None or the error that ended the request."""
+        with self._changed:
+            if self._items:
+                return self._items.popleft()
+        if self._error is not None:
+            raise self._error
+        return None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether `take` would give nothing only because nothing has come yet."""
+        with self._changed:
+            return not self._items and not self._over
+
+    def give(self, item: Item) -> None:
+        """Hand an item to the listener or the reader; called by the work."""
+        if self._listener is not None:
+            self._listener(item)
+            return
+        with self._changed:
+            self._items.append(item)
+            self._changed.notify_all()
+            watcher = self._watcher
+        if watcher:
+            watcher()
+
+    def watch(self, watcher: Callable[[], None] | None) -> None:
+        """Call `watcher`, on the worker's thread, whenever an item or the end has come."""
+        with self._changed:
+            self._watcher = watcher
+
+    def when_over(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when there is a result or an error: on the worker's thread, or at once if there is one."""
+        with self._changed:
+            if not self._over:
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def belongs_to(self, thread: threading.Thread) -> None:
+        """Note whose work this is: that thread must not wait for it."""
+        self._thread = thread
+
+    def run(self) -> None:
+        """Do the work, unless it was cancelled before; called by the worker."""
+        with self._changed:
+            if self._over:
+                return
+            self._started = True
+        work, self._work = self._work, None  # what it holds is free when it is done
+        result: Result | None = None
+        error: BaseException | None = None
+        try:
+            if work is not None:
+                result = work(self)
+        except CancelledError as caught:
+            error = ClosedError() if self._closing else caught
+        except MemoryError as caught:
+            error = (
+                caught if isinstance(caught, AyaEdgeError) else OutOfMemoryError("there is not memory enough")
+            )
+        except BaseException as caught:  # noqa: BLE001 - it is raised where the result is asked for
+            error = caught
+        self.end(result, error)
+
+    def end(self, result: Result | None, error: BaseException | None) -> None:
+        """Finish with a result or an error; the first end counts."""
+        with self._changed:
+            if self._over:
+                return
+            self._result, self._error, self._over, self._work = result, error, True, None
+            callbacks, self._callbacks = self._callbacks, []
+            if self._watcher:
+                callbacks.append(self._watcher)
+            self._changed.notify_all()
+        for callback in callbacks:
+            with suppress(Exception):  # one listener's fault is not the others'
+                callback()
+
+    def _wait(self, ready: Callable[[], bool], timeout: float | None) -> bool:
+        if self._thread is threading.current_thread() and not ready():
+            raise AyaEdgeError(
+                "a callback runs on the model's own thread and cannot wait for it: use submit() there"
+            )
+        end = None if timeout is None else time.monotonic() + timeout
+        try:
+            with self._changed:
+                while not ready():
+                    left = _SLICE if end is None else min(_SLICE, end - time.monotonic())
+                    if left <= 0:
+                        return False
+                    self._changed.wait(left)
+            return True
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+
+
+class Worker:
+    """A thread with a bounded queue before it. `free` is called on that thread when it ends, as its last work."""
+
+    def __init__(self, name: str, queue_size: int, free: Callable[[], None]) -> None:
+        self._limit, self._free = queue_size, free
+        self._changed = threading.Condition()
+        self._queue: deque[Request[Any, Any]] = deque()
+        self._current: Request[Any, Any] | None = None
+        self._closed = False
+        self._process = os.getpid()
+        # a daemon, so that the interpreter's exit does not wait for it before it is told to end
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request[Item, Result]) -> Request[Item, Result]:
+        """Put a request at the end of the queue; ClosedError or BusyError if that is not possible."""
+        if os.getpid() != self._process:
+            raise ClosedError("this model was loaded before the process forked; load it in the new process")
+        with self._changed:
+            if self._closed:
+                raise ClosedError
+            if len(self._queue) >= self._limit:
+                self._queue = deque(waiting for waiting in self._queue if not waiting.over)
+            if len(self._queue) >= self._limit:
+                raise BusyError(
+                    f"{len(self._queue)} requests wait already: ask again later, or load the model with a larger "
+                    "queue_size"
+                )
+            request.belongs_to(self._thread)
+            self._queue.append(request)
+            self._changed.notify_all()
+        return request
+
+    def close(self) -> None:
+        """Cancel everything and end the thread; returns when it has ended, in a callback at once. Safe at any time."""
+        with self._changed:
+            self._closed = True
+            current = self._current
+            self._changed.notify_all()
+        if os.getpid() != self._process:
+            return  # the thread is another process's
+        if current is not None:
+            current.abandon()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _loop(self) -> None:
+        while (request := self._next()) is not None:
+            request.run()
+            with self._changed:
+                self._current = None
+            del request  # and with it, perhaps, the last reference to the model
+        for left in self._queue:
+            left.end(None, ClosedError())
+        self._queue.clear()
+        self._free()
+
+    def _next(self) -> Request[Any, Any] | None:
+        with self._changed:
+            while not self._queue and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return None
+            self._current = self._queue.popleft()
+            return self._current
