@@ -6,7 +6,7 @@ FILE          where the conversation is kept; the next time it goes on from ther
 Ctrl-C        stop an answer; at the prompt: leave
 """
 
-import argparse
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def talk(model: AyaVision, chat: Conversation) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE")
     parser.add_argument("-m", "--model", metavar="BUNDLE", help="default: the demonstration model")
     arguments = parser.parse_args()

@@ -3,13 +3,14 @@
 Each picture is encoded once, however many questions are asked about it.
 """
 
-import argparse
+import sys
+from argparse import ArgumentParser
 
-from ayaedge import AyaVision
+from ayaedge import AyaEdgeError, AyaVision
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("pictures", nargs="+", metavar="PICTURE")
     parser.add_argument("-q", "--question", action="append", help='default: "Describe the picture."')
     parser.add_argument("-m", "--model", metavar="BUNDLE", help="default: the demonstration model")
@@ -17,8 +18,8 @@ def main() -> None:
 
     with AyaVision.load(arguments.model) as model:
         for path in arguments.pictures:
-            print(path)
             picture = model.encode_image(path)
+            print(path)
             for question in arguments.question or ["Describe the picture."]:
                 print("  ", end="")
                 for piece in model.stream(question, images=[picture]):
@@ -27,4 +28,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AyaEdgeError as error:  # no such bundle, no such picture, ...
+        sys.exit(str(error))

@@ -4,11 +4,11 @@ The answer always follows the schema. Whether it is true depends on the model: t
 coloured shapes and numbers, so its values are made up.
 """
 
-import argparse
 import json
 import sys
+from argparse import ArgumentParser
 
-from ayaedge import AyaVision, TruncatedError
+from ayaedge import AyaEdgeError, AyaVision
 
 ITEM = {
     "type": "object",
@@ -36,22 +36,20 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "invoice", "schema": IN
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("picture", metavar="PICTURE")
     parser.add_argument("-n", "--max-tokens", type=int, default=1000, metavar="TOKENS", help="default: 1000")
     parser.add_argument("-m", "--model", metavar="BUNDLE", help="default: the demonstration model")
     arguments = parser.parse_args()
 
-    question = "Extract this invoice."
+    question, form = "Extract this invoice.", {"response_format": FORMAT, "max_tokens": arguments.max_tokens}
     with AyaVision.load(arguments.model) as model:
-        answer = model.ask(
-            question, images=[arguments.picture], response_format=FORMAT, max_tokens=arguments.max_tokens
-        )
-    try:
-        print(json.dumps(answer.parse(), indent=2, ensure_ascii=False))
-    except TruncatedError:
-        sys.exit(f"The answer was cut off after {arguments.max_tokens} tokens: allow more with -n.\n{answer.text}")
+        invoice = model.ask(question, images=[arguments.picture], **form).parse()
+    print(json.dumps(invoice, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AyaEdgeError as error:  # no such picture, an answer that was cut off, ...
+        sys.exit(str(error))

@@ -53,11 +53,10 @@ class Terminal:
     @property
     def screen(self) -> str:
         """The lines that stand on the screen and above it."""
-        lines = [
-            "".join(row[column].data for column in range(self._screen.columns))
-            for row in self._screen.history.top
-        ]
-        return "\n".join(line.rstrip() for line in [*lines, *self._screen.display]).rstrip("\n")
+        shown = self._screen
+        rows = [*shown.history.top, *(shown.buffer[number] for number in range(shown.lines))]
+        lines = ["".join(row[column].data for column in range(shown.columns)) for row in rows]
+        return "\n".join(line.rstrip() for line in lines).rstrip("\n")
 
     def type(self, keys: str) -> None:
         """Press keys."""

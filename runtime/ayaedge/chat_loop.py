@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from rich.text import Text
@@ -29,6 +30,7 @@ from ayaedge.conversation import Conversation
 from ayaedge.costs import TileChoice
 from ayaedge.errors import AyaEdgeError, CancelledError, ChatFileError, ImageError, InvalidOptionError
 from ayaedge.images import load_image
+from ayaedge.interrupts import Interrupts
 from ayaedge.model import AyaVision
 from ayaedge.options import AnswerKeywords
 from ayaedge.pasted_paths import find_path, find_paths, is_file, is_picture_file
@@ -161,20 +163,24 @@ class ChatLoop:
             "budget": self._tiles.budget,
         }
         pictures, written = [attachment.picture for attachment in self._attached], 0
-        with ExitStack() as bars:
+        typed = self._lines.interactive
+        with Interrupts(enabled=typed) as interrupts, ExitStack() as bars:
             on_progress = bars.enter_context(step_progress())
             with self._conversation.stream(
                 question, images=pictures, on_progress=on_progress, **options
             ) as stream:
                 try:
-                    for piece in stream:
-                        bars.close()
-                        write(piece)
-                        written += len(piece)
+                    with interrupts.expected():
+                        first = next(stream, "")
+                    bars.close()
+                    with interrupts.expected():
+                        for piece in chain([first], stream):
+                            write(piece)
+                            written += len(piece)
                     write("\n")
                     return stream.answer
                 except KeyboardInterrupt:
-                    if not self._lines.interactive:
+                    if not typed:
                         raise
                     bars.close()
                     _end_line(written)

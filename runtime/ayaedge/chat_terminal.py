@@ -23,6 +23,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 
 from ayaedge.chat_commands import COMMANDS, joins_next_line
+from ayaedge.interrupts import Interrupts
 from ayaedge.pasted_paths import BLANKS, WINDOWS, picture_suffixes, quote_path, split_words
 
 _ARGUMENTS = {"system": ("none",), "tiles": ("faithful", "native", "auto")}
@@ -55,7 +56,8 @@ class TerminalLines:
         """See `LineReader`."""
         self._session.app.erase_when_done = False
         try:
-            return self._session.prompt(prompt)
+            with Interrupts():  # the editor has its own way to hear of Ctrl-C
+                return self._session.prompt(prompt)
         except EOFError:
             return None
 

@@ -20,26 +20,33 @@ from ayaedge import cli_export as exporting
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.cli_bench import bench
 from ayaedge.cli_cache import app as cache_app
+from ayaedge.cli_chat import chat
 from ayaedge.cli_doctor import doctor
 from ayaedge.cli_export import BundleArgument
 from ayaedge.cli_options import (
     BatchOption,
     BudgetOption,
     CacheOption,
+    ChoiceOption,
     ContextOption,
     DeviceOption,
     FlashOption,
+    GrammarOption,
     ImageOption,
+    JsonSchemaOption,
     KeyTypeOption,
     LayersOption,
     MaxTilesOption,
     ModelOption,
+    StopOption,
     ThreadsOption,
     TilesOption,
     UbatchOption,
     ValueTypeOption,
     VisionDeviceOption,
     decoder_options,
+    grammar_of,
+    schema_of,
     tile_policy,
 )
 from ayaedge.cli_plan import plan, tune
@@ -98,6 +105,10 @@ def ask(
     top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0 keeps all.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Of the random numbers.")] = None,
+    stop: StopOption = None,
+    json_schema: JsonSchemaOption = None,
+    grammar: GrammarOption = None,
+    choice: ChoiceOption = None,
     max_tiles: MaxTilesOption = None,
     tiles: TilesOption = None,
     budget: BudgetOption = None,
@@ -140,7 +151,8 @@ def ask(
             stream = loaded.stream(
                 question, images=image or [], system=system, max_tokens=max_tokens, max_tiles=max_tiles,
                 tiles=tile_policy(tiles, budget), budget=budget, temperature=temperature, top_p=top_p, top_k=top_k,
-                seed=seed, on_progress=on_progress,
+                seed=seed, on_progress=on_progress, stop=stop or (), grammar=grammar_of(grammar), choices=choice,
+                response_format=schema_of(json_schema),
             )  # fmt: skip
             first = next(stream, "")
         for piece in chain([first], stream):
@@ -160,7 +172,7 @@ def info(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
         write(f"{name:<13} {value}\n")
 
 
-for _command in (plan, tune, doctor, bench, exporting.export, exporting.verify, exporting.calibrate):
+for _command in (chat, plan, tune, doctor, bench, exporting.export, exporting.verify, exporting.calibrate):
     app.command()(_command)
 app.command("eval")(exporting.evaluate)
 app.add_typer(cache_app, name="cache")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,12 +13,34 @@ from ayaedge.devices import Device
 from ayaedge.errors import InvalidOptionError
 from ayaedge.tiling import TilePolicy
 
-_DECODING, _DEVICES = "Decoding", "Devices"
+_DECODING, _DEVICES, _FORM = "Decoding", "Devices", "Form of the answer"
 
 ModelOption = Annotated[
     Path | None, typer.Option("-m", "--model", help="Bundle directory; without it the demonstration model.")
 ]
 ImageOption = Annotated[list[str] | None, typer.Option("--image", help="A picture; repeatable.")]
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option("--stop", rich_help_panel=_FORM, help="End before this text; repeatable."),
+]
+JsonSchemaOption = Annotated[
+    str | None,
+    typer.Option(
+        "-j",
+        "--json-schema",
+        metavar="JSON|FILE",
+        rich_help_panel=_FORM,
+        help="Answer in JSON that fits this schema; {} for any object.",
+    ),
+]
+GrammarOption = Annotated[
+    str | None,
+    typer.Option(metavar="GBNF|FILE", rich_help_panel=_FORM, help="Answer as this grammar allows."),
+]
+ChoiceOption = Annotated[
+    list[str] | None,
+    typer.Option("--choice", rich_help_panel=_FORM, help="Answer with one of these; repeatable."),
+]
 CacheOption = Annotated[
     bool, typer.Option(help="Keep what was computed for pictures, in files that only you can read.")
 ]
@@ -92,6 +115,34 @@ def gpu_layers(text: str) -> int | None:
         return int(text)
     except ValueError:
         raise InvalidOptionError(f"-ngl must be a number of layers or auto, not {text!r}") from None
+
+
+def schema_of(text: str | None) -> dict[str, Any] | None:
+    """What -j says, itself or the name of a file that says it, as OpenAI's `response_format`."""
+    if text is None:
+        return None
+    source = _itself_or_file(text, "{")
+    try:
+        schema = json.loads(source)
+    except (ValueError, RecursionError) as error:
+        raise InvalidOptionError(f"--json-schema is not valid JSON: {error}") from None
+    if schema == {}:
+        return {"type": "json_object"}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+def grammar_of(text: str | None) -> str | None:
+    """What --grammar says, itself or the name of a file that says it."""
+    return None if text is None else _itself_or_file(text, "::=")
+
+
+def _itself_or_file(text: str, sign: str) -> str:
+    if sign in text:
+        return text
+    try:
+        return Path(text).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise InvalidOptionError(f"{text} cannot be read: {error}") from None
 
 
 def tile_policy(tiles: TilePolicy | None, budget: float | None) -> TilePolicy:

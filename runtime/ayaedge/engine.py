@@ -217,8 +217,11 @@ class Engine:
                 reason = "cancelled"
             finally:
                 self._note_answer(plan, writing.ids, worth_keeping=dialogue.goes_on)
+        text = writing.end()
+        if reason == "length" and writing.stopped:
+            reason = "stop"
         answer = Answer(
-            writing.end(),
+            text,
             Usage(
                 prompt_tokens=len(plan.prompt.ids),
                 image_tokens=plan.prompt.image_tokens,
@@ -409,6 +412,11 @@ class _Writing:
         if not self._stream.stopped:
             self._add(self._stream.finish())
         return "".join(self._text)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string came; of several that overlap it may show at the end only."""
+        return self._stream.stopped
 
     def _add(self, piece: Piece | None) -> None:
         if piece is not None:

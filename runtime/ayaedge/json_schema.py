@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
-from ayaedge import gbnf
+from ayaedge import gbnf, gbnf_check
 from ayaedge.json_text import (
     COMMON,
     FORMATS,
@@ -28,6 +28,7 @@ from ayaedge.json_text import (
 from ayaedge.patterns import PatternError, translate
 from ayaedge.schema_keywords import KEYWORDS_OF_TYPE, TYPES, Schema, SchemaDocument
 from ayaedge.schema_merge import are_disjoint, conjunction, fits_type, identity, type_names
+from ayaedge.schema_recursion import components, confused_property
 
 _MOST_SCHEMAS = 5000
 """Schemas in a schema, merged ones included."""
@@ -36,7 +37,7 @@ _MOST_VALUE_CHARACTERS = 100_000
 
 
 def schema_grammar(schema: object) -> str:
-    """The grammar of a schema; SchemaFault lists all that is wrong with it."""
+    """The grammar of a schema; SchemaError lists all that is wrong with it."""
     return _Converter(SchemaDocument(schema)).grammar()
 
 
@@ -44,6 +45,7 @@ class _Converter:
     def __init__(self, document: SchemaDocument):
         self._document = document
         self._rules = gbnf.Rules(COMMON)
+        self._components = components(document)
         self._names: dict[int, str] = {}
         """The rule of each schema, by its id."""
         self._places: dict[str, str] = {}
@@ -67,7 +69,7 @@ class _Converter:
             self._rules.define(name, self._body(schema))
         self._document.raise_faults()
         text = self._rules.text(root)
-        found = gbnf.faults(text)
+        found = gbnf_check.faults(text)
         for fault in [fault for fault in found if fault.rule in self._places] or found:
             self._document.faults.append(f"{self._places.get(fault.rule, '#')}: {fault.reason}")
         self._document.raise_faults()
@@ -134,6 +136,13 @@ class _Converter:
         branches = found[keyword]
         if keyword == "oneOf":
             self._check_disjoint(schema, branches)
+        if confused := confused_property(self._document, self._components, branches):
+            self._fault(
+                schema,
+                f"two of its schemas lead back here through {confused!r} before they differ, which takes llama.cpp"
+                " ever longer: let a required property with different const values come first in both",
+                keyword,
+            )
         rest = {name: value for name, value in found.items() if name != keyword}
         if rest:
             beside = self._made(rest, schema)

@@ -143,8 +143,8 @@ class _Reader:
             raise PatternError(
                 "it must begin with ^ and end with $, each of its alternatives if there are several"
             )
-        bodies, least, most = [], 0, 0
-        endless = False
+        bodies: list[str] = []
+        least, most, endless = 0, 0, False
         while not self.done and self._peek() not in "|)":
             if depth == 0 and self._accept("$"):
                 if not self.done and self._peek() != "|":

@@ -11,11 +11,11 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from ayaedge import gbnf
+from ayaedge import gbnf, gbnf_check
 from ayaedge.errors import InvalidOptionError, list_faults
 from ayaedge.json_schema import schema_grammar
 from ayaedge.json_text import COMMON
-from ayaedge.schema_keywords import SchemaFault, shortened
+from ayaedge.schema_keywords import SchemaError, shortened
 
 _MOST_CHOICES = 10_000
 _MOST_CHOICE_CHARACTERS = 100_000
@@ -116,14 +116,14 @@ def _model_schema(model: Any) -> object:
 def _of_schema(schema: object) -> str:
     try:
         return schema_grammar(schema)
-    except SchemaFault as error:
+    except SchemaError as error:
         raise InvalidOptionError(f"response_format: {error}") from None
 
 
 def _checked(grammar: object) -> str:
     if not isinstance(grammar, str):
         raise InvalidOptionError(f"grammar must be GBNF text, not {shortened(grammar)}")
-    if faults := gbnf.faults(grammar):
+    if faults := gbnf_check.faults(grammar):
         reasons = [
             f"the rule {fault.rule!r} {fault.reason}" if fault.rule else fault.reason for fault in faults
         ]
@@ -149,7 +149,7 @@ def _of_choices(choices: object) -> str:
     rules = gbnf.Rules()
     root = rules.one_of("choice", (unicodedata.normalize("NFC", choice) for choice in choices))
     text = rules.text(root)
-    if found := gbnf.faults(text):
+    if found := gbnf_check.faults(text):
         raise InvalidOptionError(list_faults("choices", [fault.reason for fault in found]))
     return text
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Union
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from ayaedge.errors import list_faults
 
-Schema = Union[dict[str, Any], bool]
+Schema: TypeAlias = "dict[str, Any] | bool"
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _DEEPEST = 100
@@ -32,8 +32,8 @@ KEYWORDS_OF_TYPE = {
 """The keywords that say something about values of one type only."""
 
 _ANNOTATIONS = {
-    "title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$schema", "$comment",
-    "$defs", "definitions", "discriminator", "contentEncoding", "contentMediaType", "contentSchema",
+    "title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$schema",
+    "$comment", "$defs", "definitions", "discriminator", "contentEncoding", "contentMediaType", "contentSchema",
 }  # fmt: skip
 _REFUSED = {
     "not": "say what is allowed instead",
@@ -62,7 +62,7 @@ _REFUSED = {
 }
 
 
-class SchemaFault(ValueError):
+class SchemaError(ValueError):
     """A schema that cannot be honoured; the message lists all reasons."""
 
 
@@ -138,7 +138,7 @@ class SchemaDocument:
 
     def __init__(self, schema: object):
         if reason := _unusable(schema):
-            raise SchemaFault(reason)
+            raise SchemaError(reason)
         self.root: Schema = json.loads(json.dumps(schema))
         self.faults: list[str] = []
         self._places = {id(node): place for node, place in _walk(self.root)}
@@ -146,9 +146,9 @@ class SchemaDocument:
         self._remainders: dict[int, dict[str, Any]] = {}
 
     def raise_faults(self) -> None:
-        """SchemaFault with all faults found so far, if there are any."""
+        """SchemaError with all faults found so far, if there are any."""
         if self.faults:
-            raise SchemaFault(list_faults("this JSON schema", list(dict.fromkeys(self.faults))))
+            raise SchemaError(list_faults("this JSON schema", list(dict.fromkeys(self.faults))))
 
     def fault(self, schema: Schema, reason: str, keyword: str = "") -> None:
         """Note what is wrong with a schema, or with one of its keywords."""
@@ -175,20 +175,23 @@ class SchemaDocument:
 
     def target(self, schema: dict[str, Any]) -> Schema:
         """The schema that `$ref` leads to; true, and a fault, if it leads nowhere."""
-        reference = schema["$ref"]
-        node: Any = self.root
-        if reference.startswith("#"):
-            keys = [key.replace("~1", "/").replace("~0", "~") for key in unquote(reference[1:]).split("/")]
-            found = keys[0] == ""
-            for key in keys[1:]:
-                found = found and _has(node, key)
-                node = node[int(key) if isinstance(node, list) else key] if found else None
-            if found and _is_schema(node):
-                return node  # type: ignore[no-any-return]
-        self.fault(
-            schema, f"{reference!r} leads to no schema in this document, as '#/$defs/name' would", "$ref"
-        )
-        return True
+        found = self.resolve(schema["$ref"])
+        if found is None:
+            reason = (
+                f"{shortened(schema['$ref'])} leads to no schema in this document, as '#/$defs/name' would"
+            )
+            self.fault(schema, reason, "$ref")
+        return True if found is None else found
+
+    def resolve(self, reference: str) -> Schema | None:
+        """The schema at a JSON pointer that begins with #, or None."""
+        start, *keys = unquote(reference).split("/")
+        node: Any = self.root if start == "#" else None
+        for key in (key.replace("~1", "/").replace("~0", "~") for key in keys):
+            if not _has(node, key):
+                return None
+            node = node[int(key) if isinstance(node, list) else key]
+        return node if _is_schema(node) else None
 
     def parts(self, schema: Schema) -> list[dict[str, Any]]:
         """The schemas without `$ref` and `allOf` that must all hold; those that say nothing are left out."""

@@ -133,9 +133,9 @@ def are_disjoint(document: SchemaDocument, one: Schema, other: Schema) -> bool:
     if one is False or other is False:
         return True
     first, second = _summary(document, one), _summary(document, other)
-    if first.types is not None and second.types is not None:
-        if not _common_types(sorted(first.types), sorted(second.types)):
-            return True
+    both_typed = first.types is not None and second.types is not None
+    if both_typed and not _narrowed(first.types, second.types):
+        return True
     if first.values is not None and second.values is not None and not first.values & second.values:
         return True
     objects_only = {"object"} in (first.types, second.types)
@@ -146,11 +146,9 @@ def are_disjoint(document: SchemaDocument, one: Schema, other: Schema) -> bool:
 def _summary(document: SchemaDocument, schema: Schema, depth: int = 0) -> _Summary:
     types: set[str] | None = None
     values: set[object] | None = None
-    tags: dict[str, set[object]] = {}
     if depth > _DEEPEST_UNION:
         return _Summary()
     parts = [document.asserted(part) for part in document.parts(schema)]
-    required = {name for part in parts for name in part.get("required", [])}
     for part in parts:
         known = [_Summary(_as_set(part["type"]) if "type" in part else None, _values_of(part))]
         known += [
@@ -161,11 +159,21 @@ def _summary(document: SchemaDocument, schema: Schema, depth: int = 0) -> _Summa
         for summary in known:
             types = _narrowed(types, summary.types)
             values = summary.values if values is None else values & (summary.values or values)
+    return _Summary(types, values, required_values(document, parts, depth))
+
+
+def required_values(
+    document: SchemaDocument, parts: Sequence[dict[str, Any]], depth: int = 0
+) -> dict[str, set[object]]:
+    """The required properties of an object that can have certain values only, and those values' identities."""
+    required = {name for part in parts for name in part.get("required", [])}
+    found: dict[str, set[object]] = {}
+    for part in parts:
         for name in required & set(part.get("properties", {})):
             allowed = _summary(document, part["properties"][name], depth + 1).values
             if allowed is not None:
-                tags[name] = allowed
-    return _Summary(types, values, tags)
+                found[name] = allowed
+    return found
 
 
 def _narrowed(one: set[str] | None, other: set[str] | None) -> set[str] | None:

@@ -79,7 +79,7 @@ class TextStream:
 
         A stop string is found as it is given, in NFC and in NFD. The one that begins first counts.
         """
-        import regex  # type: ignore[import-untyped, unused-ignore]
+        import regex
 
         assert not isinstance(stop, str) and all(stop), "stop strings are checked where they are given"
         self._clusters = regex.compile(r"\X")

@@ -72,8 +72,10 @@ class Request(Generic[Item, Result]):
 
     def cancel(self) -> None:
         """Ask for an end: between two tiles, inside prefill or between two tokens; nothing happens if it is over."""
-        self.cancellation.set()
         with self._changed:
+            if self._over:
+                return
+            self.cancellation.set()
             waits = not self._started
         if waits:
             self.end(None, CancelledError())

@@ -1,0 +1,61 @@
+"""Ctrl-C as an exception where it is expected, and nowhere else.
+
+A KeyboardInterrupt can come between any two steps of Python, also in the middle of what others wrote: an event loop
+that is being set up, a progress bar that is being removed. Nobody can clean up after that.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+_IMPATIENT = 3
+"""Whoever presses so often without effect is heard everywhere: something hangs."""
+
+
+class Interrupts:
+    """While it is entered, Ctrl-C raises KeyboardInterrupt inside `expected` only, and once; before that it waits.
+
+    Does nothing unless `enabled` and on the main thread, the only one that signals reach.
+    """
+
+    def __init__(self, *, enabled: bool = True):
+        self._enabled = enabled and threading.current_thread() is threading.main_thread()
+        self._expected = self._raised = False
+        self._pressed = 0
+        self._previous: Any = None
+
+    def __enter__(self) -> Interrupts:
+        if self._enabled:
+            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._enabled and self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    @contextmanager
+    def expected(self) -> Iterator[None]:
+        """Where a KeyboardInterrupt does no harm."""
+        self._expected = True
+        try:
+            if self._pressed and not self._raised:
+                self._raise()
+            yield
+        finally:
+            self._expected = False
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._pressed += 1
+        if (self._expected and not self._raised) or self._pressed > _IMPATIENT:
+            self._raise()
+
+    def _raise(self) -> None:
+        self._raised = True
+        raise KeyboardInterrupt
