@@ -14,7 +14,7 @@ class Window(QtWidgets.QWidget):
 
     def __init__(self, bundle: str | None = None) -> None:
         super().__init__(acceptDrops=True, enabled=False)
-        self.picture, self.question = QtWidgets.QLabel("Drop a picture here"), QtWidgets.QComboBox(editable=True)
+        self.picture, self.question = QtWidgets.QLabel("Drop a picture"), QtWidgets.QComboBox(editable=True)
         self.bar, self.answer = QtWidgets.QProgressBar(), QtWidgets.QPlainTextEdit(readOnly=True)
         self.open, self.stop = QtWidgets.QPushButton("Open…"), QtWidgets.QPushButton("Stop")
         layout = QtWidgets.QFormLayout(self)
@@ -34,7 +34,7 @@ class Window(QtWidgets.QWidget):
         self.work: Future[AyaVision] | AnswerHandle = self.loading
 
     def dragEnterEvent(self, event: QtGui.QDragEnterEvent) -> None:  # noqa: N802
-        event.acceptProposedAction()
+        event.setAccepted(event.mimeData().hasUrls())
 
     def dropEvent(self, event: QtGui.QDropEvent) -> None:  # noqa: N802
         self.show_picture(event.mimeData().urls()[0].toLocalFile())
@@ -46,7 +46,7 @@ class Window(QtWidgets.QWidget):
     def ask(self, question: str) -> None:
         self.work.cancel()  # a new question takes the place of the last
         self.work = self.loading.result().submit(
-            question, images=[self.windowFilePath()], on_text=self.wrote.emit, on_progress=self.moved.emit
+            question, images=self.windowFilePath() or (), on_text=self.wrote.emit, on_progress=self.moved.emit
         )
         self.work.add_done_callback(self.ended.emit)
 

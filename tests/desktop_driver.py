@@ -158,7 +158,7 @@ class Application(QtWidgets.QApplication):
         """Run the window, and its user."""
         (window,) = (widget for widget in self.topLevelWidgets() if type(widget).__name__ == "Window")
         real = AyaVision.submit
-        AyaVision.submit = lambda *args, **options: self._hold.submit(real, *args, **options)  # type: ignore[assignment]
+        AyaVision.submit = partialmethod(self._hold.submit_with, real)  # type: ignore[assignment,method-assign]
         self._steps = type(self).scenario(window, self._hold, self._meter, self.folder)
         self._meter.reset()
         self._clock.start(round(1000 * TICK))

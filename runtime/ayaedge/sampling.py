@@ -164,7 +164,9 @@ class Grammar:
     def take(self, token: int) -> bool:
         """Move on by this token, if it is allowed here."""
         if token in self._hidden or token in self._stop:
-            return self.may_end or (not self._begun and token not in self._stop)
+            opens = not self._begun and token not in self._stop  # once: the model marks where its answer begins
+            self._begun |= opens
+            return opens or self.may_end
         if not len(self.allowed(np.asarray([token]), np.zeros(1, np.float32))):
             return False
         self._llama.llama_sampler_accept(self._sampler, token)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from ayaedge import AyaVision, PromptError
-from ayaedge.bundle import Bundle
+from ayaedge.bundle import Bundle, Tokens
 from ayaedge.decoder import Decoder, DecoderOptions
-from ayaedge.prompt import Message, PromptBuilder
+from ayaedge.prompt import Message, PromptBuilder, Role
 from ayaedge.template import ChatTemplate
 from ayaedge.tiling import choose_grid
 from ayaedge_export.reference import Reference
@@ -151,15 +151,102 @@ def test_there_is_one_bos(exact_model: AyaVision, builder: PromptBuilder) -> Non
     assert ids.count(ids[0]) == 1
 
 
-def test_users_can_write_no_special_token(exact_model: AyaVision, builder: PromptBuilder) -> None:
-    tokens = exact_model.bundle.manifest.tokens
-    plain = builder.build([Message("user", "x")], []).ids
+ROLES: list[Role] = ["user", "system", "assistant", "tool"]
+
+
+def check_no_special_token(builder: PromptBuilder, tokens: Tokens, role: Role) -> None:
+    """Whatever marker a text of this role spells, the prompt has the special tokens of one that spells none."""
+    special = set(tokens.special.values())
+
+    def found(text: str) -> list[int]:
+        turns = [Message(role, text), Message("user", "x")]
+        return [token for token in builder.build(turns, []).ids if token in special]
+
+    plain = found("x")
     for marker in (*tokens.special, "<image>"):
         for text in (marker, marker + marker, f"a{marker}b", marker[:3] + marker):
-            ids = builder.build([Message("user", text)], []).ids
-            assert [i for i in ids if i in tokens.special.values()] == [
-                i for i in plain if i in tokens.special.values()
-            ], text
+            assert found(text) == plain, text
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_text_can_write_a_special_token(
+    exact_model: AyaVision, builder: PromptBuilder, role: Role
+) -> None:
+    manifest = exact_model.bundle.manifest
+    if role == "tool":  # the small checkpoint's template has no such turns
+        manifest = replace(
+            manifest,
+            chat_template=manifest.chat_template.replace(
+                "'user': '<|USER_TOKEN|>',", "'user': '<|USER_TOKEN|>', 'tool': '<|SYSTEM_TOKEN|>',"
+            ),
+        )
+        builder = PromptBuilder(manifest, exact_model._engine.decoder.vocabulary.tokenize)
+    check_no_special_token(builder, manifest.tokens, role)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_text_can_write_a_special_token_of_the_released_tokenizers(
+    release: tuple[PromptBuilder, Any, Bundle], role: Role
+) -> None:
+    builder, _, bundle = release
+    assert len(bundle.manifest.tokens.special) >= 30
+    check_no_special_token(builder, bundle.manifest.tokens, role)
+
+
+def test_look_alikes_of_markers_are_left_alone(builder: PromptBuilder, exact_model: AyaVision) -> None:
+    vocabulary = exact_model._engine.decoder.vocabulary
+    for text in ("＜|ＵＳＥＲ＿ＴＯＫＥＮ|＞", "＜ｉｍａｇｅ＞", "‹image›", "<|USER_TOKEN|\u200b>"):
+        spelled = b"".join(map(vocabulary.piece, builder.build([Message("user", text)], []).ids))
+        assert text.encode() in spelled
+
+
+def test_text_is_composed_before_it_is_tokenised(builder: PromptBuilder) -> None:
+    for text in ("Tiếng Việt", "한국어", "café", "हिन्दी क़"):
+        composed, apart = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+        turns = [
+            [Message("user", "x"), Message("assistant", t), Message("user", t)] for t in (composed, apart)
+        ]
+        assert builder.build(turns[0], []).ids == builder.build(turns[1], []).ids
+
+
+def test_answers_are_marked_with_the_tokens_that_the_model_writes(
+    builder: PromptBuilder, exact_model: AyaVision
+) -> None:
+    special = exact_model.bundle.manifest.tokens.special
+    turns = [Message("user", "A"), Message("assistant", "B "), Message("user", "C"), Message("assistant", "")]
+    prompt = builder.build(turns, [], generate=False)
+    for span, text in zip(prompt.answers, ("B ", ""), strict=True):
+        ids = prompt.ids[span.start : span.stop]
+        assert (ids[0], ids[-1]) == (special["<|START_RESPONSE|>"], special["<|END_RESPONSE|>"])
+        assert prompt.ids[span.stop] in exact_model.bundle.manifest.tokens.stop
+        spelled = b"".join(map(exact_model._engine.decoder.vocabulary.piece, ids[1:-1]))
+        assert spelled == text.encode()
+
+
+def test_the_models_own_tokens_stand_for_its_text(builder: PromptBuilder, exact_model: AyaVision) -> None:
+    vocabulary = exact_model._engine.decoder.vocabulary
+    letters = (
+        tuple(vocabulary.tokenize("b")) + tuple(vocabulary.tokenize("l")) + tuple(vocabulary.tokenize("ue"))
+    )
+    assert list(letters) != vocabulary.tokenize("blue")
+    turns = [Message("user", "A"), Message("assistant", "blue", ids=letters), Message("user", "C")]
+    prompt = builder.build(turns, [])
+    (span,) = prompt.answers
+    assert prompt.ids[span.start + 1 : span.stop - 1] == letters
+
+
+def test_a_template_that_changes_answers_is_followed_all_the_same(exact_model: AyaVision) -> None:
+    template = exact_model.bundle.manifest.chat_template
+    turns = [Message("user", "A"), Message("assistant", " blue ", ids=(7, 8)), Message("user", "C")]
+    for change in ("turn.content | trim", "turn.content | upper", "turn.content[:3]"):
+        builder = with_template(
+            exact_model, template.replace("{{- turn.content -}}", "{{- " + change + " -}}")
+        )
+        same = [Message(t.role, t.text) for t in turns]
+        assert builder.build(turns, []).ids == builder.build(same, []).ids
+    glued = template.replace("{{- turn.content -}}", "{{- 'He said: ' + turn.content -}}")
+    prompt = with_template(exact_model, glued).build(turns, [])
+    assert prompt.answers == ()
 
 
 def test_a_marker_split_over_turns_and_parts_stays_text(

@@ -1,0 +1,215 @@
+"""Random JSON schemas: those that ayaedge supports, and the same with something in them that it does not."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Schema = dict[str, Any]
+
+NAMES = [
+    "a",
+    "name",
+    "größe",
+    "नाम",
+    "цвет",
+    "with space",
+    'quo"te',
+    "back\\slash",
+    "",
+    "名前",
+    "ab",
+    "line\nbreak",
+]
+WORDS = [
+    "red",
+    "redder",
+    "rot",
+    "लाल",
+    "красный",
+    "赤",
+    "أحمر",
+    'a "b"',
+    "tab\t",
+    "🎈",
+    "",
+    "null",
+    "e\u0301",
+]
+PATTERNS = [
+    "^[A-Z]{2}-\\d{3}$", "^(yes|no)$", "^[^\"]{1,4}$", "^\\w+( \\w+){0,2}$", "^a|^b$", "^[a-f0-9]+\\.$", "^\\S{2,}$",
+    "^.{0,5}$", "^x?[\\s\\\\]y*$", "^$", "^(a(b|cd){1,3})+$", "^[ऀ-ॿ]+$", "^\\D\\W$", "^[\\]^-]$",
+]  # fmt: skip
+FORMATS = ["date", "time", "date-time", "uuid", "email", "ipv4", "color"]
+UNSUPPORTED: dict[str, Any] = {
+    "not": {"type": "null"}, "if": {}, "then": {}, "else": {}, "patternProperties": {"^a": {}}, "contains": {},
+    "propertyNames": {}, "dependentRequired": {"a": ["b"]}, "dependentSchemas": {}, "unevaluatedProperties": False,
+    "unevaluatedItems": False, "uniqueItems": True, "multipleOf": 2, "nullable": True, "maxlength": 3, "$anchor": "x",
+    "$dynamicRef": "#x", "minContains": 2, "pattern": "(?=a)", "minLength": -1, "type": "text", "enum": [], "anyOf": [],
+    "items": [{}], "required": "a", "$ref": "#/nowhere", "maximum": "3", "properties": [], "minimum": True,
+}  # fmt: skip
+"""Keywords with values that must be refused wherever they stand."""
+
+
+def random_schema(chance: random.Random, *, bounded: bool = False) -> Schema:
+    """A schema that is supported and that some value satisfies; with `bounded` all its values are short."""
+    schema = _Generator(chance, bounded).schema(3)
+    if not bounded and chance.random() < 0.2:
+        node = {"type": "object", "properties": {"value": schema, "next": _maybe({"$ref": "#/$defs/node"})}}
+        node["required"] = chance.choice([[], ["value"], ["value", "next"]])
+        node["additionalProperties"] = False
+        schema = {"$ref": "#/$defs/node", "$defs": {"node": node}}
+    elif chance.random() < 0.2:
+        schema = {"$ref": "#/$defs/a~1b", "$defs": {"a/b": schema}, "description": "a reference"}
+    return {"title": "Random", **schema}
+
+
+def unsupported_schema(chance: random.Random) -> tuple[Schema, str, str]:
+    """A schema with one keyword that must be refused, its JSON pointer, and the keyword."""
+    schema = copy.deepcopy(random_schema(chance))
+    place, node = chance.choice(list(_schemas(schema, "#")))
+    keyword = chance.choice(sorted(UNSUPPORTED))
+    node[keyword] = UNSUPPORTED[keyword]
+    return schema, f"{place}/{keyword}", keyword
+
+
+def _maybe(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _schemas(schema: Any, place: str) -> Iterator[tuple[str, Schema]]:
+    """The schemas in a schema that restrict values, where every keyword is looked at."""
+    if not isinstance(schema, dict):
+        return
+    yield place, schema
+    for keyword in ("items", "additionalProperties"):
+        yield from _schemas(schema.get(keyword), f"{place}/{keyword}")
+    for keyword in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        for number, inner in enumerate(schema.get(keyword, [])):
+            yield from _schemas(inner, f"{place}/{keyword}/{number}")
+    for keyword in ("properties", "$defs"):
+        for name, inner in schema.get(keyword, {}).items():
+            escaped = name.replace("~", "~0").replace("/", "~1")
+            yield from _schemas(inner, f"{place}/{keyword}/{escaped}")
+
+
+class _Generator:
+    def __init__(self, chance: random.Random, bounded: bool):
+        self._chance, self._bounded = chance, bounded
+
+    def schema(self, depth: int) -> Schema:
+        leaves: list[Callable[[], Schema]] = [
+            self._string, self._string, self._integer, self._number, self._values, self._simple
+        ]  # fmt: skip
+        inner = [
+            self._object,
+            self._object,
+            self._array,
+            self._tuple,
+            self._any_of,
+            self._one_of,
+            self._all_of,
+        ]
+        if depth and self._chance.random() < 0.7:
+            return self._chance.choice(inner)(depth - 1)
+        return self._chance.choice(leaves)()
+
+    def _flip(self, probability: float = 0.5) -> bool:
+        return self._chance.random() < probability
+
+    def _simple(self) -> Schema:
+        kinds: list[Any] = ["boolean", "null", ["null", "boolean"]]
+        if not self._bounded:
+            kinds += ["string", "number", "integer", "object", "array", ["integer", "string", "null"], None]
+        kind = self._chance.choice(kinds)
+        return {} if kind is None else {"type": kind}
+
+    def _string(self) -> Schema:
+        schema: Schema = {"type": "string"}
+        kind = self._chance.randrange(4)
+        if kind == 0 and not self._bounded:
+            schema["pattern"] = self._chance.choice(PATTERNS)
+        elif kind == 1:
+            schema["format"] = self._chance.choice(FORMATS[: -1 if self._bounded else None])
+        elif kind == 2 or self._bounded:
+            least = self._chance.randrange(5)
+            schema.update({"minLength": least} if self._flip() else {})
+            if self._bounded or self._flip():
+                schema["maxLength"] = least + self._chance.randrange(6)
+        return schema
+
+    def _integer(self) -> Schema:
+        low = self._chance.randint(-1200, 1200)
+        high = low + self._chance.choice([0, 1, 7, 90, 5000])
+        schema: Schema = {"type": "integer"}
+        if self._flip(0.7):
+            schema.update({"minimum": low} if self._flip(0.7) else {"exclusiveMinimum": low - 0.5})
+        if self._flip(0.7):
+            schema.update({"maximum": high} if self._flip(0.7) else {"exclusiveMaximum": high + 1})
+        return schema
+
+    def _number(self) -> Schema:
+        low = round(self._chance.uniform(-100, 100), self._chance.randrange(5))
+        high = low + self._chance.choice([0.5, 1, 33.25, 1e6])
+        schema: Schema = {"type": "number"}
+        if self._flip(0.7):
+            schema[self._chance.choice(["minimum", "exclusiveMinimum"])] = low
+        if self._flip(0.7):
+            schema[self._chance.choice(["maximum", "exclusiveMaximum"])] = high
+        return schema
+
+    def _values(self) -> Schema:
+        pool: list[Any] = [*WORDS, 1, 2.5, -0.0, 1e22, True, False, None, [1, "x"], {"k": [None]}, [], {}]
+        if self._flip(0.3):
+            return {"const": self._chance.choice(pool)}
+        if self._flip():
+            return {"type": "string", "enum": self._chance.sample(WORDS, self._chance.randint(1, 6))}
+        return {"enum": self._chance.sample(pool, self._chance.randint(1, 8))}
+
+    def _object(self, depth: int) -> Schema:
+        names = self._chance.sample(NAMES, self._chance.randrange(5))
+        schema: Schema = {"type": "object", "properties": {name: self.schema(depth) for name in names}}
+        schema["required"] = [name for name in names if self._flip()]
+        others: list[Any] = [False, False, None]
+        if not self._bounded:
+            others += [True, self.schema(0)]
+        other = self._chance.choice(others)
+        return schema if other is None else {**schema, "additionalProperties": other}
+
+    def _array(self, depth: int) -> Schema:
+        schema: Schema = {"type": "array", "items": self.schema(depth)}
+        least = self._chance.randrange(3)
+        schema.update({"minItems": least} if self._flip() else {})
+        if self._bounded or self._flip():
+            schema["maxItems"] = least + self._chance.randrange(3)
+        return schema
+
+    def _tuple(self, depth: int) -> Schema:
+        schema: Schema = {"type": "array", "prefixItems": [self.schema(depth) for _ in range(2)]}
+        schema["items"] = self._chance.choice([False, self.schema(0)])
+        schema["minItems"] = self._chance.randrange(3)
+        if self._bounded or self._flip():
+            schema["maxItems"] = self._chance.randint(2, 4)
+        return schema
+
+    def _any_of(self, depth: int) -> Schema:
+        return {"anyOf": [self.schema(depth) for _ in range(self._chance.randint(1, 3))]}
+
+    def _one_of(self, depth: int) -> Schema:
+        branches = [
+            {
+                "type": "object",
+                "properties": {"kind": {"const": kind}, "inner": self.schema(depth)},
+                "required": ["kind"],
+                "additionalProperties": False,
+            }
+            for kind in ("one", "two")
+        ]
+        return {"oneOf": [*branches, {"type": "null"}], "discriminator": {"propertyName": "kind"}}
+
+    def _all_of(self, depth: int) -> Schema:
+        first = {"type": "object", "properties": {"a": self.schema(depth)}, "required": ["a"]}
+        second = {"properties": {"b": self.schema(depth)}, "description": "more"}
+        return {"allOf": [first, second], "required": ["b"] if self._flip() else []}
