@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -39,7 +40,7 @@ WORDS = [
     "e\u0301",
 ]
 PATTERNS = [
-    "^[A-Z]{2}-\\d{3}$", "^(yes|no)$", "^[^\"]{1,4}$", "^\\w+( \\w+){0,2}$", "^a|^b$", "^[a-f0-9]+\\.$", "^\\S{2,}$",
+    "^[A-Z]{2}-\\d{3}$", "^(yes|no)$", "^[^\"]{1,4}$", "^\\w+( \\w+){0,2}$", "^a$|^b$", "^[a-f0-9]+\\.$", "^\\S{2,}$",
     "^.{0,5}$", "^x?[\\s\\\\]y*$", "^$", "^(a(b|cd){1,3})+$", "^[ऀ-ॿ]+$", "^\\D\\W$", "^[\\]^-]$",
 ]  # fmt: skip
 FORMATS = ["date", "time", "date-time", "uuid", "email", "ipv4", "color"]
@@ -47,7 +48,7 @@ UNSUPPORTED: dict[str, Any] = {
     "not": {"type": "null"}, "if": {}, "then": {}, "else": {}, "patternProperties": {"^a": {}}, "contains": {},
     "propertyNames": {}, "dependentRequired": {"a": ["b"]}, "dependentSchemas": {}, "unevaluatedProperties": False,
     "unevaluatedItems": False, "uniqueItems": True, "multipleOf": 2, "nullable": True, "maxlength": 3, "$anchor": "x",
-    "$dynamicRef": "#x", "minContains": 2, "pattern": "(?=a)", "minLength": -1, "type": "text", "enum": [], "anyOf": [],
+    "$dynamicRef": "#x", "minContains": 2, "minLength": -1, "type": "text", "enum": [], "anyOf": [],
     "items": [{}], "required": "a", "$ref": "#/nowhere", "maximum": "3", "properties": [], "minimum": True,
 }  # fmt: skip
 """Keywords with values that must be refused wherever they stand."""
@@ -73,6 +74,89 @@ def unsupported_schema(chance: random.Random) -> tuple[Schema, str, str]:
     keyword = chance.choice(sorted(UNSUPPORTED))
     node[keyword] = UNSUPPORTED[keyword]
     return schema, f"{place}/{keyword}", keyword
+
+
+def random_value(chance: random.Random, schema: Any, root: Any = None) -> Any:
+    """A valid value for a `random_schema`, written as ayaedge lets models write: properties in the schema's order."""
+    root = schema if root is None else root
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2].replace("~1", "/")
+        return random_value(chance, root["$defs"][name], root)
+    for keyword in ("anyOf", "oneOf", "enum"):
+        if keyword in schema:
+            choices = schema[keyword]
+            # the last one ends recursion
+            chosen = chance.choice(choices) if chance.random() < 0.7 else choices[-1]
+            return chosen if keyword == "enum" else random_value(chance, chosen, root)
+    if "const" in schema:
+        return schema["const"]
+    if "allOf" in schema:
+        required = schema["required"]
+        parts = [{"type": "object", "required": required, **part} for part in schema["allOf"]]
+        return {name: value for part in parts for name, value in random_value(chance, part, root).items()}
+    kind = schema.get("type", "null")
+    return _VALUES[kind if isinstance(kind, str) else kind[0]](chance, schema, root)
+
+
+def _random_object(chance: random.Random, schema: Schema, root: Any) -> Any:
+    required = schema.get("required", [])
+    found = {
+        name: random_value(chance, inner, root)
+        for name, inner in schema.get("properties", {}).items()
+        if name in required or chance.random() < 0.5
+    }
+    others = schema.get("additionalProperties", False)
+    if others is not False and chance.random() < 0.5:
+        found["some other"] = [1, {"x": None}] if others is True else random_value(chance, others, root)
+    return found
+
+
+def _random_array(chance: random.Random, schema: Schema, root: Any) -> Any:
+    prefix, items = schema.get("prefixItems", []), schema.get("items", {})
+    least, most = schema.get("minItems", 0), schema.get("maxItems", 4)
+    count = chance.randint(least, max(least, min(most, len(prefix)) if items is False else most))
+    return [random_value(chance, inner, root) for inner in [*prefix, *[items] * count][:count]]
+
+
+def _random_string(chance: random.Random, schema: Schema, _root: Any) -> str:
+    if "pattern" in schema:
+        return _MATCHES[PATTERNS.index(schema["pattern"])]
+    if schema.get("format") in _FORMATTED:
+        return _FORMATTED[schema["format"]]
+    length = chance.randint(schema.get("minLength", 0), schema.get("maxLength", 9))
+    return "".join(chance.choices('aZ0 "\\/\n\téहि赤🎈\u200d\x7f', k=length))
+
+
+def _random_integer(chance: random.Random, schema: Schema, _root: Any) -> int:
+    low = schema.get("minimum", math.ceil(schema.get("exclusiveMinimum", -5000)))
+    high = schema.get("maximum", schema.get("exclusiveMaximum", low + 9001) - 1)
+    return chance.randint(
+        min(low, high) if "minimum" not in schema and "exclusiveMinimum" not in schema else low, high
+    )
+
+
+def _random_number(chance: random.Random, schema: Schema, _root: Any) -> float:
+    low = schema.get("minimum", schema.get("exclusiveMinimum"))
+    high = schema.get("maximum", schema.get("exclusiveMaximum"))
+    low = (high or 0) - 3 if low is None else low
+    middle = low + ((low + 3 if high is None else high) - low) * chance.choice([0.25, 0.5, 0.75])
+    return round(middle, 6)
+
+
+_MATCHES = ["AB-123", "yes", "ह'", "a_1 b", "b", "0f.", "नमस्ते", "a b", "x\\y", "", "abacdcd", "हि", "x!", "]"]
+_FORMATTED = {
+    "date": "2024-02-29", "time": "23:59:59.5Z", "date-time": "1999-12-31T00:00:00+05:30", "ipv4": "192.168.0.255",
+    "uuid": "123e4567-e89b-12d3-a456-426614174000", "email": "first.last+tag@mail.example.org",
+}  # fmt: skip
+_VALUES: dict[str, Callable[[random.Random, Schema, Any], Any]] = {
+    "object": _random_object,
+    "array": _random_array,
+    "string": _random_string,
+    "integer": _random_integer,
+    "number": _random_number,
+    "boolean": lambda chance, _schema, _root: chance.random() < 0.5,
+    "null": lambda _chance, _schema, _root: None,
+}
 
 
 def _maybe(schema: Schema) -> Schema:

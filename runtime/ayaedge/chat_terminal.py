@@ -5,6 +5,8 @@ Loading this module loads prompt_toolkit. History is kept in memory only: questi
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 import unicodedata
 from collections.abc import Iterable
@@ -26,6 +28,7 @@ from ayaedge.chat_commands import COMMANDS, joins_next_line
 from ayaedge.interrupts import Interrupts
 from ayaedge.pasted_paths import BLANKS, WINDOWS, picture_suffixes, quote_path, split_words
 
+termios = importlib.import_module("termios") if os.name == "posix" else None
 _ARGUMENTS = {"system": ("none",), "tiles": ("faithful", "native", "auto")}
 _CHAT_SUFFIXES = frozenset({".ayachat"})
 
@@ -41,6 +44,7 @@ class TerminalLines:
     def __init__(self, screen: TextIO):
         if sys.stdin.encoding.lower() in ("ascii", "us-ascii") and hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        self._modes = termios.tcgetattr(sys.stdin) if termios is not None else []
         self._session: PromptSession[str] = PromptSession(
             prompt_continuation="  ",
             history=InMemoryHistory(),
@@ -60,6 +64,20 @@ class TerminalLines:
                 return self._session.prompt(prompt)
         except EOFError:
             return None
+        except SystemExit:  # a signal's, in the middle of anything
+            self._restore()
+            raise
+
+    def _restore(self) -> None:
+        """Leave the terminal as it was, where the editor did not get to it."""
+        output = self._session.output
+        output.reset_attributes()
+        output.enable_autowrap()
+        output.disable_bracketed_paste()
+        output.show_cursor()
+        output.flush()
+        if termios is not None:
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, self._modes)
 
 
 def _key_bindings() -> KeyBindings:

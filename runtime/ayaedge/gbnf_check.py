@@ -17,10 +17,9 @@ from ayaedge.gbnf import LLAMA_REPEATS, Ranges
 MOST_CHARACTERS = 400_000
 """Of a grammar; reading as many takes a second."""
 _DEEPEST_GROUP = 100
-_LONGEST_CHAIN = 2000
-"""Rules that begin with one another: llama.cpp walks them on the stack, of which some threads have 512 KB."""
 _MOST_PATHS = 1000
-"""Ways to begin a rule: each is tried with the whole vocabulary at every token."""
+"""Ways to begin a rule: each is tried with the whole vocabulary at every token. A chain of rules that begin with one
+another counts as many: llama.cpp walks it on the stack, of which some threads have 512 KB."""
 _MOST_ELEMENTS = 2_000_000
 """Of the parsed grammar, 8 bytes each."""
 _LAST = 0x10FFFF
@@ -391,9 +390,8 @@ def _beginnings(alternatives: list[list[str]], empty: set[str]) -> Iterator[str]
 
 
 def _beginning_faults(rules: Mapping[str, list[list[str]]], empty: set[str]) -> list[Fault]:
-    """Rules that begin with themselves, in too many ways, or after too long a chain of others."""
+    """Rules that begin with themselves, or in too many ways."""
     paths: dict[str, int] = {}
-    depths: dict[str, int] = {}
     open_rules: set[str] = set()
     for start in rules:
         stack = [start] if start not in paths else []
@@ -412,9 +410,11 @@ def _beginning_faults(rules: Mapping[str, list[list[str]]], empty: set[str]) -> 
                 continue
             open_rules.discard(name)
             paths[name] = len(rules[name]) + sum(paths[child] for child in children)
-            depths[name] = 1 + max((depths[child] for child in children), default=0)
             if paths[name] > _MOST_PATHS:
-                return [Fault(_plain(name), f"can begin in more than {_MOST_PATHS} ways: give it fewer")]
-            if depths[name] > _LONGEST_CHAIN:
-                return [Fault(_plain(name), f"begins with a chain of more than {_LONGEST_CHAIN} rules")]
+                return [
+                    Fault(
+                        _plain(name),
+                        f"can begin in more than {_MOST_PATHS} ways, or chains of rules: make it simpler",
+                    )
+                ]
     return []

@@ -258,6 +258,9 @@ class _Converter:
         prefix: list[Schema] = found.get("prefixItems", [])
         least, most = int(found.get("minItems", 0)), found.get("maxItems")
         items: Schema = found.get("items", not prefix or least > len(prefix))
+        for value in (*prefix, items):  # those that no array can have are checked as well
+            if value is not False:
+                self._rule(value)
         known = prefix.index(False) if False in prefix else len(prefix)
         if items is False or known < len(prefix):
             most = min(known, known if most is None else int(most))
@@ -304,8 +307,6 @@ class _Converter:
             return self._fault(
                 schema, f"no string has {least} characters or more, and {most} at most", "minLength"
             )
-        if not self._counts_fit(schema, least, most, "minLength", "maxLength"):
-            return '"null"'
         is_known = found.get("format") in FORMATS
         if is_known and set(found) != {"format"}:
             return self._fault(
@@ -315,6 +316,8 @@ class _Converter:
             return quoted(f"({FORMATS[found['format']]})")
         if "pattern" in found:
             return self._pattern(schema, found["pattern"], least, most)
+        if not self._counts_fit(schema, least, most, "minLength", "maxLength"):
+            return '"null"'
         return string_of_length(self._rules, least, most) if least or most is not None else "string"
 
     def _pattern(self, schema: dict[str, Any], pattern: str, least: int, most: int | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ayaedge.gbnf import Ranges, Rules, character_class
+from ayaedge.gbnf import MOST_REPEATS, Ranges, Rules, character_class
 
 _LAST = 0x10FFFF
 _MOST_NESTED = 50
@@ -172,6 +172,8 @@ class _Reader:
             raise PatternError("one count after another is not supported")
         if part.least == 0 and (most is None or most > 1):
             raise PatternError("what is repeated must have one character at least")
+        if max(least, most or 0, part.least * least) > MOST_REPEATS:
+            raise PatternError(f"{MOST_REPEATS} repetitions are the most")
         most_characters = None if most is None or part.most is None else part.most * most
         if most == 0:
             return Part('""', 0, 0)
@@ -236,6 +238,10 @@ class _Reader:
 
     def _member(self) -> _Set:
         character = self._take()
+        if character == "[" or (character in "-&|~" and self._peek() == character):
+            raise PatternError(
+                f"{character} in a class must be written as \\{character}: it may mean a set in future"
+            )
         return self._escape() if character == "\\" else _single(character)
 
     def _escape(self) -> _Set:

@@ -196,14 +196,15 @@ class SchemaDocument:
     def parts(self, schema: Schema) -> list[dict[str, Any]]:
         """The schemas without `$ref` and `allOf` that must all hold; those that say nothing are left out."""
         found: list[dict[str, Any]] = []
-        work, seen = [schema], set()
+        seen: set[int] = set()
+        work: list[tuple[Schema, tuple[int, ...]]] = [(schema, ())]
         while work:
-            part = work.pop()
-            if isinstance(part, bool):
-                if not part:
-                    self.fault(schema, "false allows no value")
-                continue
-            if id(part) in seen:
+            part, above = work.pop()
+            if id(part) in above:
+                self.fault(schema, "can never end: it always leads to itself again")
+            if part is False:
+                self.fault(schema, "false allows no value")
+            if isinstance(part, bool) or id(part) in seen:
                 continue
             seen.add(id(part))
             asserted = self.asserted(part)
@@ -215,7 +216,7 @@ class SchemaDocument:
                     found.append(part)
             elif any(key in asserted for key in rest):
                 found.append(self._remainder(part, rest))
-            work += reversed(inner)
+            work += [(below, (*above, id(part))) for below in reversed(inner)]
         return found
 
     def _remainder(self, schema: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:

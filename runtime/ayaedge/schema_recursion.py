@@ -85,7 +85,7 @@ def confused_property(
 ) -> str | None:
     """The property in which two of these alternatives recurse before they differ, or None."""
     component = numbers.get(id(branches))
-    shapes = [_shape(document, numbers, component, branch) for branch in branches]
+    shapes = [_shape(document, numbers, component, branch) for branch in branches if branch is not False]
     for number, one in enumerate(shapes):
         for other in shapes[:number]:
             for name in _shared(one, other):

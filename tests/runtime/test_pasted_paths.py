@@ -31,8 +31,7 @@ def nothing(_: str) -> bool:
 @pytest.mark.parametrize("quote", ["", "'", '"'])
 @pytest.mark.parametrize("windows", [False, True])
 def test_a_quoted_path_is_read_back(path: str, quote: str, windows: bool) -> None:
-    if windows and '"' in path:
-        pytest.skip("Windows has no such names")
+    path = path.replace('"', "") if windows else path  # names of Windows have none
     line = quote_path(path, quote=quote, windows=windows)
     assert [word.text for word in split_words(f"{line}  {line}", escapes=not windows)] == [path, path]
 

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ayaedge import AyaEdgeError, AyaVision, InvalidOptionError
+from ayaedge import AyaEdgeError, AyaVision, InvalidOptionError, TruncatedError
 from ayaedge.decoder import Decoder
 from ayaedge.sampling import Grammar, Sampler, SamplingOptions, token_logprob
+from random_schema import random_schema
 
+SIX = Path(__file__).parents[2] / "examples" / "pictures" / "six-cells.png"
 QUESTION = "What number is at the bottom left?"
 
 
@@ -146,8 +150,6 @@ def test_choices_in_any_script(demo_model: AyaVision) -> None:
 
 
 def test_a_truncated_object_says_so(demo_model: AyaVision) -> None:
-    from ayaedge import TruncatedError
-
     answer = demo_model.ask(QUESTION, response_format={"type": "json_object"}, max_tokens=2)
     assert answer.stop_reason == "length"
     with pytest.raises(TruncatedError, match="max_tokens"):
@@ -236,3 +238,32 @@ def test_senseless_stop_strings_are_refused(demo_model: AyaVision, stop: Any) ->
 def test_senseless_forms_are_refused_before_any_work(demo_model: AyaVision, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidOptionError):
         demo_model.stream("x", **options)
+
+
+SCHEMAS = 300
+
+
+def test_every_answer_under_a_random_schema_is_valid(demo_model: AyaVision) -> None:
+    """The small model knows no JSON at all, so each token is up to the grammar; greedy or drawn, with a picture or not."""
+    jsonschema = pytest.importorskip("jsonschema")
+    chance, finished, refused, cut = random.Random(11), 0, 0, 0
+    while finished + cut < SCHEMAS:
+        schema = random_schema(chance)
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        options: dict[str, Any] = {"temperature": chance.choice([0.0, 1.0]), "seed": chance.randrange(1000)}
+        images = [SIX] if chance.random() < 0.3 else []
+        try:
+            answer = demo_model.ask(QUESTION, images=images, response_format=form, max_tokens=60, **options)
+        except InvalidOptionError as error:  # a keyword that cannot be honoured is said
+            assert "schema" in str(error)
+            refused += 1
+            continue
+        if answer.stop_reason == "length":  # reported, and not taken for an answer
+            cut += 1
+            with pytest.raises(TruncatedError):
+                answer.parse()
+            continue
+        jsonschema.Draft202012Validator(schema).validate(answer.parse())
+        finished += 1
+    assert finished > SCHEMAS // 2
+    assert refused < SCHEMAS

@@ -1,0 +1,726 @@
+"""Whatever a caller hands over, there is an answer or a clear error: no crash, no output, nothing left behind.
+
+The ordinary run takes a few hundred examples of each kind. As many as wanted, of each:
+
+    AYAEDGE_FUZZ_EXAMPLES=10000 pytest tests/test_fuzz.py
+
+or, in a process of its own that may crash, `pytest -m slow tests/test_fuzz.py`. What was found this way, and is not
+what one would write a test for elsewhere, stands in `FOUND`.
+"""
+
+from __future__ import annotations
+
+import array
+import base64
+import faulthandler
+import io
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ayaedge import (
+    NO_CACHE,
+    AyaEdgeError,
+    AyaVision,
+    CacheOptions,
+    DecoderOptions,
+    VisionOptions,
+)
+from ayaedge.model import demo_bundle
+from random_schema import random_schema, unsupported_schema
+
+EXAMPLES = int(os.environ.get("AYAEDGE_FUZZ_EXAMPLES", "0"))
+MOST = 10_000
+LONGEST_LINE, MOST_LINES = 2000, 60
+"""Of a message; lists of faults have a line for each."""
+SLOWEST = 20.0
+"""Seconds of one example on a busy machine; a hundred times what the slowest takes on an idle one."""
+HANGS = 900.0
+"""Seconds after which a test ends the process, with the stacks of all threads."""
+PICTURES = Path(__file__).parents[1] / "examples" / "pictures"
+QUESTION, SIX, ANSWER = "What number is at the bottom left?", PICTURES / "six-cells.png", "2675"
+SHORT: dict[str, Any] = {"max_tokens": 2}
+
+FuzzTest = Callable[..., None]
+
+
+def fuzz(share: float = 1.0) -> Callable[[FuzzTest], FuzzTest]:
+    """Settings of a test that gets this share of the usual number of examples when the run is ordinary."""
+    return settings(
+        max_examples=EXAMPLES or int(300 * share),
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AyaVision]:
+    cache = CacheOptions(directory=tmp_path_factory.mktemp("fuzz"), disk_bytes=20_000_000)
+    with AyaVision.load(cache=cache) as model:
+        model.ask(QUESTION, images=[SIX])  # what is opened once is open now
+        yield model
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """A test leaves no thread and no open file, writes nothing, and the model answers as before."""
+    model = request.getfixturevalue("model")
+    before = threading.active_count(), psutil.Process().num_fds() if os.name == "posix" else 0
+    faulthandler.dump_traceback_later(HANGS, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+    assert model.ask(QUESTION, images=[SIX]).text == ANSWER
+    after = threading.active_count(), psutil.Process().num_fds() if os.name == "posix" else 0
+    assert after == before
+    assert capfd.readouterr() == ("", "")
+
+
+def attempt(call: Callable[[], Any]) -> Any:
+    """The result, or None after an error that is ours and clear; whatever else comes is a defect."""
+    started = time.perf_counter()
+    try:
+        return call()
+    except AyaEdgeError as error:
+        lines = str(error).splitlines()
+        assert lines
+        assert len(lines) <= MOST_LINES
+        assert max(map(len, lines)) <= LONGEST_LINE
+        str(error).encode()  # it can be printed, logged and sent
+        return None
+    finally:
+        assert time.perf_counter() - started < SLOWEST
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+SPECIAL = sorted(json.loads((demo_bundle() / "manifest.json").read_text("utf-8"))["tokens"]["special"])
+FRAGMENTS = [
+    *SPECIAL, "<image>", "TILE_1", "TILE_GLOBAL", "<|", "＜image＞", "\0", "\ud800", "\udfff", "\ue000", "\U000f0000",
+    "\U000f0001", "\U0010ffff", "\ufffd", "\ufeff", "\u202e", "\u200d", "e\u0301", "\u0301", "한", "🎈", "نص", "\r\n",
+    "{{ x }}", "{% raw %}", "%s", "{}", '"', "\\", "\x1b[2J", " ", "7", "a",
+]  # fmt: skip
+CODECS = ["utf-8", "latin-1", "utf-16", "utf-32", "cp1252", "shift_jis", "ascii"]
+DECODED = st.builds(
+    lambda data, codec, errors: data.decode(codec, errors),
+    st.binary(max_size=60), st.sampled_from(CODECS), st.sampled_from(["replace", "ignore", "backslashreplace"]),
+) | st.binary(max_size=60).map(lambda data: data.decode("utf-8", "surrogateescape"))  # fmt: skip
+JOINED = st.lists(st.sampled_from(FRAGMENTS) | st.text(st.characters(), max_size=3), max_size=12).map("".join)
+LONG = st.builds(
+    lambda text, count: (text * count)[:count],
+    st.sampled_from(FRAGMENTS) | st.text(st.characters(), min_size=1, max_size=5),
+    st.sampled_from([500, 5000, 100_000]),
+)
+TEXTS = st.one_of(st.text(st.characters(), max_size=60), DECODED, JOINED, JOINED, DECODED, LONG)
+
+HUGE = [2**31, 2**32, 2**63, 2**64, 10**400, 10**5000, -(10**5000)]
+NUMBERS = st.one_of(
+    st.integers(-5, 5), st.integers(), st.floats(), st.sampled_from(HUGE), st.booleans(),
+    st.sampled_from([np.int64(3), np.uint8(1), np.float32(0.5), np.float64("nan"), np.bool_(True), 1e308, 5e-324, 1e-40]),
+    st.builds(complex, st.floats(), st.floats()), st.decimals(), st.fractions(),
+)  # fmt: skip
+
+
+def nested(depth: int, inner: Any = 1) -> Any:
+    """Lists inside one another: deeper than repr, json and recursive functions can go."""
+    for number in range(depth):
+        inner = [inner] if number % 2 else {"a": inner}
+    return inner
+
+
+ODD = st.one_of(
+    st.none(), NUMBERS, TEXTS, st.binary(max_size=20),
+    st.sampled_from([(), [], {}, set(), [""], [None], b"", object, object(), Ellipsis, len, range(3), {"a": 1}, {1, 2}]),
+    st.sampled_from([np.zeros(3), np.zeros((2, 2), np.uint8), np.array(None), np.array(["x"]), nested(3000)]),
+    st.lists(st.text(st.characters(), max_size=4) | st.integers(), max_size=3),
+)  # fmt: skip
+NAMES = st.text(st.characters(), max_size=8)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | NAMES | st.sampled_from(HUGE),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=10,
+) | st.sampled_from([nested(99), nested(3000), ["x"] * 5000, {"x" * 100_000: 1}, "x" * 100_000])  # fmt: skip
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+def _real_files() -> list[bytes]:
+    """One picture in every format that Pillow writes, with palettes, frames, profiles and EXIF."""
+    with Image.open(PICTURES / "one-heart.png") as opened:
+        small = opened.convert("RGB").resize((40, 30))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "text"
+    exif.get_ifd(0x8769)[0x9286] = b"comment"
+    saved: list[bytes] = []
+    ways: list[tuple[str, str, dict[str, Any]]] = [
+        ("PNG", "RGB", {}), ("PNG", "RGBA", {"exif": exif, "icc_profile": b"profile" * 9}), ("PNG", "P", {"bits": 4}),
+        ("PNG", "P", {"transparency": b"\0\1\2"}), ("PNG", "I;16", {}), ("PNG", "1", {}), ("PNG", "LA", {"dpi": (1, 1)}),
+        ("PNG", "RGB", {"save_all": True, "append_images": [small.rotate(90)]}),
+        ("JPEG", "RGB", {"exif": exif, "comment": b"x"}), ("JPEG", "CMYK", {"progressive": True}), ("JPEG", "L", {}),
+        ("MPO", "RGB", {"save_all": True, "append_images": [small.rotate(90)]}),
+        ("GIF", "P", {}), ("GIF", "P", {"save_all": True, "append_images": [small], "transparency": 1, "comment": b"x"}),
+        ("WEBP", "RGB", {"exif": exif}), ("WEBP", "RGBA", {"lossless": True}),
+        ("WEBP", "RGB", {"save_all": True, "append_images": [small.rotate(90)]}),
+        ("BMP", "RGB", {}), ("BMP", "P", {}), ("BMP", "1", {}), ("DIB", "RGB", {}),
+        ("TIFF", "RGB", {"exif": exif}), ("TIFF", "RGB", {"compression": "tiff_lzw"}), ("TIFF", "F", {}),
+        ("TIFF", "RGB", {"compression": "jpeg"}), ("TIFF", "1", {"compression": "group4"}), ("TIFF", "I;16", {}),
+        ("TIFF", "P", {"compression": "tiff_adobe_deflate", "save_all": True, "append_images": [small]}),
+        ("TIFF", "CMYK", {"compression": "packbits"}), ("TIFF", "LAB", {}),
+        ("ICO", "RGBA", {}), ("ICNS", "RGBA", {}), ("JPEG2000", "RGB", {}), ("AVIF", "RGB", {"exif": exif}),
+        ("DDS", "RGBA", {}), ("PPM", "RGB", {}), ("PPM", "1", {}), ("PCX", "P", {}), ("TGA", "RGBA", {"compression": "tga_rle"}),
+        ("SGI", "RGB", {}), ("QOI", "RGBA", {}), ("IM", "RGB", {}), ("XBM", "1", {}), ("MSP", "1", {}), ("BLP", "P", {}),
+        ("SPIDER", "F", {}), ("EPS", "RGB", {}),
+    ]  # fmt: skip
+    for form, mode, options in ways:
+        target = io.BytesIO()
+        try:
+            picture = small.convert("L").convert(mode) if mode in ("I;16", "LAB") else small.convert(mode)
+            if mode == "LAB":
+                picture = Image.new("LAB", (9, 9))
+            picture.save(target, form, **options)
+        except (OSError, KeyError, ValueError):  # this build of Pillow cannot
+            continue
+        saved.append(target.getvalue())
+    return saved
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    FILES = _real_files()
+SIGNATURES = [
+    b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF\xff\0\0\0WEBPVP8 ", b"BM", b"II*\0\x08\0\0\0",
+    b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0", b"\0\0\1\0", b"icns", b"P6 9 9 255\n", b"P3\n4 4\n255\n", b"%!PS-Adobe-3.0\n",
+    b"8BPS\0\1", b"DDS ", b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x20ftypavif", b"qoif", b"BLP2", b"FTEX",
+    b"SIMPLE  =", b"/* XPM */\n", b"#define x_width 9\n#define x_height 9\n", b"\xd7\xcd\xc6\x9a", b"\x0a\x05\x01\x08",
+    b"P7 332\n", b"\x59\xa6\x6a\x95", b"DanM", b"\1\xda\1\1", b"\x80\xe8\0\0", b"MCIDAS", b"GRIB", b"BUFR", b"\x89HDF",
+    b"\xb1\x68\xde\x3a", b"\x1c\x02\x05", b"Image type: RGB", b"\0\0\2\0", b"Pf\n4 4\n-1\n", b"Pyx\n",
+]  # fmt: skip
+EXTREMES = [b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x80\0\0\0", b"\0\1", b"\xff\xff", b"\0\0\x32\0"]
+CHANGES = st.tuples(
+    st.sampled_from(["flip", "flip", "flip", "cut", "insert", "splice", "extreme", "extreme", "repeat", "end"]),
+    st.floats(0, 1) | st.floats(0, 0.05),
+    st.binary(min_size=1, max_size=6),
+    st.sampled_from(EXTREMES),
+    st.integers(0, max(0, len(FILES) - 1)),
+)
+
+
+def changed(data: bytes, changes: list[tuple[str, float, bytes, bytes, int]], others: list[bytes] = FILES) -> bytes:
+    """A file with changes at these fractions of its length."""
+    for kind, fraction, content, extreme, number in changes:
+        place = int(fraction * len(data))
+        before, after = data[:place], data[place:]
+        other = others[number % len(others)]
+        data = {
+            "flip": before + bytes([(after[:1] or b"\0")[0] ^ (content[0] or 1)]) + after[1:],
+            "cut": before + after[len(content) :],
+            "insert": before + content + after,
+            "splice": before + other[int(fraction * len(other)) :],
+            "extreme": before + extreme + after[len(extreme) :],
+            "repeat": before + after[:40] * 3 + after,
+            "end": before,
+        }[kind]
+    return data
+
+
+MUTATED = st.builds(changed, st.sampled_from(FILES), st.lists(CHANGES, max_size=5))
+SIGNED = st.builds(bytes.__add__, st.sampled_from(SIGNATURES), st.binary(max_size=120))
+PICTURE_BYTES = st.one_of(st.binary(max_size=200), SIGNED, MUTATED, MUTATED, MUTATED)
+
+
+def _data_url(data: bytes, scheme: str, kind: str, mark: str, junk: str, place: float) -> str:
+    text = base64.b64encode(data).decode()
+    cut = int(place * len(text))
+    return f"{scheme}{kind}{mark},{text[:cut]}{junk}{text[cut:]}"
+
+
+DATA_URLS = st.builds(
+    _data_url,
+    PICTURE_BYTES,
+    st.sampled_from(["data:", "DATA:", "Data:", "dAtA:", " data:", "data"]),
+    st.sampled_from(["image/png", "IMAGE/PNG", "", "image/png;charset=x", "text/plain"]) | st.text(st.characters(), max_size=9),
+    st.sampled_from([";base64", ";base64", ";BASE64", "", ";base64;"]),
+    st.sampled_from(["", "", "", "\n", " ", "%", "=", "é", "\ud800", "\0", "-_"]),
+    st.floats(0, 1),
+)  # fmt: skip
+PATHS = st.one_of(
+    TEXTS,
+    TEXTS.map(lambda text: f"file://{text}"),
+    TEXTS.map(lambda text: f"{PICTURES}/{text}"),
+    st.text("abc:/\\.%~$\0\ud800é", max_size=20),
+    st.sampled_from(["/dev/null", "/dev/full/x", ".", "/", "~", "-", "a" * 300, "/".join(["a" * 200] * 30), "CON", "NUL"]),
+    TEXTS.filter(lambda text: "\0" not in text).map(Path),
+    TEXTS.map(lambda text: _PathLike(text)),
+    st.binary(max_size=20).map(lambda data: _PathLike(data)),
+)  # fmt: skip
+
+
+class _PathLike(os.PathLike[Any]):
+    """What names a path by text or bytes, as `os.DirEntry` does."""
+
+    def __init__(self, path: Any) -> None:
+        self._path = path
+
+    def __fspath__(self) -> Any:
+        return self._path
+
+    def __repr__(self) -> str:
+        return f"_PathLike({self._path!r})"
+
+
+def _array(kind: str, shape: list[int], order: int) -> Any:
+    made = np.zeros(shape, kind)
+    return [
+        made, made[::-1], made.T, made[..., ::2], np.asfortranarray(made), np.ma.masked_array(made), made.view(np.ndarray),
+        np.broadcast_to(made[..., :1], shape) if shape and shape[-1] else made, made.tolist(),
+    ][order % 9]  # fmt: skip
+
+
+ARRAYS = st.one_of(
+    st.builds(
+        _array,
+        st.sampled_from(["u1", "u1", "u1", "i1", "f4", "f8", "?", "O", "U3", "S2", "M8[s]", "c8", "u2,f4", "V5", ">u2"]),
+        st.lists(st.sampled_from([0, 1, 2, 3, 3, 4, 7, 40]), max_size=4),
+        st.integers(0, 8),
+    ),
+    st.sampled_from(
+        [np.matrix([[1, 2]], np.uint8), np.uint8(3), memoryview(b"abcdef")[::2], memoryview(array.array("d", [1.0])),
+         memoryview(np.zeros((), np.uint8)), memoryview(np.zeros((3, 4, 3), np.uint8)), bytearray(b"x"), array.array("B", b"x"),
+         np.lib.stride_tricks.as_strided(np.zeros(9, np.uint8), (3, 3, 3), (0, 1, 1)), np.zeros((1, 70_000, 3), np.uint8),
+         np.zeros((70_000, 1), np.uint8), np.zeros((2, 2, 3), np.uint8).view(np.recarray)]
+    ),
+)  # fmt: skip
+MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "La", "RGBa", "RGBX", "I;16", "I;16B"]
+
+
+def _pil(mode: str, size: tuple[int, int], how: str) -> Any:
+    if how == "lazy":
+        return Image.open(SIX)
+    if how == "closed":
+        with Image.open(SIX) as picture:
+            return picture
+    if how == "damaged":
+        return Image.open(io.BytesIO(FILES[0][: len(FILES[0]) // 2]))
+    picture = Image.new(mode, size)
+    if how == "closed too":
+        picture.close()
+    if how == "exif":
+        picture.getexif()[0x0112] = size[0]
+    if how == "info":
+        picture.info.update(exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff", transparency=b"\0", icc_profile="x")
+    if how == "float" and mode == "F":
+        picture.putpixel((0, 0), math.nan) if min(size) else None
+    return picture
+
+
+PIL_PICTURES = st.builds(
+    _pil,
+    st.sampled_from(MODES),
+    st.tuples(*[st.sampled_from([0, 1, 2, 9, 400])] * 2),
+    st.sampled_from(["", "", "lazy", "closed", "closed too", "damaged", "exif", "info", "float"]),
+)
+
+
+# --- tests ----------------------------------------------------------------------------------------------------------
+def look(model: AyaVision, images: Any, tiles: int | None = None) -> None:
+    answer = attempt(lambda: model.ask("What?", images=images, max_tiles=tiles, **SHORT))
+    assert answer is None or isinstance(answer.text, str)
+
+
+@fuzz()
+@given(PICTURE_BYTES, st.sampled_from([None, 1, 1]))
+def test_bytes_are_a_picture_or_an_error(model: AyaVision, data: bytes, tiles: int | None) -> None:
+    look(model, [data], tiles)
+
+
+@fuzz()
+@given(st.one_of(DATA_URLS, PATHS, ARRAYS, PIL_PICTURES, ODD), st.booleans())
+def test_anything_is_a_picture_or_an_error(model: AyaVision, picture: Any, single: bool) -> None:
+    look(model, picture if single else [picture], 1)
+    encoded = attempt(lambda: model.encode_image(picture, max_tiles=1))
+    assert encoded is None or encoded.cost.tiles == 1
+
+
+@fuzz()
+@given(TEXTS, st.none() | TEXTS, st.lists(TEXTS, max_size=2), st.booleans())
+def test_any_text_is_a_prompt_or_an_error(
+    model: AyaVision, question: str, system: str | None, stop: list[str], as_one: bool
+) -> None:
+    stops: Any = stop[0] if as_one and stop else stop
+    answer = attempt(lambda: model.ask(question, system=system, stop=stops, **SHORT))
+    assert answer is None or not any(text in answer.text for text in stop)
+
+
+@fuzz()
+@given(ODD | TEXTS, ODD | TEXTS)
+def test_any_question_is_one_or_an_error(model: AyaVision, question: Any, system: Any) -> None:
+    attempt(lambda: model.ask(question, system=system, **SHORT))
+
+
+GRAMMARS = st.lists(
+    st.sampled_from(
+        ["root", "a", " ::= ", "|", "(", ")", "[a-z]", "[^", "]", "*", "+", "?", "{2}", "{1,", "}", '"x"', '"', "\\x41",
+         "\\uD800", "\n", "#", ".", " ", "<[1]>", "\\", "root ::= ", 'a ::= "b"\n', "{99999}", "0"]
+    )
+    | st.text(st.characters(), max_size=2),
+    max_size=20,
+).map("".join)  # fmt: skip
+
+
+@fuzz()
+@given(TEXTS | GRAMMARS | GRAMMARS.map(lambda text: f"root ::= {text}\n") | ODD)
+def test_any_text_is_a_grammar_or_an_error(model: AyaVision, grammar: Any) -> None:
+    attempt(lambda: model.ask("x", grammar=grammar, **SHORT))
+
+
+@fuzz(0.6)
+@given(st.lists(TEXTS, max_size=4) | st.lists(ODD, max_size=3) | ODD)
+def test_any_list_is_choices_or_an_error(model: AyaVision, choices: Any) -> None:
+    answer = attempt(lambda: model.ask("x", choices=choices, **SHORT))
+    if answer is not None and choices is not None and answer.stop_reason == "stop":
+        assert answer.text in choices
+
+
+KEYWORDS = [
+    "type", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems", "enum", "const",
+    "anyOf", "oneOf", "allOf", "$ref", "$defs", "$id", "minLength", "maxLength", "pattern", "format", "minimum", "maximum",
+    "exclusiveMinimum", "exclusiveMaximum", "minProperties", "maxProperties", "not", "title", "uniqueItems",
+]  # fmt: skip
+SCHEMA_LEAVES = st.sampled_from(
+    ["string", "number", "integer", "object", "array", "null", ["null", "string"], "#", "#/$defs/a", "#/properties/a", "a", "date",
+     "^a{1,3}$", "^(a|b)*$", "^[", 0, 1, 2, -1, 3.5, 1e300, 10**300, -0.0, 5e-324, 2000, 50_000, True, False, None, {}, [], ["a"]]
+)  # fmt: skip
+SCHEMAS = st.recursive(
+    SCHEMA_LEAVES | JSON_VALUES,
+    lambda inner: st.dictionaries(st.sampled_from(KEYWORDS), inner, max_size=4)
+    | st.dictionaries(st.sampled_from(["a", "b", "ä"]), inner, max_size=3)
+    | st.lists(inner, max_size=3),
+    max_leaves=14,
+)
+RANDOMS = st.integers(0, 2**32).map(random.Random)
+
+
+def _spoilt(chance: random.Random, value: Any, pool: list[Any]) -> Any:
+    """JSON in which something was replaced, left out or doubled."""
+    if isinstance(value, dict) and value and chance.random() < 0.85:
+        name = chance.choice(list(value))
+        kept = {key: inner for key, inner in value.items() if key != name or chance.random() < 0.9}
+        if name in kept:
+            kept[name] = _spoilt(chance, kept[name], pool)
+        if chance.random() < 0.2:
+            kept[chance.choice([*kept, "x"])] = chance.choice(pool)
+        return kept
+    if isinstance(value, list) and value and chance.random() < 0.85:
+        place = chance.randrange(len(value))
+        return [*value[:place], _spoilt(chance, value[place], pool), *value[place + chance.randrange(2) :]]
+    if isinstance(value, str) and value and chance.random() < 0.5:
+        place = chance.randrange(len(value))
+        return value[:place] + chance.choice(FRAGMENTS) + value[place + chance.randrange(2) :]
+    return chance.choice(pool)
+
+
+POOL = [None, True, 0, -1, 1.5, math.nan, math.inf, 10**5000, "", "x", "\ud800", "x" * 100_000, [], {}, [[]], {"a": None},
+        nested(99), nested(3000), "user", "type", "text", "image_url", b"x", (), "data:image/png;base64,AAAA"]  # fmt: skip
+
+
+def _random_schema(chance: random.Random) -> Any:
+    schema = random_schema(chance) if chance.random() < 0.8 else unsupported_schema(chance)[0]
+    for _ in range(chance.randrange(4)):
+        schema = _spoilt(chance, schema, [*POOL, *KEYWORDS, schema])
+    return schema
+
+
+FORMS = st.one_of(
+    JSON_VALUES,
+    st.one_of(SCHEMAS, SCHEMAS, RANDOMS.map(_random_schema), JSON_VALUES).flatmap(
+        lambda schema: st.sampled_from(
+            [{"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}, {"type": "json_schema", "schema": schema}]
+        )
+    ),
+    st.dictionaries(st.sampled_from(["type", "json_schema", "schema", "name"]), JSON_VALUES | SCHEMA_LEAVES),
+)  # fmt: skip
+
+
+@fuzz()
+@given(FORMS)
+def test_any_json_is_a_form_or_an_error(model: AyaVision, form: Any) -> None:
+    answer = attempt(lambda: model.ask("x", response_format=form, **SHORT))
+    if answer is not None and answer.stop_reason == "stop" and form is not None and form != {"type": "text"}:
+        answer.parse()
+
+
+VALID_MESSAGES: list[Any] = [
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
+    [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "What?"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(FILES[0]).decode()}},
+                {"type": "image", "image": str(SIX)},
+            ],
+        },
+        {"role": "assistant", "content": "x", "tool_calls": None},
+        {"role": "user", "content": [{"type": "text", "text": "And?"}], "name": "n"},
+    ],
+]  # fmt: skip
+
+
+def _spoilt_messages(chance: random.Random) -> Any:
+    messages = chance.choice(VALID_MESSAGES)
+    for _ in range(chance.randrange(1, 5)):
+        messages = _spoilt(chance, messages, POOL)
+    return messages
+
+
+PARTS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "image_url", "image", "input_audio"]) | JSON_VALUES},
+    optional={
+        "text": TEXTS | JSON_VALUES,
+        "image_url": st.fixed_dictionaries({"url": DATA_URLS | PATHS | JSON_VALUES}) | DATA_URLS | JSON_VALUES,
+        "image": DATA_URLS | PATHS | PIL_PICTURES | ARRAYS | JSON_VALUES,
+    },
+)
+TURNS = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "user", "assistant", "system", "tool", "developer"]) | JSON_VALUES},
+    optional={"content": TEXTS | st.lists(PARTS | JSON_VALUES, max_size=3) | JSON_VALUES, "name": JSON_VALUES},
+)
+MESSAGES = st.one_of(
+    st.lists(TURNS | TURNS | JSON_VALUES, max_size=4), RANDOMS.map(_spoilt_messages), JSON_VALUES, ODD
+)
+
+
+def complete(model: AyaVision, messages: Any, options: dict[str, Any]) -> None:
+    """The whole answer or its chunks; both must be JSON."""
+    reply = attempt(lambda: model.create_chat_completion(messages=messages, **options))
+    if reply is not None and not isinstance(reply, dict):
+        reply = attempt(lambda: list(reply))
+    json.dumps(reply, allow_nan=False)
+
+
+@fuzz()
+@given(MESSAGES)
+def test_any_json_is_a_conversation_or_an_error(model: AyaVision, messages: Any) -> None:
+    complete(model, messages, {"max_tiles": 1, **SHORT})
+    count = attempt(lambda: model.count_tokens(messages, max_tiles=1))
+    assert count is None or count > 0
+
+
+OPENAI = [
+    "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "n", "stop", "seed",
+    "temperature", "top_p", "response_format", "tools", "tool_choice", "user", "logit_bias", "presence_penalty", "metadata",
+    "grammar", "choices", "tiles", "max_tiles", "budget", "overflow", "top_k", "modalities", "reasoning_effort", "store",
+]  # fmt: skip
+
+
+@fuzz()
+@given(
+    st.dictionaries(
+        st.sampled_from(OPENAI) | NAMES.filter(lambda name: name not in ("messages", "self")),
+        st.sampled_from([0, 1, True, False, 0.5, "x", ["x"], "none", {"include_usage": True}, {"type": "json_object"}])
+        | JSON_VALUES
+        | NUMBERS,
+        max_size=4,
+    )
+)
+def test_any_options_of_a_completion_are_understood_or_refused(model: AyaVision, options: dict[str, Any]) -> None:
+    options.setdefault("max_tokens", 2)
+    limits = [value for name, value in options.items() if name.startswith("max_") and isinstance(value, int)]
+    if max(limits, default=0) > 2:
+        options["stop"] = list("abcdefghijklmnopqrstuvwxyz0123456789")
+    complete(model, VALID_MESSAGES[0], options)
+
+
+def _nothing(*_: object) -> None: ...
+
+
+OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "max_tiles": NUMBERS | ODD,
+    "tiles": st.sampled_from(["faithful", "native", "auto", "Auto", ""]) | ODD,
+    "budget": NUMBERS | ODD,
+    "temperature": NUMBERS | ODD,
+    "top_p": NUMBERS | ODD,
+    "top_k": NUMBERS | ODD,
+    "seed": NUMBERS | ODD,
+    "stop": st.lists(TEXTS, max_size=3) | ODD,
+    "top_logprobs": st.integers(0, 21) | NUMBERS | ODD,
+    "overflow": st.sampled_from(["error", "drop_oldest"]) | ODD,
+    "on_progress": st.just(_nothing) | ODD,
+    "images": st.just([SIX]) | st.just([FILES[0]]) | ODD,
+}
+KEYWORD_OPTIONS = st.sets(st.sampled_from(sorted(OPTIONS)), max_size=4).flatmap(
+    lambda names: st.fixed_dictionaries({name: OPTIONS[name] for name in sorted(names)})
+)
+
+
+@fuzz()
+@given(KEYWORD_OPTIONS, st.sampled_from(["ask", "stream", "submit"]), st.none() | st.just(_nothing) | ODD)
+def test_any_options_of_a_question_are_understood_or_refused(
+    model: AyaVision, options: dict[str, Any], way: str, on_text: Any
+) -> None:
+    if way == "submit":
+        options["on_text"] = on_text
+    asked = attempt(lambda: getattr(model, way)("What?", **{**SHORT, **options}))
+    if asked is not None and way == "stream":
+        attempt(lambda: list(asked))
+    if asked is not None and way != "ask":
+        asked = attempt(lambda: asked.result(60))
+    assert asked is None or len(asked.ids) <= 2
+
+
+@fuzz(0.6)
+@given(NUMBERS | ODD, st.text(max_size=5) | NAMES)
+def test_any_limit_on_tokens_is_kept_or_refused(model: AyaVision, limit: Any, unknown: str) -> None:
+    answer = attempt(lambda: model.ask("x", max_tokens=limit, stop=list("0123456789abcdefghijklmnopqrstuvwxyz")))
+    assert answer is None or limit is None or len(answer.ids) <= limit
+    if unknown.startswith("\0"):
+        with pytest.raises(TypeError):
+            model.ask("x", **{unknown: limit})
+
+
+@pytest.fixture(scope="module")
+def saved(model: AyaVision, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A conversation with a picture and a state."""
+    path = tmp_path_factory.mktemp("saved") / "x.ayachat"
+    chat = model.chat(system="Be brief.")
+    chat.ask("What?", images=[FILES[0]], max_tiles=1, max_tokens=3)
+    chat.ask("And?", max_tokens=3)
+    chat.save(path)
+    return path.read_bytes()
+
+
+def _rewritten(data: bytes, chance: random.Random) -> bytes:
+    """The same archive with another text, so that its checksums hold."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(target, "w") as copy:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "chat.json":
+                document = json.loads(content)
+                for _ in range(chance.randrange(1, 4)):
+                    pool = [value for value in POOL if not isinstance(value, bytes) and value not in (10**5000, POOL[-6])]
+                    document = _spoilt(chance, document, pool)
+                try:
+                    content = json.dumps(document).encode()
+                except RecursionError:
+                    content = b"[" * 100_000
+            elif chance.random() < 0.1:
+                content = changed(content, [("flip", chance.random(), b"x", b"", 0)])
+            copy.writestr(name, content)
+    return target.getvalue()
+
+
+@fuzz()
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.binary(max_size=100).map(lambda data: b"PK\3\4" + data),
+        st.lists(CHANGES, min_size=1, max_size=5),
+        RANDOMS,
+        RANDOMS,
+    )
+)
+def test_any_bytes_are_a_saved_conversation_or_an_error(
+    model: AyaVision, saved: bytes, tmp_path_factory: pytest.TempPathFactory, content: Any
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzzed.ayachat"
+    if isinstance(content, list):
+        content = changed(saved, content, [saved, *FILES])
+    elif isinstance(content, random.Random):
+        content = _rewritten(saved, content)
+    path.write_bytes(content)
+    chat = attempt(lambda: model.open_chat(path))
+    if chat is not None:
+        attempt(lambda: chat.ask("And?", **SHORT))
+
+
+@fuzz(0.6)
+@given(PATHS | ODD)
+def test_any_path_is_a_saved_conversation_or_an_error(model: AyaVision, path: Any) -> None:
+    assert attempt(lambda: model.open_chat(path)) is None
+
+
+LOAD: dict[str, st.SearchStrategy[Any]] = {
+    "device": st.sampled_from(["auto", "cpu", "cuda", "metal", "coreml", "directml", "openvino", "vulkan", "CPU"]) | ODD,
+    "context": NUMBERS | ODD,
+    "decoder": ODD | st.just(DecoderOptions(context_size=64)),
+    "vision": ODD | st.just(VisionOptions()),
+    "cache": ODD,
+    "queue_size": NUMBERS | ODD,
+    "bundle": PATHS | ODD,
+}
+LOAD_OPTIONS = st.sets(st.sampled_from(sorted(LOAD)), min_size=1, max_size=3).flatmap(
+    lambda names: st.fixed_dictionaries({name: LOAD[name] for name in sorted(names)})
+)
+
+
+@fuzz(0.3)
+@given(LOAD_OPTIONS)
+def test_any_options_of_loading_are_understood_or_refused(model: AyaVision, options: dict[str, Any]) -> None:
+    options.setdefault("cache", NO_CACHE)
+    loaded = attempt(lambda: AyaVision.load(**options))
+    if loaded is not None:
+        with loaded:
+            attempt(lambda: loaded.ask("x", **SHORT))
+
+
+DECODER = ["context_size", "threads", "threads_batch", "batch_size", "ubatch_size", "cache_type", "cache_type_v", "device",
+           "flash_attention", "repack", "gpu_layers", "draft_tokens", "all_logits"]  # fmt: skip
+GROUPS: list[tuple[type[Any], list[str]]] = [
+    (DecoderOptions, DECODER),
+    (VisionOptions, ["threads", "device", "verbose"]),
+    (CacheOptions, ["disk_bytes", "memory_bytes", "directory"]),
+]
+GROUP_OPTIONS = st.sampled_from(GROUPS).flatmap(
+    lambda group: st.tuples(
+        st.just(group[0]),
+        st.dictionaries(
+            st.sampled_from(group[1]),
+            st.sampled_from([2, 3, "f16", "q8_0", "bf16", "cpu", True, False, None]) | NUMBERS | ODD,
+            max_size=3,
+        ),
+    )
+)
+"""Numbers that are allowed and could ask for much memory or for many threads."""
+
+
+@fuzz(0.6)
+@given(GROUP_OPTIONS)
+def test_any_groups_of_options_are_understood_or_refused(
+    model: AyaVision, tmp_path_factory: pytest.TempPathFactory, chosen: tuple[type[Any], dict[str, Any]]
+) -> None:
+    kind, options = chosen
+    made = attempt(lambda: kind(**options))
+    small = all(value is None or isinstance(value, bool) or value in (2, 3) for name, value in options.items()
+                if name in ("context_size", "threads", "threads_batch", "batch_size", "ubatch_size"))  # fmt: skip
+    directory = options.get("directory")
+    if made is None or not small or (isinstance(directory, (str, os.PathLike)) and directory):
+        return
+    name = {DecoderOptions: "decoder", VisionOptions: "vision", CacheOptions: "cache"}[kind]
+    loaded = attempt(lambda: AyaVision.load(**{"cache": NO_CACHE, name: made}))
+    if loaded is not None:
+        with loaded:
+            attempt(lambda: loaded.ask("x", images=[SIX], max_tiles=1, **SHORT))
+
+
+@pytest.mark.slow
+def test_ten_thousand_examples_of_each_in_a_process_that_may_crash() -> None:
+    environment = {**os.environ, "AYAEDGE_FUZZ_EXAMPLES": str(EXAMPLES or MOST)}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
