@@ -125,13 +125,17 @@ JOINED = st.lists(st.sampled_from(FRAGMENTS) | st.text(st.characters(), max_size
 LONG = st.builds(
     lambda text, count: (text * count)[:count],
     st.sampled_from(FRAGMENTS) | st.text(st.characters(), min_size=1, max_size=5),
-    st.sampled_from([500, 5000, 100_000]),
+    st.sampled_from([300, 300, 1000, 5000, 100_000]),
 )
 TEXTS = st.one_of(st.text(st.characters(), max_size=60), DECODED, JOINED, JOINED, DECODED, LONG)
 
-HUGE = [2**31, 2**32, 2**63, 2**64, 10**400, 10**5000, -(10**5000)]
+HUGE = st.builds(
+    lambda base, exponent, sign: sign * base**exponent,
+    st.just(2), st.sampled_from([31, 32, 63, 64, 1300, 20_000]), st.sampled_from([1, -1]),
+)  # fmt: skip
+"""The largest are more than Python writes in digits; built here, because hypothesis writes what it samples from."""
 NUMBERS = st.one_of(
-    st.integers(-5, 5), st.integers(), st.floats(), st.sampled_from(HUGE), st.booleans(),
+    st.integers(-5, 5), st.integers(), st.floats(), HUGE, st.booleans(),
     st.sampled_from([np.int64(3), np.uint8(1), np.float32(0.5), np.float64("nan"), np.bool_(True), 1e308, 5e-324, 1e-40]),
     st.builds(complex, st.floats(), st.floats()), st.decimals(), st.fractions(),
 )  # fmt: skip
@@ -147,15 +151,19 @@ def nested(depth: int, inner: Any = 1) -> Any:
 ODD = st.one_of(
     st.none(), NUMBERS, TEXTS, st.binary(max_size=20),
     st.sampled_from([(), [], {}, set(), [""], [None], b"", object, object(), Ellipsis, len, range(3), {"a": 1}, {1, 2}]),
-    st.sampled_from([np.zeros(3), np.zeros((2, 2), np.uint8), np.array(None), np.array(["x"]), nested(3000)]),
+    st.sampled_from([np.zeros(3), np.zeros((2, 2), np.uint8), np.array(None), np.array(["x"])]),
+    st.just(3000).map(nested),
     st.lists(st.text(st.characters(), max_size=4) | st.integers(), max_size=3),
 )  # fmt: skip
 NAMES = st.text(st.characters(), max_size=8)
+_LARGE: dict[str, Any] = {
+    "deep": nested(99), "deeper": nested(3000), "list": ["x"] * 5000, "key": {"x" * 100_000: 1}, "text": "x" * 100_000,
+}  # fmt: skip
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | NAMES | st.sampled_from(HUGE),
+    st.none() | st.booleans() | st.integers() | st.floats() | NAMES | HUGE,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
     max_leaves=10,
-) | st.sampled_from([nested(99), nested(3000), ["x"] * 5000, {"x" * 100_000: 1}, "x" * 100_000])  # fmt: skip
+) | st.sampled_from(["deep", "deeper", "list", "key", "text"]).map(lambda name: _LARGE[name])  # fmt: skip
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -238,7 +246,7 @@ def changed(data: bytes, changes: list[tuple[str, float, bytes, bytes, int]], ot
     return data
 
 
-MUTATED = st.builds(changed, st.sampled_from(FILES), st.lists(CHANGES, max_size=5))
+MUTATED = st.builds(changed, st.integers(0, len(FILES) - 1).map(lambda number: FILES[number]), st.lists(CHANGES, max_size=5))
 SIGNED = st.builds(bytes.__add__, st.sampled_from(SIGNATURES), st.binary(max_size=120))
 PICTURE_BYTES = st.one_of(st.binary(max_size=200), SIGNED, MUTATED, MUTATED, MUTATED)
 
@@ -298,13 +306,14 @@ ARRAYS = st.one_of(
         st.lists(st.sampled_from([0, 1, 2, 3, 3, 4, 7, 40]), max_size=4),
         st.integers(0, 8),
     ),
-    st.sampled_from(
-        [np.matrix([[1, 2]], np.uint8), np.uint8(3), memoryview(b"abcdef")[::2], memoryview(array.array("d", [1.0])),
+    st.integers(0, 11).map(lambda number: ODD_ARRAYS[number]),
+)
+ODD_ARRAYS: list[Any] = [
+         np.zeros((1, 2), np.uint8).view(np.matrix), np.uint8(3), memoryview(b"abcdef")[::2], memoryview(array.array("d", [1.0])),
          memoryview(np.zeros((), np.uint8)), memoryview(np.zeros((3, 4, 3), np.uint8)), bytearray(b"x"), array.array("B", b"x"),
          np.lib.stride_tricks.as_strided(np.zeros(9, np.uint8), (3, 3, 3), (0, 1, 1)), np.zeros((1, 70_000, 3), np.uint8),
-         np.zeros((70_000, 1), np.uint8), np.zeros((2, 2, 3), np.uint8).view(np.recarray)]
-    ),
-)  # fmt: skip
+         np.zeros((70_000, 1), np.uint8), np.zeros((2, 2, 3), np.uint8).view(np.recarray),
+]  # fmt: skip
 MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "La", "RGBa", "RGBX", "I;16", "I;16B"]
 
 
@@ -363,7 +372,7 @@ def test_any_text_is_a_prompt_or_an_error(
 ) -> None:
     stops: Any = stop[0] if as_one and stop else stop
     answer = attempt(lambda: model.ask(question, system=system, stop=stops, **SHORT))
-    assert answer is None or not any(text in answer.text for text in stop)
+    assert answer is None or not any(text in answer.text for text in ([stops] if as_one and stop else stops))
 
 
 @fuzz()
@@ -403,7 +412,7 @@ KEYWORDS = [
 ]  # fmt: skip
 SCHEMA_LEAVES = st.sampled_from(
     ["string", "number", "integer", "object", "array", "null", ["null", "string"], "#", "#/$defs/a", "#/properties/a", "a", "date",
-     "^a{1,3}$", "^(a|b)*$", "^[", 0, 1, 2, -1, 3.5, 1e300, 10**300, -0.0, 5e-324, 2000, 50_000, True, False, None, {}, [], ["a"]]
+     "^a{1,3}$", "^(a|b)*$", "^[", 0, 1, 2, -1, 3.5, 1e300, 10**300, 2**64, -0.0, 5e-324, 2000, 50_000, True, False, None, {}, [], ["a"]]
 )  # fmt: skip
 SCHEMAS = st.recursive(
     SCHEMA_LEAVES | JSON_VALUES,
@@ -434,7 +443,8 @@ def _spoilt(chance: random.Random, value: Any, pool: list[Any]) -> Any:
     return chance.choice(pool)
 
 
-POOL = [None, True, 0, -1, 1.5, math.nan, math.inf, 10**5000, "", "x", "\ud800", "x" * 100_000, [], {}, [[]], {"a": None},
+_ENDLESS = 10**5000
+POOL = [None, True, 0, -1, 1.5, math.nan, math.inf, _ENDLESS, "", "x", "\ud800", "x" * 100_000, [], {}, [[]], {"a": None},
         nested(99), nested(3000), "user", "type", "text", "image_url", b"x", (), "data:image/png;base64,AAAA"]  # fmt: skip
 
 
@@ -483,7 +493,7 @@ VALID_MESSAGES: list[Any] = [
 
 def _spoilt_messages(chance: random.Random) -> Any:
     messages = chance.choice(VALID_MESSAGES)
-    for _ in range(chance.randrange(1, 5)):
+    for _ in range(chance.choice([0, 1, 1, 2, 4])):
         messages = _spoilt(chance, messages, POOL)
     return messages
 
@@ -496,12 +506,14 @@ PARTS = st.fixed_dictionaries(
         "image": DATA_URLS | PATHS | PIL_PICTURES | ARRAYS | JSON_VALUES,
     },
 )
+ROLES = st.sampled_from(["user", "user", "user", "assistant", "system", "tool", "developer"])
+PLAIN_TURNS = st.fixed_dictionaries({"role": ROLES, "content": st.just("Hello") | TEXTS})
 TURNS = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "user", "assistant", "system", "tool", "developer"]) | JSON_VALUES},
     optional={"content": TEXTS | st.lists(PARTS | JSON_VALUES, max_size=3) | JSON_VALUES, "name": JSON_VALUES},
 )
 MESSAGES = st.one_of(
-    st.lists(TURNS | TURNS | JSON_VALUES, max_size=4), RANDOMS.map(_spoilt_messages), JSON_VALUES, ODD
+    st.lists(PLAIN_TURNS, min_size=1, max_size=3), st.lists(TURNS | PLAIN_TURNS | JSON_VALUES, max_size=4), RANDOMS.map(_spoilt_messages), JSON_VALUES, ODD
 )
 
 
@@ -531,11 +543,11 @@ OPENAI = [
 @fuzz()
 @given(
     st.dictionaries(
-        st.sampled_from(OPENAI) | NAMES.filter(lambda name: name not in ("messages", "self")),
-        st.sampled_from([0, 1, True, False, 0.5, "x", ["x"], "none", {"include_usage": True}, {"type": "json_object"}])
+        st.sampled_from(OPENAI) | st.sampled_from(OPENAI) | NAMES.filter(lambda name: name not in ("messages", "self")),
+        st.sampled_from([0, 1, 1, 2, True, False, None, 0.5, "x", ["x"], "none", {"include_usage": True}, {"type": "text"}])
         | JSON_VALUES
         | NUMBERS,
-        max_size=4,
+        max_size=3,
     )
 )
 def test_any_options_of_a_completion_are_understood_or_refused(model: AyaVision, options: dict[str, Any]) -> None:
@@ -613,7 +625,7 @@ def _rewritten(data: bytes, chance: random.Random) -> bytes:
             if name == "chat.json":
                 document = json.loads(content)
                 for _ in range(chance.randrange(1, 4)):
-                    pool = [value for value in POOL if not isinstance(value, bytes) and value not in (10**5000, POOL[-6])]
+                    pool = [value for value in POOL if not isinstance(value, bytes) and value is not _ENDLESS]
                     document = _spoilt(chance, document, pool)
                 try:
                     content = json.dumps(document).encode()
@@ -706,7 +718,7 @@ def test_any_groups_of_options_are_understood_or_refused(
 ) -> None:
     kind, options = chosen
     made = attempt(lambda: kind(**options))
-    small = all(value is None or isinstance(value, bool) or value in (2, 3) for name, value in options.items()
+    small = all(value is None or isinstance(value, (bool, int)) and value < 4 for name, value in options.items()
                 if name in ("context_size", "threads", "threads_batch", "batch_size", "ubatch_size"))  # fmt: skip
     directory = options.get("directory")
     if made is None or not small or (isinstance(directory, (str, os.PathLike)) and directory):

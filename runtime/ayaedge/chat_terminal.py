@@ -105,6 +105,8 @@ def _key_bindings() -> KeyBindings:
     @keys.add("<sigint>")
     def _(_event: KeyPressEvent) -> None:
         app = get_app()
+        if app.is_done or not app.is_running:
+            return  # a signal that came late
         if app.current_buffer.text:
             app.current_buffer.reset()  # the caller gets a blank line, so that the next Ctrl-C is a first one
             app.erase_when_done = True

@@ -32,6 +32,7 @@ from ayaedge.cli_options import (
 )
 from ayaedge.console import show_messages, stderr
 from ayaedge.costs import TileChoice
+from ayaedge.interrupts import ignore_interrupts
 from ayaedge.model import AyaVision
 from ayaedge.options import AnswerKeywords, Overflow, answer_options
 from ayaedge.states import NO_CACHE
@@ -101,15 +102,18 @@ def chat(
     vision = VisionOptions(threads=threads, device=vision_device, verbose=verbose)
     kept = None if cache else NO_CACHE
     with AyaVision.load(model, device=device, decoder=decoder, vision=vision, cache=kept) as loaded:
-        loop = ChatLoop(
-            loaded, loaded.chat(system=system), lines, attached=attached, tiles=choice, options=options,
-            verbose=verbose,
-        )  # fmt: skip
-        if open_file is not None:
-            loop.open(open_file, system=system)
-        if lines.interactive:
-            _greet(loaded, is_demo=model is None)
-        loop.run()
+        try:
+            loop = ChatLoop(
+                loaded, loaded.chat(system=system), lines, attached=attached, tiles=choice, options=options,
+                verbose=verbose,
+            )  # fmt: skip
+            if open_file is not None:
+                loop.open(open_file, system=system)
+            if lines.interactive:
+                _greet(loaded, is_demo=model is None)
+            loop.run()
+        finally:
+            ignore_interrupts()  # weights are freed now
     if loop.failed and not lines.interactive:
         raise typer.Exit(1)
 

@@ -97,7 +97,8 @@ class _Parser:
         self.repeated: list[tuple[str, str]] = []
         """Rules, and what is repeated in them."""
         self._text, self._elements, self._made = text, 0, 0
-        self._names: set[str] = set()
+        self.uses: dict[str, str] = {}
+        """The names of rules, and the rule where each is met first."""
         self._rule = ""
         self._tokens = [
             token for token in self._split() if token[0] != "space"
@@ -146,7 +147,7 @@ class _Parser:
 
     def _parse_rule(self) -> None:
         self._rule = self._take("name")
-        self._names.add(self._rule)
+        self.uses.setdefault(self._rule, self._rule)
         if self._rule in self.rules:
             raise self._error(f"defines {self._rule!r} a second time")
         self._take("define")
@@ -179,15 +180,15 @@ class _Parser:
                 continue
             start, symbols = len(items), 1
             if self._at("("):
-                before = len(self._names) + self._made
+                before = len(self.uses) + self._made
                 items.append(self._group(depth))
-                size, symbols = 1, max(1, len(self._names) + self._made - before)
+                size, symbols = 1, max(1, len(self.uses) + self._made - before)
             elif kind in ("literal", "set", "any"):
                 size = self._characters(kind, token)
                 items += [_TERMINAL] if size else []
                 self._next += 1
             elif kind == "name":
-                self._names.add(token)
+                self.uses.setdefault(token, self._rule)
                 items.append(token)
                 size = 1
                 self._next += 1
@@ -315,14 +316,8 @@ def _grammar_faults(parser: _Parser) -> list[Fault]:
     rules = parser.rules
     if "root" not in rules:
         return [Fault("", 'it has no rule called "root"')]
-    used = {
-        (name, symbol) for name, alternatives in rules.items() for part in alternatives for symbol in part
-    }
-    missing = sorted(
-        {(name.split("_")[0], symbol) for name, symbol in used if symbol and symbol not in rules}
-    )
-    if missing:
-        return [Fault(name, f"uses {symbol!r}, which is not defined") for name, symbol in missing]
+    if missing := [name for name in parser.uses if name not in rules]:
+        return [Fault(parser.uses[name], f"uses {name!r}, which is not defined") for name in missing]
     empty = _derivable(rules, terminals=False)
     endless = _reachable(rules) - _derivable(rules, terminals=True)
     found = [

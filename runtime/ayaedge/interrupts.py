@@ -59,3 +59,9 @@ class Interrupts:
     def _raise(self) -> None:
         self._raised = True
         raise KeyboardInterrupt
+
+
+def ignore_interrupts() -> None:
+    """From now on Ctrl-C does nothing: for the end of a program, which must not be interrupted half-way."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
