@@ -114,10 +114,14 @@ class AnswerHandle:
         return self._request.result(timeout)
 
     def add_done_callback(self, callback: Callable[[AnswerHandle], object]) -> None:
-        """Call `callback(handle)` on the model's thread when the answer is done, or at once if it is."""
+        """Call `callback(handle)` when the answer is done, or at once if it is; what it raises is dropped.
+
+        That is on the model's thread, or on the one that cancels an answer which still waits for its turn.
+        """
+        handle = AnswerHandle(self._request)  # not this object: dropping a stream shall cancel it
 
         def over() -> None:
-            callback(self)
+            callback(handle)
 
         self._request.when_over(over)
 
@@ -175,11 +179,12 @@ class AsyncAnswerStream:
         return self
 
     async def __anext__(self) -> Piece:
-        await self._wait(lambda: not self._request.waiting)
-        piece = self._request.take()
-        if piece is None:
-            raise StopAsyncIteration
-        return piece
+        while True:
+            await self._wait(lambda: not self._request.waiting)
+            if (piece := self._request.take()) is not None:
+                return piece
+            if not self._request.waiting:  # else another task was quicker
+                raise StopAsyncIteration
 
     def __del__(self) -> None:
         self.cancel()
@@ -191,7 +196,7 @@ class AsyncAnswerStream:
     async def aclose(self) -> None:
         """Stop, and return when the model is ready for the next question."""
         self.cancel()
-        with suppress(AyaEdgeError):
+        with suppress(Exception):
             await self.whole()
 
     async def whole(self) -> Answer:
@@ -213,13 +218,11 @@ class AsyncAnswerStream:
             with suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(news.set)
 
-        self._request.watch(wake)
-        try:
-            while not ready():
-                await news.wait()
-                news.clear()
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-        finally:
-            self._request.watch(None)
+        with self._request.watched(wake):
+            try:
+                while not ready():
+                    await news.wait()
+                    news.clear()
+            except asyncio.CancelledError:
+                self.cancel()
+                raise

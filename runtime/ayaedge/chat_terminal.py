@@ -60,13 +60,19 @@ class TerminalLines:
         """See `LineReader`."""
         self._session.app.erase_when_done = False
         try:
-            with Interrupts():  # the editor has its own way to hear of Ctrl-C
-                return self._session.prompt(prompt)
+            with Interrupts(instead=self._interrupt):
+                return self._session.prompt(prompt, handle_sigint=False)
         except EOFError:
             return None
         except SystemExit:  # a signal's, in the middle of anything
             self._restore()
             raise
+
+    def _interrupt(self) -> None:
+        """Tell the editor of a signal in its own way, if it runs already; a Ctrl-C that is typed is a key to it."""
+        app = self._session.app
+        if app.loop is not None and app.is_running:
+            app.loop.call_soon_threadsafe(app.key_processor.send_sigint)
 
     def _restore(self) -> None:
         """Leave the terminal as it was, where the editor did not get to it."""

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -63,6 +65,8 @@ class Conversation:
         self.system = system
         """An instruction before the first question, or None."""
         self._turns = tuple(turns)
+        self._editing = threading.Lock()
+        self._edits = 0
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -127,16 +131,19 @@ class Conversation:
         return AsyncAnswerStream(self._request(question, images, on_progress, answer_options(**options)))
 
     def clear(self) -> None:
-        """Forget all questions and answers; the system turn stays."""
-        self._turns = ()
+        """Forget all questions and answers, also the answer that is being written; the system turn stays."""
+        with self._editing:
+            self._turns, self._edits = (), self._edits + 1
 
     def undo(self) -> Turn | None:
-        """Forget the last question and its answer, and return them."""
-        if not self._turns:
-            return None
-        *before, last = self._turns
-        self._turns = tuple(before)
-        return last
+        """Forget the last question and its answer, and return them; one that is being written is not kept then."""
+        with self._editing:
+            self._edits += 1
+            if not self._turns:
+                return None
+            *before, last = self._turns
+            self._turns = tuple(before)
+            return last
 
     def save(self, path: str | os.PathLike[str], *, state: bool = True) -> None:
         """Write the conversation to a file that only this user may read.
@@ -153,7 +160,7 @@ class Conversation:
             known = self._known_state(engine) if secret and self._turns else None
             write_chat(Path(path), self._saved(engine, known), secret)
 
-        self._service.request(work).result()
+        self._service.call(work)
 
     @classmethod
     def open(cls, service: Service, path: str | os.PathLike[str]) -> Conversation:
@@ -166,9 +173,10 @@ class Conversation:
         if (state := saved.state) is not None:
 
             def work(engine: Engine, _request: Request[None, bool]) -> bool:
-                return engine.adopt(chat._dialogue(), state.key, state.count, state.data)
+                dialogue = chat._dialogue(chat.system, chat.turns)
+                return engine.adopt(dialogue, state.key, state.count, state.data)
 
-            if not service.request(work).result():
+            if not service.call(work):
                 logger.info("the state in %s is of no use here: its first question computes it anew", path)
         return chat
 
@@ -183,30 +191,34 @@ class Conversation:
         if not isinstance(question, str):
             raise PromptError(f"a question must be a string, not {type(question).__name__}")
         pictures = [images] if isinstance(images, EncodedImage) else list_images(images)
-
-        def work(engine: Engine, request: AnswerRequest) -> Answer:
-            return self._answer(engine, request, question, pictures, options, on_progress or _no_progress)
-
+        report = on_progress or _no_progress
+        work = partial(self._answer, self.system, question, pictures, options, report)
         return self._service.request(work, listener)
 
     def _answer(
         self,
-        engine: Engine,
-        request: AnswerRequest,
+        system: str | None,
         question: str,
         pictures: list[Any],
         options: AnswerOptions,
         report: OnProgress,
+        engine: Engine,
+        request: AnswerRequest,
     ) -> Answer:
         """On the model's thread: everything that was asked before is answered now."""
         read: list[EncodedImage] = []
+        with self._editing:
+            edits, before = self._edits, self._turns
 
         def keep(answer: Answer) -> None:
             own = tuple(read[len(read) - len(pictures) :])
             ids = engine.text_ids(answer.text, answer.ids)
-            self._turns = (*self._turns, Turn(question, own, answer.text, ids, answer.stop_reason))
+            turn = Turn(question, own, answer.text, ids, answer.stop_reason)
+            with self._editing:
+                if self._edits == edits:
+                    self._turns = (*before, turn)
 
-        dialogue = self._dialogue([Message("user", question, len(pictures))], pictures)
+        dialogue = self._dialogue(system, before, [Message("user", question, len(pictures))], pictures)
         try:
             answer = engine.answer(request, dialogue, options, report, read.extend)
         except CancelledError as error:
@@ -216,18 +228,25 @@ class Conversation:
         keep(answer)
         return answer
 
-    def _dialogue(self, last: Iterable[Message] = (), pictures: Iterable[Any] = ()) -> Dialogue:
-        messages = [Message("system", self.system)] if self.system is not None else []
-        for turn in self._turns:
+    def _dialogue(
+        self,
+        system: str | None,
+        turns: Iterable[Turn],
+        last: Iterable[Message] = (),
+        pictures: Iterable[Any] = (),
+    ) -> Dialogue:
+        messages = [Message("system", system)] if system is not None else []
+        before: list[EncodedImage] = []
+        for turn in turns:
             messages.append(Message("user", turn.question, len(turn.pictures)))
             messages.append(Message("assistant", turn.answer, ids=turn.ids))
-        before = [picture for turn in self._turns for picture in turn.pictures]
+            before += turn.pictures
         return Dialogue((*messages, *last), (*before, *pictures), self._goes_on)
 
     def _known_state(self, engine: Engine) -> SavedState | None:
         from ayaedge.chat_file import SavedState
 
-        found = engine.snapshot(self._dialogue())
+        found = engine.snapshot(self._dialogue(self.system, self._turns))
         if found is None:
             return None
         segment, data = found

@@ -431,8 +431,14 @@ class Decoder:
         if self.options.all_logits:
             rows = [self._llama.llama_get_logits_ith(self.handle, i) for i in range(self._last_batch)]
             return np.stack([np.ctypeslib.as_array(row, (size,)) for row in rows])
+        return self.last_logits()
+
+    def last_logits(self) -> NDArray[np.float32]:
+        """Logits of the last position, (vocabulary,)."""
+        if not self.has_logits:
+            raise BackendError("there are no logits before the first token")
         row = self._llama.llama_get_logits_ith(self.handle, -1)
-        return np.ctypeslib.as_array(row, (size,)).copy()
+        return np.ctypeslib.as_array(row, (self.vocabulary.size,)).copy()
 
     def _batches(self, array: NDArray[Any]) -> list[NDArray[Any]]:
         step = self.options.batch_size
@@ -592,7 +598,10 @@ class Vocabulary:
         return self._handle
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of plain text; no added token is recognised in it and none is added. Safe from any thread."""
+        """Ids of plain text; no added token is recognised in it and none is added.
+
+        Safe from any thread, also beside `close`, like `piece`.
+        """
         data = text.encode()
         room = len(data) + 1  # a byte-level token has at least one byte
         buffer = (self._llama.llama_token * room)()
@@ -619,7 +628,8 @@ class Vocabulary:
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
-            count = self._llama.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
+            with self._in_use:
+                count = self._llama.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
             if count >= 0:
                 return buffer.raw[:count]
             size = -count

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from ayaedge.bundle import Bundle
 from ayaedge.costs import Speeds, TileChoice, tiles_within
 from ayaedge.decoder import Decoder
 from ayaedge.errors import CancelledError, ContextLengthError, ImageError
-from ayaedge.images import load_image
+from ayaedge.images import ImageInput, load_image
 from ayaedge.lookup import greedy_with_lookup
 from ayaedge.options import AnswerOptions
 from ayaedge.pictures import EncodedImage, Picture, cut_picture
@@ -51,17 +52,20 @@ class Dialogue:
     goes_on: bool = False
     """Whether more questions are likely to follow, so that what is known of it is worth keeping."""
 
-    def without_oldest(self) -> Dialogue | None:
-        """The same without its oldest question, that question's pictures and its answer; None if there is one only."""
+    @property
+    def questions(self) -> int:
+        """How many there are."""
+        return sum(message.role == "user" for message in self.messages)
+
+    def without_oldest(self, count: int) -> Dialogue:
+        """The same without its `count` oldest questions, their pictures and their answers; the last one must stay."""
         starts = [i for i, message in enumerate(self.messages) if message.role == "user"]
-        if len(starts) < 2:
-            return None
-        first, second = starts[:2]
-        gone = sum(message.images for message in self.messages[first:second])
+        first, kept = starts[0], starts[count]
         before = sum(message.images for message in self.messages[:first])
+        gone = sum(message.images for message in self.messages[first:kept])
         return replace(
             self,
-            messages=self.messages[:first] + self.messages[second:],
+            messages=self.messages[:first] + self.messages[kept:],
             pictures=self.pictures[:before] + self.pictures[before + gone :],
         )
 
@@ -119,25 +123,30 @@ class Engine:
 
     def close(self) -> None:
         """Free the weights and caches of both halves."""
+        self.prefix.close()
         self.vision.close()
         self.decoder.close()
 
-    def speeds(self) -> Speeds:
+    def speeds(self, flag: Cancellation | None = None) -> Speeds:
         """How fast this machine is with this bundle: what was remembered, or else measured now, in seconds."""
         if self._profile is None:
             self.prefix.forget()
-            self.decoder.watch(Cancellation())
+            self.decoder.watch(flag or Cancellation())
             self._profile = Profile(measure_speeds(self.vision, self.decoder, self.bundle.manifest))
             if self._cache.disk_bytes and self.decoder.options.is_usual:
                 save_profile(profile_path(self._cache.root, self.bundle), self._profile)
         return self._profile.speeds
 
     def read(
-        self, pictures: Sequence[Picture], choice: TileChoice, speeds: Callable[[], Speeds]
+        self,
+        pictures: Sequence[Picture],
+        choice: TileChoice,
+        speeds: Callable[[], Speeds],
+        flag: Cancellation | None = None,
     ) -> tuple[EncodedImage, ...]:
         """Pictures in tiles; those that were read before stay as they are. Safe on any thread."""
-        manifest, encoder = self.bundle.manifest, self.encoder
-        loaded = [one if isinstance(one, EncodedImage) else load_image(one) for one in pictures]
+        manifest, encoder, flag = self.bundle.manifest, self.encoder, flag or Cancellation()
+        loaded = [one if isinstance(one, EncodedImage) else _load(one, flag) for one in pictures]
         for place, one in enumerate(loaded, 1):
             if isinstance(one, EncodedImage) and one.encoder != encoder:
                 raise ImageError(f"picture {place} was encoded by another model: encode it with this one")
@@ -146,10 +155,13 @@ class Engine:
             choice, [(one.shape[1], one.shape[0]) for one in new], manifest.tiling, speeds,
             tokens_of=self.prompts.picture_tokens, around=len(self._preamble),
         )  # fmt: skip
-        return tuple(
-            one if isinstance(one, EncodedImage) else cut_picture(one, manifest, settled, encoder)
-            for one in loaded
-        )
+        found = []
+        for one in loaded:
+            flag.check()
+            if not isinstance(one, EncodedImage):
+                one = cut_picture(one, manifest, settled, encoder)
+            found.append(one)
+        return tuple(found)
 
     def encode(self, picture: EncodedImage, flag: Cancellation, report: OnProgress) -> EncodedImage:
         """The same picture with its embeddings."""
@@ -193,10 +205,10 @@ class Engine:
             else None
         )
         with Sampler(options.sampling, grammar) as sampler:
-            measured = self._measure_if_needed(options.tiles, dialogue)
-            started += measured  # the measurement belongs to no question
             self.decoder.watch(flag)
-            plan = self._plan(dialogue, options)
+            measured = self._measure_if_needed(options.tiles, dialogue, flag)
+            started += measured  # the measurement belongs to no question
+            plan = self._plan(dialogue, options, flag)
             if on_read:
                 on_read(plan.pictures)
             read = time.perf_counter()
@@ -248,25 +260,25 @@ class Engine:
             raise CancelledError(answer)
         return answer
 
-    def _measure_if_needed(self, choice: TileChoice, dialogue: Dialogue) -> float:
+    def _measure_if_needed(self, choice: TileChoice, dialogue: Dialogue, flag: Cancellation) -> float:
         """Seconds that went into measuring this machine, because tiles are chosen by time."""
         before = time.perf_counter()
         if choice.policy == "auto" and dialogue.pictures:
-            self.speeds()
+            self.speeds(flag)
         return time.perf_counter() - before
 
-    def _plan(self, dialogue: Dialogue, options: AnswerOptions) -> _Plan:
+    def _plan(self, dialogue: Dialogue, options: AnswerOptions, flag: Cancellation) -> _Plan:
         """The prompt that fits, with the oldest turns left out if that is wanted and needed."""
-        pictures = self.read(dialogue.pictures, options.tiles, self.speeds)
-        dialogue, dropped = replace(dialogue, pictures=pictures), 0
-        drops = options.overflow == "drop_oldest"
-        room = min(options.max_tokens or ANSWER_ROOM, self.context_size // 4) if drops else 1
-        while True:
-            prompt = self._prompt(dialogue)
-            shorter = dialogue.without_oldest() if drops else None
-            if len(prompt.ids) + room <= self.context_size or shorter is None:
-                break
-            dialogue, dropped = shorter, dropped + 1
+        pictures = self.read(dialogue.pictures, options.tiles, self.speeds, flag)
+        dialogue = replace(dialogue, pictures=pictures)
+        prompt, dropped = self._prompt(dialogue), 0
+        if options.overflow == "drop_oldest":
+            room = min(options.max_tokens or ANSWER_ROOM, self.context_size // 4)
+            excess = len(prompt.ids) + room - self.context_size
+            if excess > 0:
+                dropped = self._turns_to_drop(dialogue, len(prompt.ids), excess, flag)
+                dialogue = dialogue.without_oldest(dropped)
+                prompt = self._prompt(dialogue)
         available = self.context_size - 1  # at least one token of answer
         if len(prompt.ids) > available:
             raise ContextLengthError(
@@ -274,6 +286,21 @@ class Engine:
             )
         kept = tuple(one for one in dialogue.pictures if isinstance(one, EncodedImage))
         return _Plan(prompt, kept, self._split(prompt, kept), dropped)
+
+    def _turns_to_drop(self, dialogue: Dialogue, total: int, excess: int, flag: Cancellation) -> int:
+        """How many of the oldest questions to leave out.
+
+        They go in portions of a quarter of the context, so that the next turns of the same conversation leave out the
+        same ones, and go on behind what is known.
+        """
+        portion = max(self.context_size // 4, 1)
+        wanted = -(-excess // portion) * portion
+
+        def gone(count: int) -> int:
+            flag.check()
+            return total - len(self._prompt(dialogue.without_oldest(count)).ids)
+
+        return bisect_left(range(dialogue.questions - 1), wanted, key=gone)
 
     def _prompt(self, dialogue: Dialogue, *, generate: bool = True) -> Prompt:
         tiles = [one.cost.tiles for one in dialogue.pictures if isinstance(one, EncodedImage)]
@@ -367,7 +394,7 @@ class Engine:
             flag.check()
             token, logprob = sampler.sample(self.decoder), None
             if options.top_logprobs is not None:
-                logits = self.decoder.logits()
+                logits = self.decoder.last_logits()
                 logprob = token_logprob(logits, token, options.top_logprobs, self._piece_of)
             yield token, logprob
             if number + 1 < limit:
@@ -380,6 +407,11 @@ class Engine:
             self.decoder.cut(start + len(ids))
         held = max(self.decoder.position - start, 0)
         self.prefix.answered(ids[:held], worth_keeping=worth_keeping)
+
+
+def _load(picture: ImageInput, flag: Cancellation) -> NDArray[np.uint8]:
+    flag.check()
+    return load_image(picture)
 
 
 class _Writing:

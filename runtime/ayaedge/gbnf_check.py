@@ -122,10 +122,9 @@ class _Parser:
     def _error(self, reason: str, place: int | None = None) -> _SyntaxError:
         place = self._tokens[self._next][2] if place is None else place
         line = self._text.count("\n", 0, place) + 1
-        token_advice = (
-            "; tokens as in <[1]> are not supported" if self._text[place : place + 1] in "<!" else ""
-        )
-        return _SyntaxError(f"line {line} {reason}{token_advice}")
+        is_token = self._text[place : place + 1] in ("<", "!")
+        advice = "; tokens as in <[1]> are not supported" if is_token else ""
+        return _SyntaxError(f"line {line} {reason}{advice}")
 
     @property
     def _kind(self) -> str:

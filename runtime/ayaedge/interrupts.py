@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -20,10 +20,12 @@ _IMPATIENT = 3
 class Interrupts:
     """While it is entered, Ctrl-C raises KeyboardInterrupt inside `expected` only, and once; before that it waits.
 
-    Does nothing unless `enabled` and on the main thread, the only one that signals reach.
+    With `instead` that is called, and nothing is ever raised. Does nothing unless `enabled` and on the main thread, the
+    only one that signals reach.
     """
 
-    def __init__(self, *, enabled: bool = True):
+    def __init__(self, *, enabled: bool = True, instead: Callable[[], object] | None = None):
+        self._instead = instead
         self._enabled = enabled and threading.current_thread() is threading.main_thread()
         self._expected = self._raised = False
         self._pressed = 0
@@ -53,7 +55,9 @@ class Interrupts:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._pressed += 1
-        if (self._expected and not self._raised) or self._pressed > _IMPATIENT:
+        if self._instead is not None:
+            self._instead()
+        elif (self._expected and not self._raised) or self._pressed > _IMPATIENT:
             self._raise()
 
     def _raise(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import threading
 from collections import deque
 from functools import cache
 from typing import Any
@@ -20,7 +21,8 @@ _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.WARNI
 """ggml's levels (1 debug, 2 info, 3 warning, 4 error) a step lower: what matters to a user we raise ourselves."""
 _ERROR = 4
 _CONTINUES = 5
-_recent_errors: deque[str] = deque(maxlen=5)
+_said = threading.local()
+"""Per thread, which is per model: `errors`, the last lines that llama.cpp called errors."""
 _callbacks: list[Any] = []
 """Keeps the ctypes callback alive as long as the library may call it."""
 
@@ -58,12 +60,12 @@ def native_library(name: str, **signatures: tuple[Any, list[Any]]) -> Any:
 
 def forget_errors() -> None:
     """Begin a call whose failure `recent_errors` shall explain."""
-    _recent_errors.clear()
+    _said.errors = deque(maxlen=5)
 
 
 def recent_errors() -> str:
     """What the library has said since `forget_errors`, on one line."""
-    return "; ".join(_recent_errors) or "llama.cpp gave no reason"
+    return "; ".join(getattr(_said, "errors", ())) or "llama.cpp gave no reason"
 
 
 def _forward(level: int, text: bytes, _data: object) -> None:
@@ -71,5 +73,7 @@ def _forward(level: int, text: bytes, _data: object) -> None:
     if not line or level == _CONTINUES:
         return
     if level == _ERROR:
-        _recent_errors.append(line)
+        if not hasattr(_said, "errors"):
+            forget_errors()
+        _said.errors.append(line)
     logger.log(_LEVELS.get(level, logging.DEBUG), "%s", line)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
@@ -224,10 +225,10 @@ class AyaVision:
         choice = TileChoice(tiles, max_tiles, budget)
 
         def work(engine: Engine, request: Request[None, EncodedImage]) -> EncodedImage:
-            (picture,) = engine.read([image], choice, engine.speeds)
+            (picture,) = engine.read([image], choice, engine.speeds, request.cancellation)
             return engine.encode(picture, request.cancellation, on_progress or _no_progress)
 
-        return self._service.request(work).result()
+        return self._service.call(work)
 
     def count_tokens(
         self,
@@ -286,7 +287,7 @@ class AyaVision:
         def work(engine: Engine, _request: Request[None, Speeds]) -> Speeds:
             return engine.speeds()
 
-        return self._service.request(work).result()
+        return self._service.call(work)
 
     @property
     def _engine(self) -> Engine:
@@ -297,10 +298,11 @@ class AyaVision:
         return Conversation(self._service, system, goes_on=False)
 
     def _complete(self, dialogue: Dialogue, options: AnswerOptions) -> AnswerRequest:
-        def work(engine: Engine, request: AnswerRequest) -> Answer:
-            return engine.answer(request, dialogue, options, _no_progress)
+        return self._service.request(partial(_answer, dialogue, options))
 
-        return self._service.request(work)
+
+def _answer(dialogue: Dialogue, options: AnswerOptions, engine: Engine, request: AnswerRequest) -> Answer:
+    return engine.answer(request, dialogue, options, _no_progress)
 
 
 def _with_context(decoder: DecoderOptions, context: int | None) -> DecoderOptions:

@@ -18,6 +18,8 @@ from ayaedge.decoder import Decoder
 from ayaedge.prompt import Prompt, common_start
 from ayaedge.states import RecentArrays, State, StateStore
 
+_IDS = " ids"
+"""Behind the key of an answer that was put aside: of its tokens."""
 _LEAST_TOKENS = 32
 """Prefixes below this are decoded faster than found."""
 
@@ -103,31 +105,50 @@ class KnownPrefix:
         if shared + bool(same) < len(live):
             self._put_aside(live)
         for count in range(len(segments) - 1, 0, -1):
-            stop = segments[count - 1].stop
+            stop, answer = segments[count - 1].stop, segments[count : len(segments) - 1]
             if count == shared and same and self._decoder.keep(stop + same):
-                self._live, (cut, *rest) = list(segments[:count]), segments[count:]
-                return [replace(cut, start=stop + same), *rest]
+                return self._go_on(segments, count, same)
+            if answer and (found := self._restore_turn(segments[:count], answer[0])) is not None:
+                return self._go_on(segments, count, found)
             if (count <= shared and self._decoder.keep(stop)) or self._restore(segments[:count]):
-                self._live = list(segments[:count])
-                return list(segments[count:])
+                return self._go_on(segments, count, 0)
         self._decoder.clear()
         return list(segments)
 
     def snapshot(self, segments: Sequence[Segment]) -> tuple[Segment, State] | None:
-        """The state of as many of these segments as are known, and the last of them."""
+        """The state of as many of these segments as are known, and the last of them.
+
+        None if there is none, or if another conversation would lose by it.
+        """
+        live = self._live
+        shared = _shared(live, segments)
+        same = _same_answer(live[shared:], segments[shared:-1])
+        if shared + bool(same) < len(live):
+            known = any(self._turns.holds(_turn_key(one)) for one in segments)
+            if not known or not self._put_aside(live):
+                return None
         self.recall(segments)
         if not self._live or not self._decoder.is_whole or not self._decoder.keep(self._live[-1].stop):
             return None
         return self._live[-1], self._decoder.state()
 
     def adopt(self, segments: Sequence[Segment], state: State) -> bool:
-        """Take over a state of everything up to the end of these segments; False if it is of no use."""
+        """Take over a state of everything up to the end of these segments; False if it is of no use.
+
+        So it is, too, if it would displace a conversation that cannot be put aside.
+        """
+        if self._live and not self._put_aside(self._live):
+            return False
         self._live = []
         self._decoder.clear()
         if self._decoder.append_state(state, segments[-1].stop):
             self._live = list(segments)
             self._worth_keeping = True
         return bool(self._live)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._live, self._states, self._turns = [], RecentArrays(0), RecentArrays(0)
 
     def forget(self) -> None:
         """Know nothing of the decoder any more: something else is decoded now."""
@@ -155,27 +176,65 @@ class KnownPrefix:
         """
         *before, segment = self._live
         if segment.keepable and self._decoder.is_whole and not self._states.holds(segment.key):
-            _save(self._decoder, self._states, segment, before)
+            start = _delta_start(before)
+            if self._states.wants(self._decoder.state_bytes(start)):
+                self._states.save(segment.key, self._decoder.state(start))
 
-    def _put_aside(self, live: Sequence[Segment]) -> None:
-        """Keep the state of a conversation whose last answer is about to be lost."""
-        if not self._worth_keeping or not live[-1].answer or self._turns.holds(live[-1].key):
-            return
-        if self._decoder.is_whole and self._decoder.keep(live[-1].stop):
-            _save(self._decoder, self._turns, live[-1], live[:-1])
+    def _go_on(self, segments: Sequence[Segment], count: int, same: int) -> list[Segment]:
+        """What is left behind `count` segments and `same` tokens of the answer that follows them."""
+        self._live, left = list(segments[:count]), list(segments[count:])
+        if same:
+            left[0] = replace(left[0], start=left[0].start + same)
+            if left[0].start == left[0].stop:
+                self._live.append(left.pop(0))
+        return left
+
+    def _put_aside(self, live: Sequence[Segment]) -> bool:
+        """Keep the state of a conversation whose last answer is about to be lost; False if that is not possible."""
+        if not self._worth_keeping or len(live) < 2 or not live[-1].answer:
+            return True
+        *before, last = live
+        key, ids = _turn_key(before[-1]), np.asarray(last.answer, "<i4").view(np.uint8)
+        kept = self._turns.load(key + _IDS)
+        if kept is not None and np.array_equal(kept, ids) and self._turns.holds(key):
+            return True
+        if not self._decoder.is_whole or not self._decoder.keep(last.stop):
+            return False
+        start = _delta_start(before)
+        if not self._turns.wants(self._decoder.state_bytes(start)):
+            return False
+        self._turns.save(key, self._decoder.state(start))
+        self._turns.save(key + _IDS, ids)
+        return True
+
+    def _restore_turn(self, segments: Sequence[Segment], answer: Segment) -> int | None:
+        """Restore a conversation up to where its answer, as it was put aside, differs from this one.
+
+        Returns how many tokens of the answer the decoder holds then; None if there is nothing to restore.
+        """
+        key = _turn_key(segments[-1])
+        ids, state = self._turns.load(key + _IDS), self._turns.load(key)
+        if not answer.answer or ids is None or state is None:
+            return None
+        written = ids.view("<i4").tolist()
+        same = len(common_start(written, answer.answer))
+        if not self._restore_chain([one for one in segments if one.keepable]):
+            return None
+        if not self._decoder.append_state(state, answer.start + len(written)):
+            return None
+        return same if self._decoder.keep(answer.start + same) else None
 
     def _restore(self, segments: Sequence[Segment]) -> bool:
         """Restore the states that lead to the end of these segments, if there are all of them."""
-        *before, last = segments
-        store = self._turns if last.answer else self._states
-        chain = [segment for segment in before if segment.keepable]
-        if not (last.answer or last.keepable) or not store.holds(last.key):
-            return False
-        if not all(self._states.holds(segment.key) for segment in chain):
+        chain = [segment for segment in segments if segment.keepable]
+        return bool(chain) and chain[-1] == segments[-1] and self._restore_chain(chain)
+
+    def _restore_chain(self, chain: Sequence[Segment]) -> bool:
+        if not all(self._states.holds(one.key) for one in chain):
             return False
         self._decoder.clear()
-        for segment, place in [*((segment, self._states) for segment in chain), (last, store)]:
-            state = place.load(segment.key)
+        for segment in chain:
+            state = self._states.load(segment.key)
             if state is None or not self._decoder.append_state(state, segment.stop):
                 return False
         return True
@@ -194,8 +253,11 @@ def _same_answer(live: Sequence[Segment], segments: Sequence[Segment]) -> int:
     return len(common_start(live[0].answer, segments[0].answer))
 
 
-def _save(decoder: Decoder, store: StateStore, segment: Segment, before: Sequence[Segment]) -> None:
-    """Keep what was decoded since the last of the segments `before` of which a state was to be kept."""
-    start = max((other.stop for other in before if other.keepable), default=0)
-    if store.wants(decoder.state_bytes(start)):
-        store.save(segment.key, decoder.state(start))
+def _delta_start(before: Sequence[Segment]) -> int:
+    """Where a state begins that continues those of the segments before it."""
+    return max((other.stop for other in before if other.keepable), default=0)
+
+
+def _turn_key(before: Segment) -> str:
+    """Under which an answer behind this segment is put aside."""
+    return f"turn {before.key}"

@@ -122,12 +122,12 @@ class PromptBuilder:
         return common_start(first, second)
 
     def written_ids(self, ids: Sequence[int]) -> tuple[int, ...] | None:
-        """Of all tokens of an answer those of its text, for `Message.ids`; None if hidden ones are among them."""
+        """Of all tokens of an answer those of its text, for `Message.ids`; None if added tokens are among them."""
         aside = {*self._tokens.hidden, *self._tokens.stop}
         first = next((i for i, token in enumerate(ids) if token not in aside), len(ids))
         last = next((i for i in range(len(ids), first, -1) if ids[i - 1] not in aside), first)
         text = tuple(ids[first:last])
-        return None if aside.intersection(text) else text
+        return None if aside.union(self._tokens.special.values()).intersection(text) else text
 
     def _whole_answer(self, ids: Sequence[int], text: Span) -> Span:
         """An answer's text with the hidden tokens that the model writes around it, without the stop token."""

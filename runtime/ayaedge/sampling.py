@@ -10,6 +10,7 @@ import ctypes
 import math
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,10 @@ from ayaedge.errors import AyaEdgeError, BackendError, InvalidOptionError, check
 from ayaedge.text_stream import TokenLogprob
 
 MOST_LOGPROBS = 20
+_MOST_SEED = 2**32 - 2
+"""The next one asks llama.cpp for a random seed."""
+_LEAST_TEMPERATURE = 1e-6
+"""Below it logits divided by the temperature overflow; the draw is the likeliest token long before."""
 _FIRST_CANDIDATES = 64
 """Likeliest tokens that a grammar is tried on before all."""
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -41,20 +46,23 @@ class SamplingOptions:
     top_k: int = 0
     """Keep this many of the most likely tokens; 0 keeps all."""
     seed: int | None = None
-    """Of the random numbers, 0 to 2**32 - 1; None draws one."""
+    """Of the random numbers, 0 to 2**32 - 2; None draws one."""
 
     def __post_init__(self) -> None:
         check_options(
             _number("temperature", self.temperature, "0 or more", lambda value: 0 <= value < math.inf),
             _number("top_p", self.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1),
             whole_number("top_k", self.top_k, least=0, most=2**31 - 1),
-            whole_number("seed", self.seed, least=0, most=2**32 - 1, optional=True),
+            whole_number("seed", self.seed, least=0, most=_MOST_SEED, optional=True),
         )
+        object.__setattr__(self, "temperature", float(self.temperature))
+        object.__setattr__(self, "top_p", float(self.top_p))
 
 
 def _number(name: str, value: object, limits: str, fits: Callable[[float], bool]) -> str | None:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and fits(value):
-        return None
+    with suppress(OverflowError):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and fits(float(value)):
+            return None
     return f"{name} must be {limits}, not {value!r}"
 
 
@@ -65,7 +73,7 @@ class Sampler:
         self._llama = llama.library()
         self._grammar = grammar
         self._chain: Any = None
-        if options.temperature > 0:
+        if options.temperature > _LEAST_TEMPERATURE:
             self._chain = self._llama.llama_sampler_chain_init(
                 self._llama.llama_sampler_chain_default_params()
             )
@@ -92,7 +100,7 @@ class Sampler:
         else:
             token = int(self._llama.llama_sampler_sample(self._chain, decoder.handle, -1))
         if self._grammar is not None and not self._grammar.take(token):
-            token = self._allowed_token(self._grammar, decoder.logits())
+            token = self._allowed_token(self._grammar, decoder.last_logits())
             self._grammar.take(token)
         return token
 
@@ -120,7 +128,7 @@ class Sampler:
             stages.append(lib.llama_sampler_init_top_k(options.top_k))
         if options.top_p < 1:
             stages.append(lib.llama_sampler_init_top_p(options.top_p, 1))
-        seed = secrets.randbits(32) if options.seed is None else options.seed
+        seed = secrets.randbelow(_MOST_SEED + 1) if options.seed is None else options.seed
         return [
             *stages,
             lib.llama_sampler_init_temp(options.temperature),
@@ -164,7 +172,9 @@ class Grammar:
     def take(self, token: int) -> bool:
         """Move on by this token, if it is allowed here."""
         if token in self._hidden or token in self._stop:
-            opens = not self._begun and token not in self._stop  # once: the model marks where its answer begins
+            opens = (
+                not self._begun and token not in self._stop
+            )  # once: the model marks where its answer begins
             self._begun |= opens
             return opens or self.may_end
         if not len(self.allowed(np.asarray([token]), np.zeros(1, np.float32))):

@@ -6,16 +6,22 @@ handlers, writes nothing and shares nothing with another worker.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import logging
 import os
 import threading
 import time
+import traceback
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from ayaedge.errors import AyaEdgeError, BusyError, CancelledError, ClosedError, OutOfMemoryError
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -67,8 +73,9 @@ class Request(Generic[Item, Result]):
         self._thread: threading.Thread | None = None
         self._result: Result | None = None
         self._error: BaseException | None = None
+        self._trace: TracebackType | None = None
         self._callbacks: list[Callable[[], None]] = []
-        self._watcher: Callable[[], None] | None = None
+        self._watchers: list[Callable[[], None]] = []
 
     def cancel(self) -> None:
         """Ask for an end: between two tiles, inside prefill or between two tokens; nothing happens if it is over."""
@@ -78,7 +85,7 @@ class Request(Generic[Item, Result]):
             self.cancellation.set()
             waits = not self._started
         if waits:
-            self.end(None, CancelledError())
+            self.end(None, ClosedError() if self._closing else CancelledError())
 
     def abandon(self) -> None:
         """Cancel, because the model is being closed."""
@@ -97,22 +104,22 @@ class Request(Generic[Item, Result]):
         """
         if not self._wait(lambda: self._over, timeout):
             raise TimeoutError(f"the request is not finished after {timeout} seconds")
-        if self._error is not None:
-            raise self._error
+        self._raise_error()
         return self._result  # type: ignore[return-value]
 
     def next_item(self) -> Item | None:
         """Wait for the next item; None when there are no more, or the error that ended the request."""
-        self._wait(lambda: bool(self._items) or self._over, None)
-        return self.take()
+        while True:
+            self._wait(lambda: bool(self._items) or self._over, None)
+            if (item := self.take()) is not None or not self.waiting:  # another reader may have been quicker
+                return item
 
     def take(self) -> Item | None:
         """The next item if it is there, else None or the error that ended the request."""
         with self._changed:
             if self._items:
                 return self._items.popleft()
-        if self._error is not None:
-            raise self._error
+        self._raise_error()
         return None
 
     @property
@@ -129,22 +136,30 @@ class Request(Generic[Item, Result]):
         with self._changed:
             self._items.append(item)
             self._changed.notify_all()
-            watcher = self._watcher
-        if watcher:
-            watcher()
+            watchers = list(self._watchers)
+        _call_all(watchers)
 
-    def watch(self, watcher: Callable[[], None] | None) -> None:
-        """Call `watcher`, on the worker's thread, whenever an item or the end has come."""
+    @contextmanager
+    def watched(self, watcher: Callable[[], None]) -> Iterator[None]:
+        """Meanwhile call `watcher`, on another thread, whenever an item or the end has come."""
         with self._changed:
-            self._watcher = watcher
+            self._watchers.append(watcher)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._watchers.remove(watcher)
 
     def when_over(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when there is a result or an error: on the worker's thread, or at once if there is one."""
+        """Call `callback` when there is a result or an error, or at once if there is; its own errors are dropped.
+
+        That is on the worker's thread, or on the one that cancels a request which still waits.
+        """
         with self._changed:
             if not self._over:
                 self._callbacks.append(callback)
                 return
-        callback()
+        _call_all([callback])
 
     def belongs_to(self, thread: threading.Thread) -> None:
         """Note whose work this is: that thread must not wait for it."""
@@ -170,6 +185,9 @@ class Request(Generic[Item, Result]):
             )
         except BaseException as caught:  # noqa: BLE001 - it is raised where the result is asked for
             error = caught
+        if error is not None:
+            traceback.clear_frames(error.__traceback__)  # pictures must not live as long as their error
+        del work
         self.end(result, error)
 
     def end(self, result: Result | None, error: BaseException | None) -> None:
@@ -178,13 +196,14 @@ class Request(Generic[Item, Result]):
             if self._over:
                 return
             self._result, self._error, self._over, self._work = result, error, True, None
-            callbacks, self._callbacks = self._callbacks, []
-            if self._watcher:
-                callbacks.append(self._watcher)
+            self._trace = error.__traceback__ if error is not None else None
+            callbacks, self._callbacks = self._callbacks + self._watchers, []
             self._changed.notify_all()
-        for callback in callbacks:
-            with suppress(Exception):  # one listener's fault is not the others'
-                callback()
+        _call_all(callbacks)
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error.with_traceback(self._trace)  # not longer each time
 
     def _wait(self, ready: Callable[[], bool], timeout: float | None) -> bool:
         if self._thread is threading.current_thread() and not ready():
@@ -202,7 +221,17 @@ class Request(Generic[Item, Result]):
             return True
         except KeyboardInterrupt:
             self.cancel()
+            with self._changed:
+                self._changed.wait_for(lambda: self._over)  # within a tile; a second Ctrl-C does not wait
             raise
+
+
+def _call_all(callbacks: Iterable[Callable[[], None]]) -> None:
+    for callback in callbacks:
+        try:
+            callback()
+        except BaseException:
+            logger.warning("a callback of a request failed", exc_info=True)
 
 
 class Worker:
@@ -218,6 +247,7 @@ class Worker:
         # a daemon, so that the interpreter's exit does not wait for it before it is told to end
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
+        atexit.register(self.close)
 
     def submit(self, request: Request[Item, Result]) -> Request[Item, Result]:
         """Put a request at the end of the queue; ClosedError or BusyError if that is not possible."""
@@ -238,29 +268,44 @@ class Worker:
             self._changed.notify_all()
         return request
 
+    @property
+    def is_current_thread(self) -> bool:
+        """Whether the caller is the worker's own thread: in a callback."""
+        return threading.current_thread() is self._thread
+
     def close(self) -> None:
         """Cancel everything and end the thread; returns when it has ended, in a callback at once. Safe at any time."""
+        self.abandon()
+        if os.getpid() == self._process and not self.is_current_thread:
+            self._thread.join()
+            atexit.unregister(self.close)
+
+    def abandon(self) -> None:
+        """Cancel everything and let the thread end, without waiting for it: safe wherever garbage is collected."""
+        if os.getpid() != self._process:
+            return  # the thread is another process's, and may have held the lock when it forked
         with self._changed:
             self._closed = True
             current = self._current
             self._changed.notify_all()
-        if os.getpid() != self._process:
-            return  # the thread is another process's
         if current is not None:
             current.abandon()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
 
     def _loop(self) -> None:
-        while (request := self._next()) is not None:
-            request.run()
+        try:
+            while (request := self._next()) is not None:
+                request.run()
+                with self._changed:
+                    self._current = None
+                del request  # and with it, perhaps, the last reference to the model
+        finally:
             with self._changed:
-                self._current = None
-            del request  # and with it, perhaps, the last reference to the model
-        for left in self._queue:
-            left.end(None, ClosedError())
-        self._queue.clear()
-        self._free()
+                self._closed = True
+                left, self._queue = self._queue, deque()
+            for waiting in left:
+                waiting.end(None, ClosedError())
+            free, self._free = self._free, _nothing
+            free()
 
     def _next(self) -> Request[Any, Any] | None:
         with self._changed:
@@ -270,3 +315,6 @@ class Worker:
                 return None
             self._current = self._queue.popleft()
             return self._current
+
+
+def _nothing() -> None: ...

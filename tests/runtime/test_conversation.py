@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import json
 import threading
 import time
+import weakref
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +29,7 @@ from ayaedge import (
     ImageError,
     InvalidOptionError,
     PromptError,
+    Turn,
 )
 from ayaedge.prompt import Message
 
@@ -70,7 +76,7 @@ def test_the_prompt_of_a_later_turn_is_the_references(exact_model: AyaVision, re
         answer = chat.ask(question, images=[SIX] if not messages else ())
         messages += [Message("user", question, int(not messages)), Message("assistant", answer.text)]
     engine = exact_model._engine
-    with_ids = engine.prompts.build(chat._dialogue().messages, [7], generate=True).ids
+    with_ids = engine.prompts.build(chat._dialogue(None, chat.turns).messages, [7], generate=True).ids
     assert with_ids == engine.prompts.build(messages, [7], generate=True).ids
 
 
@@ -178,13 +184,17 @@ def test_cancelling_inside_prefill_stops_within_a_micro_batch(wide_bundle: Path)
 
     options = DecoderOptions(context_size=2048, batch_size=2000, ubatch_size=50)
     with AyaVision.load(wide_bundle, decoder=options, cache=NO_CACHE) as model:
-        decoder, flag = model._engine.decoder, Cancellation()
+        decoder = model._engine.decoder
         ids = [5 + i % 90 for i in range(2000)]
-        decoder.watch(flag)
-        timer = threading.Timer(0.05, flag.set)
-        timer.start()
-        with pytest.raises(CancelledError):
-            decoder.decode_tokens(ids)
+        for attempt in range(50):  # until it is hit in the middle
+            flag = Cancellation()
+            decoder.clear()
+            decoder.watch(flag)
+            threading.Timer(0.02 * (attempt + 1), flag.set).start()
+            with contextlib.suppress(CancelledError):
+                decoder.decode_tokens(ids)
+            if 0 < decoder.position < 2000:
+                break
         assert 0 < decoder.position < 2000
         assert decoder.position % 50 == 0
         assert not decoder.has_logits
@@ -493,3 +503,189 @@ def test_a_completion_streams_chunks_and_can_be_left(model: AyaVision) -> None:
     next(left)
     del left
     assert model.ask(QUESTIONS[0], images=[SIX]).text == "2675"
+
+
+def test_a_displaced_conversation_comes_back_however_its_answer_ended(model: AyaVision) -> None:
+    """A stop string and a limit leave answers that differ from what the template writes of them."""
+    for options in ({}, {"stop": ["5"]}, {"max_tokens": 20, **LONG}, {"max_tokens": 2}):
+        cached = []
+        for displaced in (False, True):
+            chat, other = model.chat(), model.chat(system="Another one.")
+            first = chat.ask(QUESTIONS[0], images=[SIX])
+            chat.ask(QUESTIONS[0], **options)
+            if displaced:
+                other.ask("Hello", max_tokens=2)
+            cached.append(chat.ask("And?", max_tokens=1).usage.cached_tokens)
+            other.ask("Hello", max_tokens=2)
+        assert cached[0] == cached[1] > first.usage.prompt_tokens, options
+
+
+def test_saving_and_opening_one_conversation_does_not_cost_another_its_place(
+    model: AyaVision, tmp_path: Path
+) -> None:
+    chat, other = model.chat(), model.chat(system="Another one.")
+    other.ask("Hello", max_tokens=2)
+    chat.ask(QUESTIONS[0], images=[SIX])
+    held = chat.ask(QUESTIONS[1]).usage
+    other.save(tmp_path / "other.ayachat")
+    model.open_chat(tmp_path / "other.ayachat")
+    usage = chat.ask("And?", max_tokens=1).usage
+    assert usage.cached_tokens == held.prompt_tokens + held.completion_tokens - 1
+
+
+def test_what_was_dropped_stays_dropped_for_a_while(wide_bundle: Path) -> None:
+    """The oldest turns go in portions, so that the next questions go on behind what is known."""
+    with AyaVision.load(wide_bundle, context=500, cache=NO_CACHE) as model:
+        chat, known = model.chat(), []
+        for number in range(60):
+            usage = chat.ask(f"Question {number}?", max_tokens=12, overflow="drop_oldest").usage
+            known.append(usage.cached_tokens > 50)
+        assert usage.dropped_turns > 2
+        assert known[2:].count(False) <= 10
+
+
+def test_dropping_many_turns_is_quick_and_can_be_cancelled(model: AyaVision) -> None:
+    chat = model.chat()
+    chat._turns = tuple(Turn(f"Question {i}?", (), "word " * 10) for i in range(400))
+    built: list[int] = []
+    build = model._engine.prompts.build
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        built.append(1)
+        return build(*arguments, **options)
+
+    model._engine.prompts.build = counted  # type: ignore[method-assign]
+    assert chat.ask("And?", max_tokens=1, overflow="drop_oldest").usage.dropped_turns > 300
+    assert len(built) < 15
+
+
+def test_an_opened_file_writes_no_special_token_into_the_prompt(model: AyaVision, tmp_path: Path) -> None:
+    path, special = tmp_path / "c.ayachat", model.bundle.manifest.tokens.special
+    chat = model.chat()
+    chat.ask("Hello", max_tokens=2)
+    piece_of = model._engine.decoder.vocabulary.piece
+    for name in special:
+        forged = Turn("Hi", (), name, (special[name],))
+        chat._turns = (forged,)
+        chat.save(path, state=False)
+        assert piece_of(special[name]).decode() == name
+        (turn,) = model.open_chat(path).turns
+        assert turn.ids is None
+    assert json.loads(zipfile.ZipFile(path).read("chat.json"))
+
+
+def test_reading_many_pictures_can_be_cancelled(model: AyaVision) -> None:
+    class Slow:
+        """A picture that cancels the request which reads it."""
+
+        loaded = 0
+
+        def picture(self) -> np.ndarray[Any, Any]:
+            Slow.loaded += 1
+            return PHOTO
+
+    from ayaedge import engine
+
+    handles: list[Any] = []
+    load = engine.load_image
+
+    def load_and_cancel(image: Any) -> Any:
+        Slow.loaded += 1
+        handles[0].cancel()
+        return load(image)
+
+    begun = threading.Event()
+    blocker = model.submit("x", on_text=lambda _: begun.wait(5), max_tokens=3, **LONG)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "load_image", load_and_cancel)
+        handles.append(model.submit("x", images=[PHOTO] * 20))
+        begun.set()
+        with pytest.raises(CancelledError):
+            handles[0].result(10)
+    assert Slow.loaded == 1
+    assert blocker.result(10)
+
+
+def test_editing_a_conversation_while_it_is_answered(model: AyaVision) -> None:
+    chat = model.chat()
+    chat.ask("One", max_tokens=2)
+    for edit, left in ((chat.clear, []), (chat.undo, [])):
+        chat._turns = chat._turns or ()
+        stream = chat.stream("Two", max_tokens=20, **LONG)
+        next(stream)
+        edit()
+        assert stream.result().text
+        assert [turn.question for turn in chat.turns] == left
+    chat.system = "Old."
+    handle = chat.submit("x", max_tokens=1)
+    chat.system = "New."
+    with_old = handle.result().usage.prompt_tokens
+    assert with_old == model.ask("x", system="Old.", max_tokens=1).usage.prompt_tokens
+
+
+def test_another_task_may_close_a_stream_that_is_being_read(model: AyaVision) -> None:
+    async def talk() -> None:
+        stream = model.astream("x", **LONG)
+
+        async def read() -> int:
+            count = 0
+            with contextlib.suppress(CancelledError):
+                async for _ in stream:
+                    count += 1
+            return count
+
+        reader = asyncio.create_task(read())
+        await asyncio.sleep(0.05)
+        await asyncio.wait_for(stream.aclose(), 10)
+        await asyncio.wait_for(reader, 10)
+
+    asyncio.run(talk())
+
+
+def test_a_failed_request_does_not_hold_its_pictures(model: AyaVision) -> None:
+    picture = PHOTO.copy()
+    alive = weakref.ref(picture)
+    handle = model.submit("word " * 5000, images=[picture])
+    with pytest.raises(ContextLengthError) as caught:
+        handle.result(30)
+    model.ask("x", max_tokens=1)
+    del picture
+    gc.collect()
+    assert alive() is None
+    assert caught.value.needed > 0
+    for _ in range(3):
+        with pytest.raises(ContextLengthError) as again:
+            handle.result()
+    assert len(again.traceback) <= len(caught.traceback) + 1
+
+
+def test_a_stream_with_a_callback_can_still_be_dropped(model: AyaVision) -> None:
+    ended: list[bool] = []
+    stream = model.stream("x", **LONG)
+    stream.add_done_callback(lambda handle: ended.append(handle.done()))
+    next(stream)
+    request = stream._request
+    del stream
+    with pytest.raises(CancelledError):
+        request.result(10)
+
+
+def test_waiting_calls_in_a_callback_are_refused_before_they_begin(model: AyaVision, tmp_path: Path) -> None:
+    chat = model.chat()
+    chat.ask("Hello", max_tokens=2)
+    with pytest.raises(AyaEdgeError, match="cannot wait"):
+        model.submit("x", on_text=lambda _: chat.save(tmp_path / "c.ayachat")).result(10)
+    model.ask("x", max_tokens=1)
+    assert not (tmp_path / "c.ayachat").exists()
+
+
+def test_closing_frees_what_was_kept_for_conversations(wide_bundle: Path) -> None:
+    model = AyaVision.load(wide_bundle, cache=CacheOptions(disk_bytes=0))
+    chat, other = model.chat(), model.chat("Other.")
+    for one in (chat, other, chat):
+        one.ask("Hello there, how are you today?", images=[SIX], max_tokens=4)
+    kept = model._engine.prefix
+    assert kept._turns._arrays  # type: ignore[attr-defined]
+    model.close()
+    assert not kept._turns._arrays  # type: ignore[attr-defined]
+    assert not kept._states._arrays  # type: ignore[attr-defined]

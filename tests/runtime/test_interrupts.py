@@ -34,6 +34,14 @@ def test_whoever_keeps_pressing_is_heard() -> None:
             press()
 
 
+def test_something_else_may_be_done_instead() -> None:
+    presses: list[int] = []
+    with Interrupts(instead=lambda: presses.append(1)):
+        for _ in range(9):
+            press()
+    assert len(presses) == 9
+
+
 def test_afterwards_and_where_it_is_switched_off_all_is_as_usual() -> None:
     before = signal.getsignal(signal.SIGINT)
     with Interrupts():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ayaedge import AyaEdgeError, AyaVision, InvalidOptionError, TruncatedError
+from ayaedge import AyaEdgeError, AyaVision, DecoderOptions, InvalidOptionError, TruncatedError
 from ayaedge.decoder import Decoder
 from ayaedge.sampling import Grammar, Sampler, SamplingOptions, token_logprob
 from random_schema import random_schema
@@ -232,12 +232,24 @@ def test_senseless_stop_strings_are_refused(demo_model: AyaVision, stop: Any) ->
     [
         {"top_logprobs": 21}, {"top_logprobs": -1}, {"overflow": "x"}, {"choices": []}, {"choices": "yes"},
         {"grammar": 5}, {"response_format": {"type": "xml"}}, {"choices": ["a"], "grammar": "root ::= [a]"},
-        {"temperature": True},
+        {"temperature": True}, {"temperature": 10**400}, {"seed": 2**32 - 1}, {"top_p": 10**400},
     ],
 )  # fmt: skip
 def test_senseless_forms_are_refused_before_any_work(demo_model: AyaVision, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidOptionError):
         demo_model.stream("x", **options)
+
+
+def test_a_tiny_temperature_is_none(demo_model: AyaVision) -> None:
+    expected = demo_model.ask(QUESTION, images=[SIX]).ids
+    for temperature in (1e-45, 1e-38, 1e-30, 1e-7):
+        assert demo_model.ask(QUESTION, images=[SIX], temperature=temperature, seed=1).ids == expected
+
+
+def test_forms_and_log_probabilities_also_where_all_logits_are_kept() -> None:
+    with AyaVision.load(decoder=DecoderOptions(all_logits=True, batch_size=64)) as model:
+        assert model.ask(QUESTION, choices=["yes", "no"]).text in ("yes", "no")
+        assert model.ask(QUESTION, top_logprobs=1, max_tokens=3).logprobs
 
 
 SCHEMAS = 300
@@ -248,7 +260,7 @@ def test_every_answer_under_a_random_schema_is_valid(demo_model: AyaVision) -> N
     jsonschema = pytest.importorskip("jsonschema")
     chance, finished, refused, cut = random.Random(11), 0, 0, 0
     while finished + cut < SCHEMAS:
-        schema = random_schema(chance)
+        schema = random_schema(chance, bounded=True)
         form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
         options: dict[str, Any] = {"temperature": chance.choice([0.0, 1.0]), "seed": chance.randrange(1000)}
         images = [SIX] if chance.random() < 0.3 else []

@@ -481,7 +481,7 @@ def test_a_pattern_that_is_not_supported_is_refused(pattern: str) -> None:
         of_schema({"type": "string", "pattern": pattern})
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=300)
 @given(st.text(alphabet='ab^$.*+?{}[]()|\\-dDwWsSnux0123, "é'))
 def test_any_pattern_is_translated_or_refused(pattern: str) -> None:
     try:
@@ -655,7 +655,7 @@ json_like = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=400, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
 @given(json_like)
 def test_anything_as_a_schema_is_taken_or_refused(machine: Machine, schema: Any) -> None:
     for form in (
@@ -752,7 +752,7 @@ grammar_parts = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=1500, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=500, suppress_health_check=list(HealthCheck))
 @given(
     st.text(max_size=40)
     | st.lists(grammar_parts, max_size=40).map(lambda parts: 'root ::= "a" ' + "".join(parts))

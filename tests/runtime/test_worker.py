@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -133,7 +134,11 @@ def test_callbacks_come_once_also_when_it_is_over_already(worker: Worker) -> Non
     def faulty() -> None:
         raise ValueError("a listener's own fault")
 
+    def worse() -> None:
+        raise SystemExit(3)
+
     request.when_over(faulty)
+    request.when_over(worse)
     request.when_over(lambda: calls.append("second"))
     release.set()
     request.result(5)
@@ -279,17 +284,76 @@ def test_asyncio_hears_of_items_from_the_workers_thread(worker: Worker) -> None:
                 time.sleep(0.01)
 
         request = Request(work)
-        request.watch(lambda: loop.call_soon_threadsafe(news.set))
-        worker.submit(request)
-        go.set()
         found = []
-        while not request.over or not request.waiting:
-            await asyncio.wait_for(news.wait(), 5)
-            news.clear()
-            while (item := request.take()) is not None:
-                found.append(item)
-            if request.over:
-                break
+        with request.watched(lambda: loop.call_soon_threadsafe(news.set)):
+            worker.submit(request)
+            go.set()
+            while not request.over or not request.waiting:
+                await asyncio.wait_for(news.wait(), 5)
+                news.clear()
+                while (item := request.take()) is not None:
+                    found.append(item)
+                if request.over:
+                    break
         return found
 
     assert asyncio.run(follow()) == ["a", "b"]
+
+
+def test_garbage_collection_may_find_a_worker_anywhere() -> None:
+    """A finalizer must not wait: whoever collects may hold a lock that the worker's request needs."""
+    worker = Worker("test", 3, lambda: None)
+    lock, request = threading.Lock(), blocking()[0]
+    needs = Request[str, None](lambda _: lock.acquire(timeout=5) and lock.release())
+    with lock:
+        worker.submit(needs)
+        worker.submit(request)
+        started = time.monotonic()
+        worker.abandon()
+        assert time.monotonic() - started < 1
+    with pytest.raises(ClosedError):
+        request.result(10)
+    worker.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+def test_a_forked_process_ends_although_a_lock_was_held() -> None:
+    code = """
+import os, threading, warnings
+warnings.simplefilter("ignore")
+from ayaedge.worker import Worker
+worker = Worker("test", 3, lambda: None)
+with worker._changed:
+    child = os.fork()
+if child == 0:
+    worker.close()
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    code = code.replace("with worker._changed:\n    child", "worker._changed.acquire()\nchild").replace(
+        "print(", "worker._changed.release()\nprint("
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert done.stdout == "7\n"
+
+
+def test_two_readers_share_the_items(worker: Worker) -> None:
+    def work(request: Request[int, None]) -> None:
+        for number in range(1, 2001):
+            request.give(number)
+
+    request, found = Request(work), []
+
+    def read() -> None:
+        while (item := request.next_item()) is not None:
+            found.append(item)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    worker.submit(request)
+    for thread in threads:
+        thread.join(10)
+    assert sorted(found) == list(range(1, 2001))
