@@ -4,8 +4,7 @@ The ordinary run takes the same examples each time, some hundreds of each kind. 
 
     AYAEDGE_FUZZ_EXAMPLES=10000 pytest tests/test_fuzz.py
 
-or, in a process of its own that may crash, `pytest -m slow tests/test_fuzz.py`. `FOUND` is what was found this way;
-`UNMENDED` lets the random tests pass over what is known and still to be mended.
+or, in a process of its own that may crash, `pytest -m slow tests/test_fuzz.py`. `FOUND` is what was found this way.
 """
 
 from __future__ import annotations
@@ -105,33 +104,6 @@ def _nothing_left_behind(request: pytest.FixtureRequest, capfd: pytest.CaptureFi
     assert [line for line in errors.splitlines() if not LIBTIFF.match(line)] == []
 
 
-UNMENDED = [
-    r"ValueError: Exceeds the limit \(4300 digits\)",
-    r"RecursionError: maximum recursion depth exceeded while getting the repr",
-    r"TypeError: '[<>]' not supported between",
-    r"UFuncTypeError: ",
-    r"ValueError: The truth value of an (empty )?array",
-    r"TypeError: '?.*'? object is not callable",
-    r"TypeError: (expected str, bytes or os.PathLike|argument should be a str)",
-    r"TypeError: __fspath__|TypeError: expected .*__fspath__",
-    r"AttributeError: .* has no attribute '(context_size|root|device)'",
-    r"TypeError: unsupported operand type\(s\) for /",
-    r"TypeError: dataclasses.replace|TypeError: replace\(\) should be called on dataclass instances",
-    r"OSError: \[Errno 36\]",
-    r"InvalidOperation: ",
-    r"UserWarning: |DeprecationWarning: ",
-    r"RuntimeError: Failed to decode|NotImplementedError: |BLPFormatError: ",
-    r"AssertionError: $",
-    r"AssertionError: (long|many lines|not printable): ",
-]
-"""Kinds of errors that are not clear and are known; whoever mends one takes it out, here and in `FOUND`."""
-
-
-def is_unmended(error: BaseException) -> bool:
-    text = f"{type(error).__name__}: {error}"
-    return any(re.match(pattern, text) for pattern in UNMENDED)
-
-
 def check_message(message: str) -> None:
     """Something to read, of a bearable length, that can be printed, logged and sent."""
     lines = message.splitlines()
@@ -153,16 +125,6 @@ def strict(call: Callable[[], Any]) -> Any:
         return None
     finally:
         assert time.perf_counter() - started < SLOWEST
-
-
-def attempt(call: Callable[[], Any]) -> Any:
-    """As `strict`, but for what is known."""
-    try:
-        return strict(call)
-    except Exception as error:
-        if not is_unmended(error):
-            raise
-        return None
 
 
 # --- values ---------------------------------------------------------------------------------------------------------
@@ -458,7 +420,7 @@ PIL_PICTURES = st.builds(
 
 # --- tests ----------------------------------------------------------------------------------------------------------
 def look(model: AyaVision, images: Any, tiles: int | None = None) -> None:
-    answer = attempt(lambda: model.ask("What?", images=images, max_tiles=tiles, **SHORT))
+    answer = strict(lambda: model.ask("What?", images=images, max_tiles=tiles, **SHORT))
     assert answer is None or isinstance(answer.text, str)
 
 
@@ -472,7 +434,7 @@ def test_bytes_are_a_picture_or_an_error(model: AyaVision, data: bytes, tiles: i
 @given(st.one_of(DATA_URLS, PATHS, ARRAYS, PIL_PICTURES, ODD), st.booleans())
 def test_anything_is_a_picture_or_an_error(model: AyaVision, picture: Any, single: bool) -> None:
     look(model, picture if single else [picture], 1)
-    encoded = attempt(lambda: model.encode_image(picture, max_tiles=1))
+    encoded = strict(lambda: model.encode_image(picture, max_tiles=1))
     assert encoded is None or encoded.cost.tiles == 1
 
 
@@ -482,14 +444,14 @@ def test_any_text_is_a_prompt_or_an_error(
     model: AyaVision, question: str, system: str | None, stop: list[str], as_one: bool
 ) -> None:
     stops: Any = stop[0] if as_one and stop else stop
-    answer = attempt(lambda: model.ask(question, system=system, stop=stops, **SHORT))
+    answer = strict(lambda: model.ask(question, system=system, stop=stops, **SHORT))
     assert answer is None or not any(text in answer.text for text in ([stops] if as_one and stop else stops))
 
 
 @fuzz()
 @given(ODD | TEXTS, ODD | TEXTS)
 def test_any_question_is_one_or_an_error(model: AyaVision, question: Any, system: Any) -> None:
-    attempt(lambda: model.ask(question, system=system, **SHORT))
+    strict(lambda: model.ask(question, system=system, **SHORT))
 
 
 GRAMMARS = st.lists(
@@ -506,13 +468,13 @@ GRAMMARS = st.lists(
 @fuzz()
 @given(TEXTS | GRAMMARS | GRAMMARS.map(lambda text: f"root ::= {text}\n") | ODD)
 def test_any_text_is_a_grammar_or_an_error(model: AyaVision, grammar: Any) -> None:
-    attempt(lambda: model.ask("x", grammar=grammar, **SHORT))
+    strict(lambda: model.ask("x", grammar=grammar, **SHORT))
 
 
 @fuzz(0.6)
 @given(st.lists(TEXTS, max_size=4) | st.lists(ODD, max_size=3) | ODD)
 def test_any_list_is_choices_or_an_error(model: AyaVision, choices: Any) -> None:
-    answer = attempt(lambda: model.ask("x", choices=choices, **SHORT))
+    answer = strict(lambda: model.ask("x", choices=choices, **SHORT))
     if answer is not None and choices is not None and answer.stop_reason == "stop":
         assert answer.text in choices
 
@@ -590,7 +552,7 @@ FORMS = st.one_of(
 @fuzz()
 @given(FORMS)
 def test_any_json_is_a_form_or_an_error(model: AyaVision, form: Any) -> None:
-    answer = attempt(lambda: model.ask("x", response_format=form, **SHORT))
+    answer = strict(lambda: model.ask("x", response_format=form, **SHORT))
     if answer is not None and answer.stop_reason == "stop" and form is not None and form != {"type": "text"}:
         answer.parse()
 
@@ -650,9 +612,9 @@ MESSAGES = st.one_of(
 
 def complete(model: AyaVision, messages: Any, options: dict[str, Any]) -> None:
     """The whole answer or its chunks; both must be JSON."""
-    reply = attempt(lambda: model.create_chat_completion(messages=messages, **options))
+    reply = strict(lambda: model.create_chat_completion(messages=messages, **options))
     if reply is not None and not isinstance(reply, dict):
-        reply = attempt(lambda: list(reply))
+        reply = strict(lambda: list(reply))
     json.dumps(reply, allow_nan=False)
 
 
@@ -660,7 +622,7 @@ def complete(model: AyaVision, messages: Any, options: dict[str, Any]) -> None:
 @given(MESSAGES)
 def test_any_json_is_a_conversation_or_an_error(model: AyaVision, messages: Any) -> None:
     complete(model, messages, {"max_tiles": 1, **SHORT})
-    count = attempt(lambda: model.count_tokens(messages, max_tiles=1))
+    count = strict(lambda: model.count_tokens(messages, max_tiles=1))
     assert count is None or count > 0
 
 
@@ -741,18 +703,18 @@ def test_any_options_of_a_question_are_understood_or_refused(
 ) -> None:
     if way == "submit":
         options["on_text"] = on_text
-    asked = attempt(lambda: getattr(model, way)("What?", **{**SHORT, **options}))
+    asked = strict(lambda: getattr(model, way)("What?", **{**SHORT, **options}))
     if asked is not None and way == "stream":
-        attempt(lambda: list(asked))
+        strict(lambda: list(asked))
     if asked is not None and way != "ask":
-        asked = attempt(lambda: asked.result(60))
+        asked = strict(lambda: asked.result(60))
     assert asked is None or len(asked.ids) <= 2
 
 
 @fuzz(0.6)
 @given(NUMBERS | ODD, st.text(max_size=5) | NAMES)
 def test_any_limit_on_tokens_is_kept_or_refused(model: AyaVision, limit: Any, unknown: str) -> None:
-    answer = attempt(
+    answer = strict(
         lambda: model.ask("x", max_tokens=limit, stop=list("0123456789abcdefghijklmnopqrstuvwxyz"))
     )
     assert answer is None or limit is None or len(answer.ids) <= limit
@@ -812,15 +774,15 @@ def test_any_bytes_are_a_saved_conversation_or_an_error(
     elif isinstance(content, random.Random):
         content = _rewritten(saved, content)
     path.write_bytes(content)
-    chat = attempt(lambda: model.open_chat(path))
+    chat = strict(lambda: model.open_chat(path))
     if chat is not None:
-        attempt(lambda: chat.ask("And?", **SHORT))
+        strict(lambda: chat.ask("And?", **SHORT))
 
 
 @fuzz(0.6)
 @given(PATHS | ODD)
 def test_any_path_is_a_saved_conversation_or_an_error(model: AyaVision, path: Any) -> None:
-    assert attempt(lambda: model.open_chat(path)) is None
+    assert strict(lambda: model.open_chat(path)) is None
 
 
 LOAD: dict[str, st.SearchStrategy[Any]] = {
@@ -844,10 +806,10 @@ LOAD_OPTIONS = st.sets(st.sampled_from(sorted(LOAD)), min_size=1, max_size=3).fl
 @given(LOAD_OPTIONS)
 def test_any_options_of_loading_are_understood_or_refused(model: AyaVision, options: dict[str, Any]) -> None:
     options.setdefault("cache", NO_CACHE)
-    loaded = attempt(lambda: AyaVision.load(**options))
+    loaded = strict(lambda: AyaVision.load(**options))
     if loaded is not None:
         with loaded:
-            attempt(lambda: loaded.ask("x", **SHORT))
+            strict(lambda: loaded.ask("x", **SHORT))
 
 
 DECODER = ["context_size", "threads", "threads_batch", "batch_size", "ubatch_size", "cache_type",
@@ -877,17 +839,17 @@ def test_any_groups_of_options_are_understood_or_refused(
     model: AyaVision, tmp_path_factory: pytest.TempPathFactory, chosen: tuple[type[Any], dict[str, Any]]
 ) -> None:
     kind, options = chosen
-    made = attempt(lambda: kind(**options))
+    made = strict(lambda: kind(**options))
     small = all(value is None or (isinstance(value, int) and value < 4) for name, value in options.items()
                 if name in ("context_size", "threads", "threads_batch", "batch_size", "ubatch_size"))  # fmt: skip
     directory = options.get("directory")
     if made is None or not small or (isinstance(directory, (str, os.PathLike)) and directory):
         return
     name = {DecoderOptions: "decoder", VisionOptions: "vision", CacheOptions: "cache"}[kind]
-    loaded = attempt(lambda: AyaVision.load(**{"cache": NO_CACHE, name: made}))
+    loaded = strict(lambda: AyaVision.load(**{"cache": NO_CACHE, name: made}))
     if loaded is not None:
         with loaded:
-            attempt(lambda: loaded.ask("x", images=[SIX], max_tiles=1, **SHORT))
+            strict(lambda: loaded.ask("x", images=[SIX], max_tiles=1, **SHORT))
 
 
 def _tail(name: str) -> bytes:
@@ -978,11 +940,9 @@ FOUND: list[Found] = [
         lambda model: model.create_chat_completion(VALID_MESSAGES[0], n=Decimal("sNaN"), **SHORT),
     ),
     ("a device or a pipe is no file", lambda model: _ask_about_a_pipe(model)),
-]
-"""What is not clear yet, and why; once it is, it belongs into `MENDED`."""
-MENDED: list[Found] = [
     ("1e400 is no C float", lambda model: model.ask("x", temperature=10**400, **SHORT)),
 ]
+"""What was not clear once, and why."""
 _HUGE_NEGATIVE = -(10**5000)
 
 
@@ -1009,11 +969,7 @@ def _ask_about_a_pipe(model: AyaVision) -> Any:
 
 @pytest.mark.parametrize(
     "call",
-    [
-        pytest.param(call, id=f"{reason} ({number})", marks=pytest.mark.xfail(strict=True, reason=reason))
-        for number, (reason, call) in enumerate(FOUND)
-    ]
-    + [pytest.param(call, id=reason) for reason, call in MENDED],
+    [pytest.param(call, id=f"{reason} ({number})") for number, (reason, call) in enumerate(FOUND)],
 )
 def test_what_was_found_is_a_clear_error(model: AyaVision, call: Callable[[AyaVision], Any]) -> None:
     strict(lambda: call(model))

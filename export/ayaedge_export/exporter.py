@@ -27,8 +27,9 @@ from ayaedge.bundle import (
     Tokens,
     read_bundle,
 )
+from ayaedge.checks import check_options, whole_number
 from ayaedge.decoder import MAX_THREADS
-from ayaedge.errors import CheckpointError, ExportError, check_options, whole_number
+from ayaedge.errors import CheckpointError, ExportError
 from ayaedge_export.bundle_writer import check_target, staged_bundle, what_is_left, write_manifest
 from ayaedge_export.calibration_text import CalibrationText
 from ayaedge_export.checkpoint import Checkpoint, check_finite, open_checkpoint, text_tensors

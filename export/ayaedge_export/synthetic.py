@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from ayaedge.bundle import DECODER, Formats
-from ayaedge.errors import ExportError, check_options, whole_number
+from ayaedge.checks import check_options, whole_number
+from ayaedge.errors import ExportError
 from ayaedge_export.bundle_writer import staged_bundle, what_is_left, write_manifest
 from ayaedge_export.checkpoint import Checkpoint, text_tensors
 from ayaedge_export.config import ModelConfig, TextConfig, VisionConfig

@@ -22,8 +22,9 @@ import numpy as np
 from PIL import Image
 
 from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.checks import check_options, whole_number
 from ayaedge.decoder import DEFAULT_CONTEXT
-from ayaedge.errors import InvalidOptionError, check_options, whole_number
+from ayaedge.errors import InvalidOptionError
 from ayaedge.gguf_file import DecoderFigures, read_figures
 from ayaedge.limits import Limits, Work, answer_work, measure_limits, prompt_work
 from ayaedge.machine import memory, processor

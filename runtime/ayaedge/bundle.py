@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -204,7 +205,7 @@ def read_bundle(directory: str | Path) -> Bundle:
 def read_manifest(directory: Path) -> Manifest:
     """Read manifest.json alone; BundleError if it is missing, of another version or incomplete."""
     path = directory / MANIFEST
-    if not directory.exists():
+    if not os.path.lexists(directory):  # never raises, as a name may be too long for the system
         raise BundleError(f"there is no bundle at {directory}")
     if directory.is_file():
         raise BundleError(f"{directory} is a file; give the directory that holds it: {directory.parent}")

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from ayaedge.answers import Answer, AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream, StopReason
+from ayaedge.checks import check_options, function, path_of
 from ayaedge.costs import PictureCost
 from ayaedge.engine import Dialogue, Engine, OnProgress
 from ayaedge.errors import CancelledError, ChatFileError, PromptError
@@ -105,7 +105,7 @@ class Conversation:
         **options: Unpack[AnswerKeywords],
     ) -> AnswerHandle:
         """Ask without waiting; see `AyaVision.submit`."""
-        listener = on_text or _nobody
+        listener = _nobody if on_text is None else on_text
         return AnswerHandle(self._request(question, images, on_progress, answer_options(**options), listener))
 
     async def aask(
@@ -154,11 +154,13 @@ class Conversation:
         """
         from ayaedge.chat_file import user_secret, write_chat
 
+        target = path_of("the file of a conversation", path)
+
         def work(engine: Engine, _request: Request[None, None]) -> None:
             root = engine.cache_root
             secret = user_secret(root) if state and root else None
             known = self._known_state(engine) if secret and self._turns else None
-            write_chat(Path(path), self._saved(engine, known), secret)
+            write_chat(target, self._saved(engine, known), secret)
 
         self._service.call(work)
 
@@ -168,7 +170,7 @@ class Conversation:
         from ayaedge.chat_file import read_chat, user_secret
 
         root = service.engine.cache_root
-        saved = read_chat(Path(path), user_secret(root) if root else None)
+        saved = read_chat(path_of("the file of a conversation", path), user_secret(root) if root else None)
         chat = cls(service, saved.system, [_opened_turn(service.engine, turn, path) for turn in saved.turns])
         if (state := saved.state) is not None:
 
@@ -191,7 +193,8 @@ class Conversation:
         if not isinstance(question, str):
             raise PromptError(f"a question must be a string, not {type(question).__name__}")
         pictures = [images] if isinstance(images, EncodedImage) else list_images(images)
-        report = on_progress or _no_progress
+        check_options(function("on_progress", on_progress), function("on_text", listener))
+        report = _no_progress if on_progress is None else on_progress
         work = partial(self._answer, self.system, question, pictures, options, report)
         return self._service.request(work, listener)
 

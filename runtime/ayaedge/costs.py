@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from ayaedge.bundle import Manifest
+from ayaedge.checks import check_options, one_of, real_number, whole_number
 from ayaedge.devices import GpuPlan, work_bytes
-from ayaedge.errors import check_options, whole_number
 from ayaedge.gguf_file import DecoderFigures
 from ayaedge.machine import Memory
 from ayaedge.tiling import TilePolicy, Tiling, picture_grid, tile_count
@@ -148,15 +148,12 @@ class TileChoice:
     """Seconds to the first token for the policy `auto`; `DEFAULT_BUDGET` unless given."""
 
     def __post_init__(self) -> None:
-        wrong = self.budget is not None and not 0 < self.budget < float("inf")
         check_options(
             whole_number("max_tiles", self.max_tiles, least=1, optional=True),
-            f"tiles must be faithful, native or auto, not {self.policy!r}"
-            if self.policy not in ("faithful", "native", "auto")
-            else None,
-            f"budget must be a number of seconds above 0, not {self.budget!r}" if wrong else None,
+            one_of("tiles", self.policy, get_args(TilePolicy)),
+            real_number("budget", self.budget, above=0, limits="a number of seconds above 0", optional=True),
             "a budget needs the policy auto (--tiles auto)"
-            if self.budget is not None and self.policy != "auto"
+            if self.budget is not None and isinstance(self.policy, str) and self.policy != "auto"
             else None,
         )
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ayaedge import llama
 from ayaedge.bundle import Manifest
+from ayaedge.checks import check_options, instance, one_of, shown, whole_number
 from ayaedge.devices import Device, Gpu, choose_decoder, decoder_gpus, device_list, fewer_layers
 from ayaedge.embeddings import TokenEmbeddings
 from ayaedge.errors import (
@@ -33,9 +34,7 @@ from ayaedge.errors import (
     ClosedError,
     InvalidOptionError,
     OutOfMemoryError,
-    check_options,
     list_faults,
-    whole_number,
 )
 from ayaedge.gguf_file import read_figures
 from ayaedge.machine import architecture, processor, usable_threads
@@ -105,18 +104,15 @@ class DecoderOptions:
             whole_number("ubatch_size", self.ubatch_size, least=1, most=_LARGEST_BATCH, optional=True),
             whole_number("gpu_layers", self.gpu_layers, least=-1, optional=True),
             whole_number("draft_tokens", self.draft_tokens, least=0, most=_MOST_DRAFTS),
-            *(
-                f"{name} must be one of {', '.join(types)}, not {value!r}"
-                for name, value in (("cache_type", self.cache_type), ("cache_type_v", self.value_type))
-                if value not in types
-            ),
-            f"device must be one of {', '.join(get_args(Device))}, not {self.device!r}"
-            if self.device is not None and self.device not in get_args(Device)
-            else None,
-            "quantized values (cache_type_v) need flash_attention"
-            if self.value_type not in _FLOAT_TYPES and not self.uses_flash
-            else None,
+            one_of("cache_type", self.cache_type, types),
+            one_of("cache_type_v", self.cache_type_v, types, optional=True),
+            one_of("device", self.device, get_args(Device), optional=True),
+            instance("flash_attention", self.flash_attention, bool, optional=True),
+            instance("repack", self.repack, bool, optional=True),
+            instance("all_logits", self.all_logits, bool),
         )
+        if self.value_type not in _FLOAT_TYPES and not self.uses_flash:
+            check_options("quantized values (cache_type_v) need flash_attention")
 
     def context_of(self, trained: int) -> int:
         """Tokens of context for a model that was trained with `trained`; InvalidOptionError if that is too few."""
@@ -124,7 +120,7 @@ class DecoderOptions:
             return min(trained, DEFAULT_CONTEXT)
         if self.context_size > trained:
             raise InvalidOptionError(
-                f"the context size must lie between 2 and {trained} for this model, not {self.context_size}"
+                f"the context size must lie between 2 and {trained} for this model, not {shown(self.context_size)}"
             )
         return self.context_size
 

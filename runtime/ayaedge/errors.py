@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 
 class AyaEdgeError(Exception):
-    """Base of all errors that ayaedge raises on purpose."""
+    """Base of all errors that ayaedge raises on purpose; its message can be printed, whatever it quotes."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(_readable(message))
 
 
 class BundleError(AyaEdgeError, ValueError):
@@ -114,6 +117,7 @@ class MissingExtraError(AyaEdgeError, ImportError):
 
 
 _MOST_FAULTS = 50
+_LONGEST_LINE = 1500
 
 
 def list_faults(subject: str, faults: Sequence[str]) -> str:
@@ -126,20 +130,14 @@ def list_faults(subject: str, faults: Sequence[str]) -> str:
     return f"{subject} has {len(faults)} faults:\n" + "\n".join(lines)
 
 
-def whole_number(
-    name: str, value: object, *, least: int, most: int | None = None, optional: bool = False
-) -> str | None:
-    """What is wrong with an option that must be a whole number in a range, or None."""
-    if optional and value is None:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= (most or value):
-        return None
-    limits = f"of {least} or more" if most is None else f"from {least} to {most}"
-    return f"{name} must be a whole number {limits}, not {value!r}"
-
-
-def check_options(*faults: str | None) -> None:
-    """Raise InvalidOptionError for what is wrong with options, all at once."""
-    found = [fault for fault in faults if fault]
-    if found:
-        raise InvalidOptionError("; ".join(found))
+def _readable(message: str) -> str:
+    """Without what is no Unicode, without the middle of endless lines and without endlessly many."""
+    text = message.encode("utf-8", "backslashreplace").decode()
+    if len(text) <= _LONGEST_LINE and text.count("\n") < _MOST_FAULTS:
+        return text
+    half = _LONGEST_LINE // 2
+    lines = [
+        line if len(line) <= _LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
+        for line in text.splitlines()
+    ]
+    return "\n".join(lines if len(lines) <= _MOST_FAULTS + 2 else [*lines[:_MOST_FAULTS], "..."])

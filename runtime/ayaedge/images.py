@@ -9,7 +9,8 @@ import base64
 import io
 import os
 import re
-import struct
+import stat
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -28,6 +29,14 @@ ImageInput: TypeAlias = (
 
 MAX_PIXELS = 178_956_970
 """Largest picture that is decoded: the size at which Pillow raises for a decompression bomb, 2 x its warning."""
+MAX_FILE_BYTES = 1 << 30
+"""Largest file that is read: more than `MAX_PIXELS` take without any compression."""
+_FORMATS = (
+    "PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "HEIF", "JPEG2000", "ICO", "ICNS", "TGA",
+    "PCX", "QOI", "SGI",
+)  # fmt: skip
+"""Of pictures; Pillow knows others too, one of which starts another program."""
+_quiet = threading.Lock()
 _SHOWN, _SHOWN_OF_PATH = 60, 400
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _ORIENTATION = 0x0112
@@ -64,7 +73,10 @@ def load_image(image: ImageInput) -> NDArray[np.uint8]:
     if isinstance(image, str) and not image:
         raise ImageError("the path of a picture is empty")
     if isinstance(image, (str, os.PathLike)):
-        return _open_path(Path(image))
+        try:
+            return _open_path(Path(os.fsdecode(image)))
+        except TypeError:  # of a PathLike that gives something else
+            pass
     raise ImageError(
         f"a picture is a path, bytes, a PIL image, an array or a data URL, not {type(image).__name__}"
     )
@@ -72,13 +84,23 @@ def load_image(image: ImageInput) -> NDArray[np.uint8]:
 
 def _open_path(path: Path) -> NDArray[np.uint8]:
     try:
+        kind = path.stat()
+        if stat.S_ISDIR(kind.st_mode):
+            raise ImageError(f"{path} is a directory, not a picture")
+        if not stat.S_ISREG(kind.st_mode):  # a pipe or a device may never end
+            raise ImageError(f"{path} is not a file")
+        if kind.st_size > MAX_FILE_BYTES:
+            raise ImageError(
+                f"{path} has {kind.st_size} bytes, more than a picture of {MAX_FILE_BYTES} may have"
+            )
         data = path.read_bytes()
-    except IsADirectoryError:
-        raise ImageError(f"{path} is a directory, not a picture") from None
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(f"there is no picture at {_shorten(str(path), _SHOWN_OF_PATH)}") from None
     except (OSError, ValueError) as error:
-        raise ImageError(f"{_shorten(str(path), _SHOWN_OF_PATH)} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ImageError(f"{_shorten(str(path), _SHOWN_OF_PATH)} cannot be read: {reason}") from error
     return _open_bytes(data, str(path))
 
 
@@ -89,12 +111,26 @@ def _open_bytes(data: bytes, what: str) -> NDArray[np.uint8]:
 
 
 def _open(stream: IO[bytes]) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have a limit of our own
-        return Image.open(stream)
+    Image.preinit()
+    try:
+        return Image.open(stream, formats=_known_formats())
+    except UnidentifiedImageError:
+        Image.init()  # the rarer ones
+        return Image.open(stream, formats=_known_formats())
+
+
+def _known_formats() -> list[str]:
+    return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def _decode(open_picture: Callable[[], Image.Image], what: str) -> NDArray[np.uint8]:
+    # Pillow warns of what it can bear, and of large pictures, for which we have a limit of our own
+    with _quiet, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _decode_quietly(open_picture, what)
+
+
+def _decode_quietly(open_picture: Callable[[], Image.Image], what: str) -> NDArray[np.uint8]:
     try:
         picture = open_picture()
         width, height = picture.size
@@ -115,7 +151,7 @@ def _decode(open_picture: Callable[[], Image.Image], what: str) -> NDArray[np.ui
         raise ImageError(f"{what} is too large: {error}") from None
     except MemoryError:
         raise ImageError(f"{what} is too large to be decoded in the memory that is free") from None
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error) as error:
+    except Exception as error:  # Pillow's decoders raise whatever comes
         raise ImageError(f"{what} is damaged or incomplete: {error}") from error
 
 

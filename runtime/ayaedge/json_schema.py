@@ -32,6 +32,8 @@ from ayaedge.schema_recursion import components, confused_property
 
 _MOST_SCHEMAS = 5000
 """Schemas in a schema, merged ones included."""
+_MOST_BRANCHES = 200
+"""Of anyOf and oneOf: each is compared with each."""
 _MOST_VALUE_CHARACTERS = 100_000
 """Of all values of an enum."""
 
@@ -134,6 +136,12 @@ class _Converter:
         if "anyOf" in found and "oneOf" in found:
             return self._fault(schema, "cannot stand beside anyOf: merge the two", "oneOf")
         branches = found[keyword]
+        if len(branches) > _MOST_BRANCHES:
+            return self._fault(
+                schema,
+                f"has {len(branches)} schemas, more than {_MOST_BRANCHES}: use enum for single values",
+                keyword,
+            )
         if keyword == "oneOf":
             self._check_disjoint(schema, branches)
         if confused := confused_property(self._document, self._components, branches):

@@ -11,16 +11,17 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 from ayaedge.answers import Answer, AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream
 from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.checks import check_options, function, instance, one_of, path_of, whole_number
 from ayaedge.conversation import Conversation, Images
 from ayaedge.costs import Speeds, TileChoice
 from ayaedge.decoder import Decoder, DecoderOptions
 from ayaedge.devices import Device
 from ayaedge.engine import Dialogue, Engine, OnProgress
-from ayaedge.errors import InvalidOptionError, check_options, whole_number
+from ayaedge.errors import InvalidOptionError
 from ayaedge.images import list_images
 from ayaedge.options import AnswerOptions, answer_options
 from ayaedge.pictures import EncodedImage, Picture
@@ -81,9 +82,16 @@ class AyaVision:
         Raises BundleError if the bundle is damaged or its halves do not belong together, InvalidOptionError for a
         device that is missing, with the command that installs it, OutOfMemoryError if the context does not fit.
         """
-        check_options(whole_number("queue_size", queue_size, least=1))
+        check_options(
+            whole_number("queue_size", queue_size, least=1),
+            whole_number("context", context, least=2, optional=True),
+            one_of("device", device, get_args(Device)),
+            instance("decoder", decoder, DecoderOptions, optional=True),
+            instance("vision", vision, VisionOptions, optional=True),
+            instance("cache", cache, CacheOptions, optional=True),
+        )
         decoder = _with_context(decoder or DecoderOptions(), context)
-        opened = read_bundle(bundle if bundle is not None else demo_bundle())
+        opened = read_bundle(demo_bundle() if bundle is None else path_of("bundle", bundle))
         cache = cache or CacheOptions()
         profile = load_profile(profile_path(cache.root, opened))
         decoder = profile.apply(decoder) if profile else decoder
@@ -223,6 +231,7 @@ class AyaVision:
     ) -> EncodedImage:
         """Read a picture once, to ask about it later, as often as wanted; arguments and errors as `stream`."""
         choice = TileChoice(tiles, max_tiles, budget)
+        check_options(function("on_progress", on_progress))
 
         def work(engine: Engine, request: Request[None, EncodedImage]) -> EncodedImage:
             (picture,) = engine.read([image], choice, engine.speeds, request.cancellation)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args
 
+from ayaedge.checks import check_options, one_of, shown, whole_number
 from ayaedge.costs import TileChoice
-from ayaedge.errors import check_options, whole_number
 from ayaedge.sampling import MOST_LOGPROBS, SamplingOptions
 from ayaedge.tiling import TilePolicy
 
@@ -57,9 +57,7 @@ class AnswerOptions:
         check_options(
             whole_number("max_tokens", self.max_tokens, least=1, optional=True),
             whole_number("top_logprobs", self.top_logprobs, least=0, most=MOST_LOGPROBS, optional=True),
-            None
-            if self.overflow in get_args(Overflow)
-            else f"overflow must be one of {', '.join(get_args(Overflow))}, not {self.overflow!r}",
+            one_of("overflow", self.overflow, get_args(Overflow)),
         )
 
 
@@ -103,5 +101,5 @@ def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
     if stop is None:
         return ()
     if not valid or not all(isinstance(text, str) and text for text in strings):
-        check_options(f"stop must be a string or a list of strings, none of them empty, not {stop!r}")
+        check_options(f"stop must be a string or a list of strings, none of them empty, not {shown(stop)}")
     return tuple(unicodedata.normalize("NFC", text) for text in strings)

@@ -10,7 +10,6 @@ import ctypes
 import math
 import secrets
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -20,8 +19,9 @@ from numpy.typing import NDArray
 
 from ayaedge import llama
 from ayaedge.bundle import Tokens
+from ayaedge.checks import check_options, real_number, whole_number
 from ayaedge.decoder import Decoder, Vocabulary
-from ayaedge.errors import AyaEdgeError, BackendError, InvalidOptionError, check_options, whole_number
+from ayaedge.errors import AyaEdgeError, BackendError, InvalidOptionError
 from ayaedge.text_stream import TokenLogprob
 
 MOST_LOGPROBS = 20
@@ -50,20 +50,13 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         check_options(
-            _number("temperature", self.temperature, "0 or more", lambda value: 0 <= value < math.inf),
-            _number("top_p", self.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1),
+            real_number("temperature", self.temperature, least=0, limits="0 or more"),
+            real_number("top_p", self.top_p, above=0, most=1, limits="above 0 and at most 1"),
             whole_number("top_k", self.top_k, least=0, most=2**31 - 1),
             whole_number("seed", self.seed, least=0, most=_MOST_SEED, optional=True),
         )
         object.__setattr__(self, "temperature", float(self.temperature))
         object.__setattr__(self, "top_p", float(self.top_p))
-
-
-def _number(name: str, value: object, limits: str, fits: Callable[[float], bool]) -> str | None:
-    with suppress(OverflowError):
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and fits(float(value)):
-            return None
-    return f"{name} must be {limits}, not {value!r}"
 
 
 class Sampler:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
+from ayaedge.checks import shown
 from ayaedge.errors import list_faults
 
 Schema: TypeAlias = "dict[str, Any] | bool"
@@ -253,7 +254,7 @@ def escaped(key: str) -> str:
 
 def shortened(value: object) -> str:
     """A value for a message."""
-    text = repr(value)
+    text = shown(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

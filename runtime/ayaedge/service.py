@@ -26,8 +26,8 @@ class Service:
         listener: Callable[[Any], object] | None = None,
     ) -> Request[Item, Result]:
         """Queue work for the engine; ClosedError or BusyError if that is not possible."""
-        # The request holds the service, so that a caller need not hold the model. A partial lets go of all when the work
-        # is done; a closure would live as long as an error whose traceback names it.
+        # The request holds the service, so that a caller need not hold the model. A partial lets go of all when the
+        # work is done; a closure would live as long as an error whose traceback names it.
         return self._worker.submit(Request(partial(_serve, self, work), listener))
 
     def call(self, work: Callable[[Engine, Request[Any, Result]], Result]) -> Result:

@@ -21,7 +21,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from ayaedge.errors import check_options, whole_number
+from ayaedge.checks import check_options, path_of, whole_number
 from ayaedge.prepared import ABANDONED, PreparedGraphs, make_private
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ class CacheOptions:
             whole_number("disk_bytes", self.disk_bytes, least=0),
             whole_number("memory_bytes", self.memory_bytes, least=0),
         )
+        if self.directory is not None:
+            object.__setattr__(self, "directory", path_of("directory", self.directory))
 
     @property
     def embedding_bytes(self) -> int:

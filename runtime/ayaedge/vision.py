@@ -15,17 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge.bundle import VISION, Bundle, Manifest
+from ayaedge.checks import check_options, one_of, whole_number
 from ayaedge.decoder import MAX_THREADS
 from ayaedge.devices import CPU_PROVIDER, Device, choose_vision
-from ayaedge.errors import (
-    BackendError,
-    BundleError,
-    ClosedError,
-    InvalidOptionError,
-    OutOfMemoryError,
-    check_options,
-    whole_number,
-)
+from ayaedge.errors import BackendError, BundleError, ClosedError, InvalidOptionError, OutOfMemoryError
 from ayaedge.machine import processor, usable_threads
 from ayaedge.prepared import DATA, GRAPH, PreparedGraphs
 from ayaedge.states import RecentArrays
@@ -68,10 +61,9 @@ class VisionOptions:
     """Let ONNX Runtime write its own warnings to stderr."""
 
     def __post_init__(self) -> None:
-        unknown = self.device is not None and self.device not in get_args(Device)
         check_options(
             whole_number("threads", self.threads, least=1, most=MAX_THREADS, optional=True),
-            f"device must be one of {', '.join(get_args(Device))}, not {self.device!r}" if unknown else None,
+            one_of("device", self.device, get_args(Device), optional=True),
         )
 
 

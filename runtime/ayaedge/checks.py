@@ -1,0 +1,88 @@
+"""What is wrong with the values of options, in words; each check gives None if nothing is."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ayaedge.errors import InvalidOptionError
+
+_SHOWN = 100
+
+
+def check_options(*faults: str | None) -> None:
+    """Raise InvalidOptionError for what is wrong with options, all at once."""
+    found = [fault for fault in faults if fault]
+    if found:
+        raise InvalidOptionError("; ".join(found))
+
+
+def whole_number(
+    name: str, value: object, *, least: int, most: int | None = None, optional: bool = False
+) -> str | None:
+    """A whole number in a range; True and False are none."""
+    if optional and value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= (most or value):
+        return None
+    limits = f"of {least} or more" if most is None else f"from {least} to {most}"
+    return f"{name} must be a whole number {limits}, not {shown(value)}"
+
+
+def real_number(
+    name: str, value: object, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf,
+    limits: str, optional: bool = False,
+) -> str | None:  # fmt: skip
+    """A finite number; `limits` says in words what `above`, `least` and `most` say."""
+    if optional and value is None:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number) and number > above and least <= number <= most:
+            return None
+    return f"{name} must be {limits}, not {shown(value)}"
+
+
+def one_of(name: str, value: object, choices: Sequence[str], *, optional: bool = False) -> str | None:
+    """One of some strings."""
+    if (optional and value is None) or (isinstance(value, str) and value in choices):
+        return None
+    return f"{name} must be one of {', '.join(choices)}, not {shown(value)}"
+
+
+def instance(name: str, value: object, kind: type, *, optional: bool = False) -> str | None:
+    """An object of a class."""
+    if (optional and value is None) or isinstance(value, kind):
+        return None
+    return f"{name} must be a {kind.__name__}, not {shown(value)}"
+
+
+def function(name: str, value: object) -> str | None:
+    """Something that can be called, or None."""
+    return None if value is None or callable(value) else f"{name} must be a function, not {shown(value)}"
+
+
+def path_of(name: str, value: object) -> Path:
+    """A path from whatever names one; InvalidOptionError for anything else."""
+    if isinstance(value, (str, os.PathLike)):
+        try:
+            return Path(os.fsdecode(value))
+        except TypeError:  # of a PathLike that gives something else
+            pass
+    raise InvalidOptionError(f"{name} must be a path, not {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """A value for a message: its `repr`, cut; or its type, where that is too long, too deep or fails."""
+    if isinstance(value, (str, bytes)) and len(value) > _SHOWN:
+        value = value[:_SHOWN]
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - of a foreign object
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 3 * _SHOWN else f"{text[: 3 * _SHOWN]}..."
