@@ -102,7 +102,9 @@ def test_ctrl_c_stops_an_answer_of_the_chat_and_then_ends_it(tmp_path: Path) -> 
     ) as process:  # fmt: skip
         assert process.stdin and process.stdout and process.stderr
         process.stdin.write(b"Tell me a story\n")
-        seen = process.stdout.read(20)
+        seen = b""
+        while len(seen) < 20:  # the prompt, and a beginning of the answer
+            seen += process.stdout.read(1)
         process.send_signal(signal.SIGINT)
         while not seen.endswith(b" [stopped]\n> "):
             seen += (byte := process.stdout.read(1))

@@ -341,7 +341,7 @@ def parse_options(arguments: Mapping[str, object]) -> CompletionOptions:
 def _refuse_what_we_lack(given: Mapping[str, object]) -> None:
     for name, (neutral, reason) in _NEUTRAL.items():
         value = given.get(name)
-        if value is None or _is_empty(value) or (type(value) in (int, float, str) and value in neutral):
+        if value is None or _is_empty(value) or (type(value) in (int, float, str, list) and value in neutral):
             continue
         only = f"; the only value is {' or '.join(map(repr, neutral))}" if neutral else ""
         raise InvalidOptionError(f"{name} cannot be {_shown(value)}: {reason}{only}")

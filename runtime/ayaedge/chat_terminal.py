@@ -5,8 +5,6 @@ Loading this module loads prompt_toolkit. History is kept in memory only: questi
 
 from __future__ import annotations
 
-import importlib
-import os
 import sys
 import unicodedata
 from collections.abc import Iterable
@@ -25,10 +23,9 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 
 from ayaedge.chat_commands import COMMANDS, joins_next_line
-from ayaedge.interrupts import Interrupts
+from ayaedge.interrupts import signals_deferred
 from ayaedge.pasted_paths import BLANKS, WINDOWS, picture_suffixes, quote_path, split_words
 
-termios = importlib.import_module("termios") if os.name == "posix" else None
 _ARGUMENTS = {"system": ("none",), "tiles": ("faithful", "native", "auto")}
 _CHAT_SUFFIXES = frozenset({".ayachat"})
 
@@ -44,7 +41,6 @@ class TerminalLines:
     def __init__(self, screen: TextIO):
         if sys.stdin.encoding.lower() in ("ascii", "us-ascii") and hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-        self._modes = termios.tcgetattr(sys.stdin) if termios is not None else []
         self._session: PromptSession[str] = PromptSession(
             prompt_continuation="  ",
             history=InMemoryHistory(),
@@ -58,32 +54,24 @@ class TerminalLines:
 
     def read(self, prompt: str) -> str | None:
         """See `LineReader`."""
-        self._session.app.erase_when_done = False
+        app = self._session.app
+        app.erase_when_done = False
+        came: list[bool] = []
+
+        def leave() -> None:
+            if came and not app.is_done:
+                app.exit(result="")
+
+        def on_signal() -> None:
+            came.append(True)
+            if app.loop is not None and app.is_running:
+                app.loop.call_soon_threadsafe(leave)
+
         try:
-            with Interrupts(instead=self._interrupt):
-                return self._session.prompt(prompt, handle_sigint=False)
+            with signals_deferred(on_signal):
+                return self._session.prompt(prompt, pre_run=leave, handle_sigint=False)
         except EOFError:
             return None
-        except SystemExit:  # a signal's, in the middle of anything
-            self._restore()
-            raise
-
-    def _interrupt(self) -> None:
-        """Tell the editor of a signal in its own way, if it runs already; a Ctrl-C that is typed is a key to it."""
-        app = self._session.app
-        if app.loop is not None and app.is_running:
-            app.loop.call_soon_threadsafe(app.key_processor.send_sigint)
-
-    def _restore(self) -> None:
-        """Leave the terminal as it was, where the editor did not get to it."""
-        output = self._session.output
-        output.reset_attributes()
-        output.enable_autowrap()
-        output.disable_bracketed_paste()
-        output.show_cursor()
-        output.flush()
-        if termios is not None:
-            termios.tcsetattr(sys.stdin, termios.TCSANOW, self._modes)
 
 
 def _key_bindings() -> KeyBindings:
@@ -108,11 +96,8 @@ def _key_bindings() -> KeyBindings:
         event.current_buffer.newline(copy_margin=False)
 
     @keys.add("c-c", filter=typing)
-    @keys.add("<sigint>")
     def _(_event: KeyPressEvent) -> None:
         app = get_app()
-        if app.is_done or not app.is_running:
-            return  # a signal that came late
         if app.current_buffer.text:
             app.current_buffer.reset()  # the caller gets a blank line, so that the next Ctrl-C is a first one
             app.erase_when_done = True

@@ -76,7 +76,7 @@ def test_only_auto_measures() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy": "all"}, "faithful, native or auto"), ({"max_tiles": 0}, "max_tiles"),
+        ({"policy": "all"}, "faithful, native, auto"), ({"max_tiles": 0}, "max_tiles"),
         ({"policy": "auto", "budget": 0}, "budget"), ({"budget": 3.0}, "needs the policy auto"),
     ],
 )  # fmt: skip

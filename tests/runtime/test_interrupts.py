@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from ayaedge.interrupts import Interrupts
+from ayaedge.interrupts import Interrupts, signals_deferred
 
 
 def press() -> None:
@@ -34,11 +34,14 @@ def test_whoever_keeps_pressing_is_heard() -> None:
             press()
 
 
-def test_something_else_may_be_done_instead() -> None:
+def test_signals_wait_for_the_end() -> None:
     presses: list[int] = []
-    with Interrupts(instead=lambda: presses.append(1)):
+    with pytest.raises(KeyboardInterrupt), signals_deferred(lambda: presses.append(1)):
         for _ in range(9):
             press()
+    assert len(presses) == 9
+    with signals_deferred(lambda: presses.append(1)):
+        pass
     assert len(presses) == 9
 
 
