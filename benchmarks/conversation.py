@@ -94,7 +94,9 @@ def turns(model: AyaVision, tokens: int, _rounds: int) -> None:
     chat, held = model.chat(), 0
     for number in range(1, 11):
         started = time.perf_counter()
-        usage = chat.ask(f"{number}: and then?", images=[PHOTO] if number == 1 else (), max_tokens=tokens).usage
+        usage = chat.ask(
+            f"{number}: and then?", images=[PHOTO] if number == 1 else (), max_tokens=tokens
+        ).usage
         seconds = time.perf_counter() - started
         new = usage.prompt_tokens - usage.cached_tokens
         print(f"turn {number:<3} {usage.prompt_tokens} tokens of prompt, {held} were held, {new} computed, "

@@ -107,7 +107,9 @@ def test_loading_and_closing_leaves_no_threads_and_files() -> None:
             model.ask("Hello", max_tokens=1)
         AyaVision.load().ask("Hello", max_tokens=1)  # nobody closes it
     end = time.monotonic() + 10
-    while count() != before and time.monotonic() < end:  # a model that nobody closed ends by itself, a moment later
+    while (
+        count() != before and time.monotonic() < end
+    ):  # a model that nobody closed ends by itself, a moment later
         time.sleep(0.01)
     assert count() == before
 
@@ -139,6 +141,7 @@ def test_2000_requests_leave_memory_and_files_as_they_were(model: AyaVision) -> 
     gc.collect()
     assert early is not None
     memory, files = process.memory_info().rss, process.num_fds()
-    print(f"resident after 50 requests {early[0] / 1e6:.1f} MB, after 2000 {memory / 1e6:.1f} MB")
-    assert memory <= 1.05 * early[0]
+    assert memory <= 1.05 * early[0], (
+        f"{early[0] / 1e6:.1f} MB after 50 requests, {memory / 1e6:.1f} MB at the end"
+    )
     assert files <= early[1]

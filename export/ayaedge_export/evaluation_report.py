@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ayaedge.bench.chart import Panel, draw_bars
 from ayaedge.bundle import Bundle
-from ayaedge.chart import Panel, draw_bars
 from ayaedge_export.bundle_writer import write_manifest
 from ayaedge_export.evaluate import Evaluation, Fidelity
 

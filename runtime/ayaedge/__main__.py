@@ -1,5 +1,5 @@
 """`python -m ayaedge` is the command line."""
 
-from ayaedge.cli import main
+from ayaedge.cli.main import main
 
 main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -78,7 +77,7 @@ class Answer:
 
         Raises TruncatedError if it was cut off, and ValueError if it is not JSON, because no form was asked for.
         """
-        from ayaedge.schema import parse_answer
+        from ayaedge.grammar.schema import parse_answer
 
         if self.stop_reason != "stop":
             raise TruncatedError(
@@ -212,6 +211,8 @@ class AsyncAnswerStream:
         return self._request.result()
 
     async def _wait(self, ready: Callable[[], bool]) -> None:
+        import asyncio  # slow to load, and most programs do without
+
         loop, news = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:

@@ -11,7 +11,7 @@ import sys
 from typing import BinaryIO, Protocol, TextIO
 
 from ayaedge.chat_commands import joins_next_line
-from ayaedge.console import stderr
+from ayaedge.cli.console import stderr
 
 _PLAIN_TERMINALS = ("", "dumb", "unknown")
 

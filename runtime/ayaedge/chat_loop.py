@@ -25,7 +25,7 @@ from ayaedge.chat_commands import (
     read_line,
 )
 from ayaedge.chat_input import LineReader
-from ayaedge.console import announce, stderr, step_progress, write
+from ayaedge.cli.console import announce, stderr, step_progress, write
 from ayaedge.conversation import Conversation
 from ayaedge.costs import TileChoice
 from ayaedge.errors import AyaEdgeError, CancelledError, ChatFileError, ImageError, InvalidOptionError

@@ -59,7 +59,7 @@ class TerminalLines:
         came: list[bool] = []
 
         def leave() -> None:
-            if came and not app.is_done:
+            if came and app.future is not None and not app.is_done:
                 app.exit(result="")
 
         def on_signal() -> None:

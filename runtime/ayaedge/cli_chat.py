@@ -10,7 +10,8 @@ import typer
 
 from ayaedge.chat_input import open_lines
 from ayaedge.chat_loop import ChatLoop, attach
-from ayaedge.cli_options import (
+from ayaedge.cli.console import show_messages, stderr
+from ayaedge.cli.options import (
     BatchOption,
     BudgetOption,
     CacheOption,
@@ -30,7 +31,6 @@ from ayaedge.cli_options import (
     decoder_options,
     tile_policy,
 )
-from ayaedge.console import show_messages, stderr
 from ayaedge.costs import TileChoice
 from ayaedge.interrupts import ignore_interrupts
 from ayaedge.model import AyaVision

@@ -80,7 +80,7 @@ def answer_options(
 ) -> AnswerOptions:
     """The options that these keywords describe; InvalidOptionError for a senseless value."""
     if response_format is not None or grammar is not None or choices is not None:
-        from ayaedge.schema import grammar_text
+        from ayaedge.grammar.schema import grammar_text
 
         grammar = grammar_text(response_format=response_format, grammar=grammar, choices=choices)
     return AnswerOptions(

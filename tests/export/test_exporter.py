@@ -141,7 +141,7 @@ def test_a_really_full_disk_says_so(tiny: Path, tmp_path: Path) -> None:
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000));"
         "sys.argv = ['ayaedge', 'export', sys.argv[1], '-o', sys.argv[2]];"
-        "from ayaedge.cli import main; main()"
+        "from ayaedge.cli.main import main; main()"
     )
     pytest.importorskip("resource")
     result = subprocess.run(

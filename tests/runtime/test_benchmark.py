@@ -13,13 +13,14 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from ayaedge import InvalidOptionError, cli_bench, read_bundle
-from ayaedge.benchmark import Measured, OtherDecode, OtherProgram, decoder_plan, measure_bundle
-from ayaedge.benchmark_report import LLAMA, benchmark_table, draw_benchmark, list_figures, notes, to_dict
+from ayaedge import InvalidOptionError, read_bundle
+from ayaedge.bench.benchmark import Measured, OtherDecode, OtherProgram, decoder_plan, measure_bundle
+from ayaedge.bench.limits import Limits, Work
+from ayaedge.bench.process_watch import Finished, Resident
+from ayaedge.bench.report import LLAMA, benchmark_table, draw_benchmark, list_figures, notes, to_dict
+from ayaedge.cli import bench as cli_bench
 from ayaedge.errors import BackendError, BundleError
-from ayaedge.limits import Limits, Work
 from ayaedge.model import demo_bundle
-from ayaedge.process_watch import Finished, Resident
 
 LIMITS = Limits(read_bandwidth=10e9, float32_peak=100e9, int8_peak=400e9)
 BF16 = OtherProgram(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from ayaedge.chart import _COLOURS, Panel, draw_bars, nice_step
+from ayaedge.bench.chart import _COLOURS, Panel, draw_bars, nice_step
 
 
 def pixels(path: Path, colour: str) -> np.ndarray:

@@ -260,7 +260,7 @@ def test_odd_terminals_are_no_hindrance(
 def test_the_answers_alone_go_to_a_redirected_stdout(tmp_path: Path) -> None:
     command = (
         f"import os, sys; os.dup2(os.open('{tmp_path}/answers', os.O_WRONLY | os.O_CREAT), 1); "
-        "from ayaedge.cli import main; sys.argv[1:] = ['chat']; main()"
+        "from ayaedge.cli.main import main; sys.argv[1:] = ['chat']; main()"
     )
     with Terminal("-c", command) as terminal:
         terminal.wait_for_prompt()

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ayaedge import Bundle, cli_export
+from ayaedge import Bundle
+from ayaedge.cli import export as cli_export
 from ayaedge_export.exporter import DECODER_FORMATS, VISION_FORMATS
 
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from ayaedge.cli_doctor import Cache, Facts, Speed, doctor, find_missing, report
+from ayaedge.cli.doctor import Cache, Facts, Speed, doctor, find_missing, report
 from ayaedge.devices import CPU_PROVIDER, PROVIDERS, Gpu
 from ayaedge.machine import Memory, Processor
 

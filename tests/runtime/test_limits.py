@@ -10,9 +10,9 @@ import onnx
 import onnxruntime
 import pytest
 
+from ayaedge.bench.limits import Limits, Work, answer_work, block_weights, graph_work, prompt_work
+from ayaedge.bench.matrix_peak import Kind, product_graph
 from ayaedge.gguf_file import DecoderFigures
-from ayaedge.limits import Limits, Work, answer_work, block_weights, graph_work, prompt_work
-from ayaedge.matrix_peak import Kind, product_graph
 
 LIMITS = Limits(read_bandwidth=10e9, float32_peak=100e9, int8_peak=400e9)
 TINY = DecoderFigures(

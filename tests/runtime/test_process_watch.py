@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from ayaedge.bench.process_watch import Resident, parse_status, resident, run_watched
 from ayaedge.errors import BackendError
-from ayaedge.process_watch import Resident, parse_status, resident, run_watched
 
 STATUS = "Name:\tpython\nVmHWM:\t  900 kB\nRssAnon:\t  100 kB\nRssFile:\t   20 kB\nRssShmem:\t    3 kB\nThreads:\t2\n"
 

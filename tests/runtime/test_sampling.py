@@ -256,7 +256,7 @@ SCHEMAS = 300
 
 
 def test_every_answer_under_a_random_schema_is_valid(demo_model: AyaVision) -> None:
-    """The small model knows no JSON at all, so each token is up to the grammar; greedy or drawn, with a picture or not."""
+    """The small model knows no JSON at all, so each token is up to the grammar."""
     jsonschema = pytest.importorskip("jsonschema")
     chance, finished, refused, cut = random.Random(11), 0, 0, 0
     while finished + cut < SCHEMAS:

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 import ayaedge
 from ayaedge import InvalidOptionError, llama
 from ayaedge.decoder import Vocabulary, open_vocabulary
-from ayaedge.gbnf import Rules
-from ayaedge.patterns import PatternError, translate
-from ayaedge.schema import grammar_text, parse_answer
+from ayaedge.grammar.gbnf import Rules
+from ayaedge.grammar.patterns import PatternError, translate
+from ayaedge.grammar.schema import grammar_text, parse_answer
 from random_schema import PATTERNS, random_schema, random_value, unsupported_schema
 
 jsonschema = pytest.importorskip("jsonschema")

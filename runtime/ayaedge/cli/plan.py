@@ -11,10 +11,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ayaedge import cli_export as exporting
 from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.cli_export import DecoderFormat, OutputType, TensorTypes, VisionFormat
-from ayaedge.cli_options import (
+from ayaedge.cli import export as exporting
+from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, write
+from ayaedge.cli.export import DecoderFormat, OutputType, TensorTypes, VisionFormat
+from ayaedge.cli.options import (
     BatchOption,
     BudgetOption,
     ContextOption,
@@ -32,7 +33,6 @@ from ayaedge.cli_options import (
     decoder_options,
     tile_policy,
 )
-from ayaedge.console import JsonFlag, announce, print_table, size_text, stderr, write
 from ayaedge.costs import QuestionCost, TileChoice
 from ayaedge.errors import InvalidOptionError
 from ayaedge.images import load_image

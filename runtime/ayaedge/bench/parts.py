@@ -1,7 +1,7 @@
-"""The parts of a benchmark that need a process of their own: `python -m ayaedge.benchmark_parts PART BUNDLE OPTIONS`.
+"""The parts of a benchmark that need a process of their own: `python -m ayaedge.bench.parts PART BUNDLE OPTIONS`.
 
 OPTIONS are a JSON object, and a JSON object on stdout is the result. What is made of the figures is decided in
-`ayaedge.benchmark`.
+`ayaedge.bench.benchmark`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from ayaedge import llama
+from ayaedge.bench.limits import graph_work
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.decoder import Decoder, DecoderOptions
 from ayaedge.errors import BackendError
-from ayaedge.limits import graph_work
 from ayaedge.model import AyaVision
 from ayaedge.placement import place
 from ayaedge.sampling import Sampler, SamplingOptions

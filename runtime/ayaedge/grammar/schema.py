@@ -1,7 +1,7 @@
 """What a caller asks of an answer's form, as a grammar for llama.cpp, and answers of that form as Python's values.
 
 A form is a `response_format` (OpenAI's dictionaries, or a pydantic model), a list of choices, or a grammar in GBNF.
-Sampling with the grammar is done in `ayaedge.sampling`; what JSON Schema means is in `ayaedge.json_schema`.
+Sampling with the grammar is done in `ayaedge.sampling`; what JSON Schema means is in `ayaedge.grammar.json_schema`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from ayaedge import gbnf, gbnf_check
 from ayaedge.errors import InvalidOptionError, list_faults
-from ayaedge.json_schema import schema_grammar
-from ayaedge.json_text import COMMON
-from ayaedge.schema_keywords import SchemaError, shortened
+from ayaedge.grammar import gbnf, gbnf_check
+from ayaedge.grammar.json_schema import schema_grammar
+from ayaedge.grammar.json_text import COMMON
+from ayaedge.grammar.schema_keywords import SchemaError, shortened
 
 _MOST_CHOICES = 10_000
 _MOST_CHOICE_CHARACTERS = 100_000

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ayaedge.schema_keywords import Schema, SchemaDocument
-from ayaedge.schema_merge import required_values
+from ayaedge.grammar.schema_keywords import Schema, SchemaDocument
+from ayaedge.grammar.schema_merge import required_values
 
 _OTHERS = "other properties"
 _ITEMS = "items"

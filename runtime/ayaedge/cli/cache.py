@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ayaedge.console import JsonFlag, announce, print_table, size_text, write
+from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, write
 from ayaedge.prepared import PreparedGraphs
 from ayaedge.states import CacheOptions, DiskStates, cache_directory
 

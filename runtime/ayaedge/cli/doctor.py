@@ -16,7 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from ayaedge import llama, machine
-from ayaedge.console import JsonFlag, print_table, size_text, stderr, write
+from ayaedge.cli.console import JsonFlag, print_table, size_text, stderr, write
 from ayaedge.devices import (
     BACKENDS,
     PACKAGES,

@@ -11,13 +11,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from ayaedge.benchmark import Measured, OtherDecode, OtherProgram, measure_bundle
-from ayaedge.benchmark_report import benchmark_table, draw_benchmark, notes, to_dict
+from ayaedge.bench.benchmark import Measured, OtherDecode, OtherProgram, measure_bundle
+from ayaedge.bench.process_watch import run_watched
+from ayaedge.bench.report import benchmark_table, draw_benchmark, notes, to_dict
 from ayaedge.bundle import MANIFEST, Manifest, read_bundle
-from ayaedge.cli_export import require_exporter
-from ayaedge.console import JsonFlag, announce, count_progress, print_table, stderr, write
+from ayaedge.cli.console import JsonFlag, announce, count_progress, print_table, stderr, write
+from ayaedge.cli.export import require_exporter
 from ayaedge.errors import BackendError, InvalidOptionError, MissingExtraError
-from ayaedge.process_watch import run_watched
 from ayaedge.states import cache_directory
 
 Shape = Literal["8b", "32b"]

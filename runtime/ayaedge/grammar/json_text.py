@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
-from ayaedge.gbnf import Ranges, Rules, character_class, literal
+from ayaedge.grammar.gbnf import Ranges, Rules, character_class, literal
 
 UNESCAPED: Ranges = [(0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, 0x10FFFF)]
 """What may stand in a string as it is; surrogates are no characters."""

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ayaedge.gbnf import LLAMA_REPEATS, Ranges
+from ayaedge.grammar.gbnf import LLAMA_REPEATS, Ranges
 
 MOST_CHARACTERS = 400_000
 """Of a grammar; reading as many takes a second."""

@@ -2,7 +2,7 @@
 
 Every figure comes with the share of the machine's own measured limits that it reaches. Each part runs in a process of
 its own with an empty cache directory, so that nothing measured here is known already and no part sees another's memory.
-Nothing is printed: tables and charts are made in `ayaedge.benchmark_report`.
+Nothing is printed: tables and charts are made in `ayaedge.bench.report`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from ayaedge.bench.limits import Limits, Work, answer_work, measure_limits, prompt_work
+from ayaedge.bench.process_watch import Finished, Resident, run_watched
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.checks import check_options, whole_number
 from ayaedge.decoder import DEFAULT_CONTEXT
 from ayaedge.errors import InvalidOptionError
 from ayaedge.gguf_file import DecoderFigures, read_figures
-from ayaedge.limits import Limits, Work, answer_work, measure_limits, prompt_work
 from ayaedge.machine import memory, processor
-from ayaedge.process_watch import Finished, Resident, run_watched
 from ayaedge.states import cache_directory
 
 OnStep = Callable[[int, int, str], None]
@@ -309,9 +309,9 @@ class _Child:
     environment: Mapping[str, str]
 
     def part(self, name: str, *, threads: bool = True, **options: Any) -> _PartResult:
-        """One of `ayaedge.benchmark_parts`."""
+        """One of `ayaedge.bench.parts`."""
         given = {"threads": self.threads, **options} if threads else options
-        finished = self._run("ayaedge.benchmark_parts", name, str(self.bundle.directory), json.dumps(given))
+        finished = self._run("ayaedge.bench.parts", name, str(self.bundle.directory), json.dumps(given))
         return _PartResult(json.loads(finished.output), finished.peak)
 
     def ask(self, question: str, *more: str) -> Finished:

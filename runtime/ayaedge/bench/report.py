@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from ayaedge.benchmark import Measured, OtherProgram
-from ayaedge.chart import Panel, draw_bars
-from ayaedge.process_watch import Resident
+from ayaedge.bench.benchmark import Measured, OtherProgram
+from ayaedge.bench.chart import Panel, draw_bars
+from ayaedge.bench.process_watch import Resident
 
 Unit = Literal["s", "ms", "tokens/s", "GB"]
 

@@ -10,7 +10,15 @@ import typer
 from rich.table import Table
 
 from ayaedge.bundle import MANIFEST, check_hashes, read_bundle
-from ayaedge.console import JsonFlag, announce, byte_progress, count_progress, print_table, size_text, write
+from ayaedge.cli.console import (
+    JsonFlag,
+    announce,
+    byte_progress,
+    count_progress,
+    print_table,
+    size_text,
+    write,
+)
 from ayaedge.errors import BundleError, InvalidOptionError, MissingExtraError, list_faults
 from ayaedge.machine import processor
 from ayaedge.model import AyaVision

@@ -16,14 +16,14 @@ import typer
 from rich.text import Text
 
 from ayaedge import NO_CACHE, Answer, AyaEdgeError, AyaVision, Timings, VisionOptions
-from ayaedge import cli_export as exporting
 from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.cli_bench import bench
-from ayaedge.cli_cache import app as cache_app
-from ayaedge.cli_chat import chat
-from ayaedge.cli_doctor import doctor
-from ayaedge.cli_export import BundleArgument
-from ayaedge.cli_options import (
+from ayaedge.cli import export as exporting
+from ayaedge.cli.bench import bench
+from ayaedge.cli.cache import app as cache_app
+from ayaedge.cli.console import JsonFlag, show_messages, size_text, stderr, step_progress, write
+from ayaedge.cli.doctor import doctor
+from ayaedge.cli.export import BundleArgument
+from ayaedge.cli.options import (
     BatchOption,
     BudgetOption,
     CacheOption,
@@ -49,8 +49,8 @@ from ayaedge.cli_options import (
     schema_of,
     tile_policy,
 )
-from ayaedge.cli_plan import plan, tune
-from ayaedge.console import JsonFlag, show_messages, size_text, stderr, step_progress, write
+from ayaedge.cli.plan import plan, tune
+from ayaedge.cli_chat import chat
 
 app = typer.Typer(
     help="Run Aya Vision, a vision-language model for 23 languages, on an ordinary computer, offline.",

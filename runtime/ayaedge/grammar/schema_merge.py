@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ayaedge.schema_keywords import TYPES, Schema, SchemaDocument
+from ayaedge.grammar.schema_keywords import TYPES, Schema, SchemaDocument
 
 Both = Callable[[Schema, Schema], Schema]
 """Makes the schema that holds where two do."""

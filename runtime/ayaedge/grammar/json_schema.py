@@ -2,7 +2,7 @@
 
 It may take less than a schema allows, never more: objects with declared properties have no others unless the schema
 says so, and properties come in the schema's order. A keyword that cannot be honoured is a fault, never ignored.
-How values are written is in `ayaedge.json_text`, what keywords mean together in `ayaedge.schema_merge`.
+How values are written is in `ayaedge.grammar.json_text`, what keywords mean together in `ayaedge.grammar.schema_merge`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
-from ayaedge import gbnf, gbnf_check
-from ayaedge.json_text import (
+from ayaedge.grammar import gbnf, gbnf_check
+from ayaedge.grammar.json_text import (
     COMMON,
     FORMATS,
     decimal_of,
@@ -25,10 +25,10 @@ from ayaedge.json_text import (
     string_except,
     string_of_length,
 )
-from ayaedge.patterns import PatternError, translate
-from ayaedge.schema_keywords import KEYWORDS_OF_TYPE, TYPES, Schema, SchemaDocument
-from ayaedge.schema_merge import are_disjoint, conjunction, fits_type, identity, type_names
-from ayaedge.schema_recursion import components, confused_property
+from ayaedge.grammar.patterns import PatternError, translate
+from ayaedge.grammar.schema_keywords import KEYWORDS_OF_TYPE, TYPES, Schema, SchemaDocument
+from ayaedge.grammar.schema_merge import are_disjoint, conjunction, fits_type, identity, type_names
+from ayaedge.grammar.schema_recursion import components, confused_property
 
 _MOST_SCHEMAS = 5000
 """Schemas in a schema, merged ones included."""

@@ -1,6 +1,6 @@
 """A JSON Schema as a document: its keywords checked, its references resolved, a JSON pointer for each of its places.
 
-Knows which keywords there are and what their values look like; what they allow is decided in `ayaedge.json_schema`.
+Knows which keywords there are and what their values look like; `ayaedge.grammar.json_schema` decides what they allow.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ayaedge.gbnf import MOST_REPEATS, Ranges, Rules, character_class
+from ayaedge.grammar.gbnf import MOST_REPEATS, Ranges, Rules, character_class
 
 _LAST = 0x10FFFF
 _MOST_NESTED = 50

@@ -1,6 +1,6 @@
 """GBNF, the grammar notation of llama.cpp: writing rules in it.
 
-Nothing here knows JSON. What a grammar must not contain is in `ayaedge.gbnf_check`.
+Nothing here knows JSON. What a grammar must not contain is in `ayaedge.grammar.gbnf_check`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""`ayaedge bench`: what this machine reaches with a bundle, and its limits."""
