@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ayaedge.chat_commands import (
+from ayaedge.cli.chat_commands import (
     COMMANDS,
     Command,
     DroppedPictures,

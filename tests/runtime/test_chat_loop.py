@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ayaedge import AyaVision, Conversation
-from ayaedge.chat_loop import ChatLoop, attach, stats_text
+from ayaedge.cli.chat_loop import ChatLoop, attach, stats_text
 from ayaedge.costs import TileChoice
 from ayaedge.errors import ChatFileError, ImageError
 

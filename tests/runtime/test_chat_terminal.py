@@ -22,7 +22,7 @@ NUMBER = "What number is at the bottom left?"
 ENDLESS = ("--temperature", "50", "--seed", "1")
 """The demonstration model writes nonsense up to the end of its context then."""
 EDITOR = """
-from ayaedge.chat_input import open_lines
+from ayaedge.cli.chat_input import open_lines
 lines = open_lines()
 line = ""
 while line is not None:

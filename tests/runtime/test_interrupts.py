@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from ayaedge.interrupts import Interrupts, signals_deferred
+from ayaedge.cli.interrupts import Interrupts, signals_deferred
 
 
 def press() -> None:

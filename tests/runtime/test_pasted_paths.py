@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ayaedge.pasted_paths import find_path, find_paths, is_file, is_picture_file, quote_path, split_words
+from ayaedge.cli.pasted_paths import find_path, find_paths, is_file, is_picture_file, quote_path, split_words
 
 NAMES = (
     "/home/x/plain.png",

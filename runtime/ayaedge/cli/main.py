@@ -20,6 +20,7 @@ from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.cli import export as exporting
 from ayaedge.cli.bench import bench
 from ayaedge.cli.cache import app as cache_app
+from ayaedge.cli.chat import chat
 from ayaedge.cli.console import JsonFlag, show_messages, size_text, stderr, step_progress, write
 from ayaedge.cli.doctor import doctor
 from ayaedge.cli.export import BundleArgument
@@ -50,7 +51,6 @@ from ayaedge.cli.options import (
     tile_policy,
 )
 from ayaedge.cli.plan import plan, tune
-from ayaedge.cli_chat import chat
 
 app = typer.Typer(
     help="Run Aya Vision, a vision-language model for 23 languages, on an ordinary computer, offline.",

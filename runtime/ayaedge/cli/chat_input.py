@@ -1,6 +1,6 @@
 """Where the lines of a chat come from: an editor on a terminal, a terminal that has none, or a pipe.
 
-Knows nothing of what the lines mean. The editor itself is `ayaedge.chat_terminal`, loaded only where it is used.
+Knows nothing of what the lines mean. The editor itself is `ayaedge.cli.chat_terminal`, loaded only where it is used.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 from typing import BinaryIO, Protocol, TextIO
 
-from ayaedge.chat_commands import joins_next_line
+from ayaedge.cli.chat_commands import joins_next_line
 from ayaedge.cli.console import stderr
 
 _PLAIN_TERMINALS = ("", "dumb", "unknown")
@@ -63,7 +63,7 @@ def open_lines() -> LineReader:
     screen = _screen()
     if screen is None:
         return PlainLines(sys.stdin.buffer, interactive=True)
-    from ayaedge.chat_terminal import TerminalLines
+    from ayaedge.cli.chat_terminal import TerminalLines
 
     return TerminalLines(screen)
 

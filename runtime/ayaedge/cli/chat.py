@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from ayaedge.chat_input import open_lines
-from ayaedge.chat_loop import ChatLoop, attach
+from ayaedge.cli.chat_input import open_lines
+from ayaedge.cli.chat_loop import ChatLoop, attach
 from ayaedge.cli.console import show_messages, stderr
+from ayaedge.cli.interrupts import ignore_interrupts
 from ayaedge.cli.options import (
     BatchOption,
     BudgetOption,
@@ -32,7 +33,6 @@ from ayaedge.cli.options import (
     tile_policy,
 )
 from ayaedge.costs import TileChoice
-from ayaedge.interrupts import ignore_interrupts
 from ayaedge.model import AyaVision
 from ayaedge.options import AnswerKeywords, Overflow, answer_options
 from ayaedge.states import NO_CACHE

@@ -1,6 +1,6 @@
 """What a line typed into a chat means: a question, a command, or pictures that were dropped on the terminal.
 
-Knows text only; commands are carried out by `ayaedge.chat_loop`.
+Knows text only; commands are carried out by `ayaedge.cli.chat_loop`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TypeAlias, get_args
 
+from ayaedge.cli.pasted_paths import BLANKS, WINDOWS, find_paths
 from ayaedge.costs import DEFAULT_BUDGET, TileChoice
 from ayaedge.errors import InvalidOptionError
-from ayaedge.pasted_paths import BLANKS, WINDOWS, find_paths
 from ayaedge.tiling import TilePolicy
 
 COMMANDS = {

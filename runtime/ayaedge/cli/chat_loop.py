@@ -1,7 +1,7 @@
 """A chat: lines in, answers on stdout, everything else on stderr.
 
-Knows commands, attached pictures and what Ctrl-C means. Where lines come from is the concern of `ayaedge.chat_input`,
-what they mean that of `ayaedge.chat_commands`, and how an answer is made the conversation's.
+Knows commands, attached pictures and what Ctrl-C means. Where lines come from is the concern of `chat_input` beside it,
+what they mean that of `chat_commands`, and how an answer is made the conversation's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.text import Text
 
 from ayaedge.answers import Answer, AnswerStream
-from ayaedge.chat_commands import (
+from ayaedge.cli.chat_commands import (
     Command,
     DroppedPictures,
     Question,
@@ -24,16 +24,16 @@ from ayaedge.chat_commands import (
     parse_tiles,
     read_line,
 )
-from ayaedge.chat_input import LineReader
+from ayaedge.cli.chat_input import LineReader
 from ayaedge.cli.console import announce, stderr, step_progress, write
+from ayaedge.cli.interrupts import Interrupts
+from ayaedge.cli.pasted_paths import find_path, find_paths, is_file, is_picture_file
 from ayaedge.conversation import Conversation
 from ayaedge.costs import TileChoice
 from ayaedge.errors import AyaEdgeError, CancelledError, ChatFileError, ImageError, InvalidOptionError
 from ayaedge.images import load_image
-from ayaedge.interrupts import Interrupts
 from ayaedge.model import AyaVision
 from ayaedge.options import AnswerKeywords
-from ayaedge.pasted_paths import find_path, find_paths, is_file, is_picture_file
 from ayaedge.pictures import Picture
 
 CHAT_SUFFIX = ".ayachat"

@@ -22,9 +22,9 @@ from prompt_toolkit.input import create_input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 
-from ayaedge.chat_commands import COMMANDS, joins_next_line
-from ayaedge.interrupts import signals_deferred
-from ayaedge.pasted_paths import BLANKS, WINDOWS, picture_suffixes, quote_path, split_words
+from ayaedge.cli.chat_commands import COMMANDS, joins_next_line
+from ayaedge.cli.interrupts import signals_deferred
+from ayaedge.cli.pasted_paths import BLANKS, WINDOWS, picture_suffixes, quote_path, split_words
 
 _ARGUMENTS = {"system": ("none",), "tiles": ("faithful", "native", "auto")}
 _CHAT_SUFFIXES = frozenset({".ayachat"})
