@@ -152,7 +152,8 @@ class Conversation:
         token for Aya Vision 8B, which makes the next question as quick as if the program had never ended. Waits for
         questions that were asked before. ChatFileError if it cannot be written; a file that was there stays then.
         """
-        from ayaedge.chat_file import user_secret, write_chat
+        from ayaedge.chat_file import write_chat
+        from ayaedge.user_secret import user_secret
 
         target = path_of("the file of a conversation", path)
 
@@ -167,7 +168,8 @@ class Conversation:
     @classmethod
     def open(cls, service: Service, path: str | os.PathLike[str]) -> Conversation:
         """See `AyaVision.open_chat`."""
-        from ayaedge.chat_file import read_chat, user_secret
+        from ayaedge.chat_file import read_chat
+        from ayaedge.user_secret import user_secret
 
         root = service.engine.cache_root
         saved = read_chat(path_of("the file of a conversation", path), user_secret(root) if root else None)

@@ -35,10 +35,10 @@ from ayaedge.chat_file import (
     SavedTurn,
     read_chat,
     tiles_sha256,
-    user_secret,
     write_chat,
 )
 from ayaedge.errors import ChatFileError
+from ayaedge.user_secret import user_secret
 
 SECRET = bytes(range(32))
 OTHER_SECRET = bytes(32)
@@ -806,7 +806,7 @@ def test_file_systems_without_links_have_a_secret_too(
 
 def test_processes_that_ask_at_once_get_the_same_secret(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from ayaedge.chat_file import user_secret; print(flush=True);"
+        "import sys; from pathlib import Path; from ayaedge.user_secret import user_secret; print(flush=True);"
         "sys.stdin.read(1); print(user_secret(Path(sys.argv[1])).hex())"
     )
     runs = [
