@@ -17,8 +17,8 @@ from typing import Any
 
 logger = logging.getLogger("ayaedge.llama")
 
-_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.WARNING}
-"""ggml's levels (1 debug, 2 info, 3 warning, 4 error) a step lower: what matters to a user we raise ourselves."""
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.INFO}
+"""ggml's levels (1 debug, 2 info, 3 warning, 4 error) lower: what matters to a user we raise ourselves."""
 _ERROR = 4
 _CONTINUES = 5
 _said = threading.local()

@@ -277,7 +277,11 @@ class Worker:
         """Cancel everything and end the thread; returns when it has ended, in a callback at once. Safe at any time."""
         self.abandon()
         if os.getpid() == self._process and not self.is_current_thread:
-            self._thread.join()
+            try:
+                self._thread.join()
+            except KeyboardInterrupt:  # weights that are being freed while the process ends would abort it
+                self._thread.join()
+                raise
             atexit.unregister(self.close)
 
     def abandon(self) -> None:

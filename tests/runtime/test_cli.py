@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from ayaedge import Bundle
+from ayaedge.cli import console
 from ayaedge.cli import export as cli_export
 from ayaedge_export.exporter import DECODER_FORMATS, VISION_FORMATS
 
@@ -292,3 +294,15 @@ def test_eval_reports_draws_records_and_goes_on(exact_bundle: Bundle, tmp_path: 
     assert (tmp_path / "e.windows.jsonl").exists()
     again = ayaedge(*command, "--json")
     assert json.loads(again.stdout) == json.loads(output.read_text("utf-8"))
+
+
+def test_a_terminal_gets_no_control_characters_from_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    text = "a\x1b]0;title\x07b\u009b2Jc\r\nd\te नमस्ते"
+    for stream, shown in ((Screen(), "a\ufffd]0;title\ufffdb\ufffd2Jc\nd\te नमस्ते"), (io.StringIO(), text)):
+        monkeypatch.setattr(sys, "stdout", stream)
+        console.write(text)
+        assert stream.getvalue() == shown

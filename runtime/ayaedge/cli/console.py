@@ -6,6 +6,7 @@ stdout carries answers and reports and nothing else; everything for the eye goes
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,13 +33,17 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Write one JSON object to
 _STEPS = {"vision": "tiles", "prefill": "tokens"}
 _REPORT_WIDTH = 120
 _LABEL_WIDTH = 40
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def write(text: str) -> None:
-    """Put text on stdout at once; OSError if there is none."""
+    """Put text on stdout at once; OSError if there is none.
+
+    On a terminal control characters are replaced: an answer may repeat what a picture says, and a terminal obeys them.
+    """
     if sys.stdout is None:
         raise OSError("there is no standard output to write the answer to")
-    sys.stdout.write(text)
+    sys.stdout.write(_CONTROL.sub("\ufffd", text.replace("\r", "")) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
