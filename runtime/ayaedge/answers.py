@@ -112,8 +112,12 @@ class AnswerHandle:
         """Wait for the whole answer; TimeoutError after `timeout` seconds, CancelledError, or what went wrong."""
         return self._request.result(timeout)
 
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the end; what went wrong, CancelledError, or None. TimeoutError after `timeout` seconds."""
+        return self._request.exception(timeout)
+
     def add_done_callback(self, callback: Callable[[AnswerHandle], object]) -> None:
-        """Call `callback(handle)` when the answer is done, or at once if it is; what it raises is dropped.
+        """Call `callback(handle)` when the answer is done, or at once if it is; what it raises is logged.
 
         That is on the model's thread, or on the one that cancels an answer which still waits for its turn.
         """

@@ -102,10 +102,15 @@ class Request(Generic[Item, Result]):
 
         KeyboardInterrupt while waiting cancels the request.
         """
-        if not self._wait(lambda: self._over, timeout):
-            raise TimeoutError(f"the request is not finished after {timeout} seconds")
+        self.exception(timeout)
         self._raise_error()
         return self._result  # type: ignore[return-value]
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the end; the request's error, or None. TimeoutError after `timeout` seconds."""
+        if not self._wait(lambda: self._over, timeout):
+            raise TimeoutError(f"the request is not finished after {timeout} seconds")
+        return self._error
 
     def next_item(self) -> Item | None:
         """Wait for the next item; None when there are no more, or the error that ended the request."""
@@ -151,7 +156,7 @@ class Request(Generic[Item, Result]):
                 self._watchers.remove(watcher)
 
     def when_over(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when there is a result or an error, or at once if there is; its own errors are dropped.
+        """Call `callback` when there is a result or an error, or at once if there is; its own errors are logged.
 
         That is on the worker's thread, or on the one that cancels a request which still waits.
         """

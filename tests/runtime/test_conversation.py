@@ -153,6 +153,7 @@ def test_a_question_that_is_cancelled_while_it_waits_never_happened(model: AyaVi
     with pytest.raises(CancelledError) as caught:
         handle.result(5)
     assert caught.value.answer is None
+    assert handle.exception() is caught.value
     assert chat.turns == ()
     busy.close()
 
@@ -229,6 +230,7 @@ def test_a_handle_tells_of_progress_text_and_the_end(model: AyaVision) -> None:
     handle.add_done_callback(lambda handle: ended.append(handle.done()))
     answer = handle.result(30)
     assert "".join(pieces) == answer.text == "2675"
+    assert handle.exception() is None
     assert ("vision", 7, 7) in steps
     assert steps[-1][0] == "prefill"
     assert steps[-1][1] == steps[-1][2]
