@@ -918,6 +918,7 @@ FOUND: list[Found] = [
     ("a path is shown whole", lambda model: model.open_chat("x" * 100_000)),
     ("a path is shown whole", lambda model: model.ask("x", images=["x" * 100_000])),
     ("a path is shown whole", lambda model: AyaVision.load("x" * 100_000)),
+    ("a name may hold line breaks of all kinds", lambda model: model.ask("x", images=["\x1e" * 300])),
     ("a path may have no UTF-8", lambda model: model.open_chat("\udcff")),
     ("a path may have no UTF-8", lambda model: model.ask("x", images=["\udcff"])),
     ("a path may have no UTF-8", lambda model: AyaVision.load("\udcff")),

@@ -133,11 +133,8 @@ def list_faults(subject: str, faults: Sequence[str]) -> str:
 def _readable(message: str) -> str:
     """Without what is no Unicode, without the middle of endless lines and without endlessly many."""
     text = message.encode("utf-8", "backslashreplace").decode()
-    if len(text) <= _LONGEST_LINE and text.count("\n") < _MOST_FAULTS:
+    lines, half = text.splitlines(), _LONGEST_LINE // 2
+    if len(lines) <= _MOST_FAULTS + 2 and all(len(line) <= _LONGEST_LINE for line in lines):
         return text
-    half = _LONGEST_LINE // 2
-    lines = [
-        line if len(line) <= _LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
-        for line in text.splitlines()
-    ]
-    return "\n".join(lines if len(lines) <= _MOST_FAULTS + 2 else [*lines[:_MOST_FAULTS], "..."])
+    cut = [line if len(line) <= _LONGEST_LINE else f"{line[:half]} ... {line[-half:]}" for line in lines]
+    return "\n".join(cut if len(cut) <= _MOST_FAULTS + 2 else [*cut[:_MOST_FAULTS], "..."])
