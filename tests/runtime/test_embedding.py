@@ -110,8 +110,8 @@ def test_directories_and_files_may_have_any_name(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no such signal")
-def test_a_busy_python_thread_does_not_slow_cancelling_down() -> None:
-    """llama.cpp reads the flag without the interpreter's lock."""
+def test_the_flag_is_read_by_a_function_of_the_c_library() -> None:
+    """llama.cpp reads the flag without Python, so no busy thread of the program can delay it."""
     code = """
 import ctypes, threading
 from ayaedge.worker import Cancellation
