@@ -29,8 +29,10 @@ from ayaedge_export.checkpoint import Checkpoint, text_tensors
 from ayaedge_export.config import TextConfig
 from ayaedge_export.decoder_forward import EMBEDDINGS, decoder_forward
 from ayaedge_export.decoder_gguf import ARCHITECTURES, add_tokenizer, gguf_name
+from ayaedge_export.effort import MAX_TOKENS
 from ayaedge_export.exporter import describe
 from ayaedge_export.observed_decoder import ObservedDecoder
+from ayaedge_export.survey import Passages
 from ayaedge_export.vision_forward import vision_forward
 from ayaedge_export.vision_int8 import calibration_tiles
 from ayaedge_quant.imatrix import ImportanceMatrix, SquareSums, read_imatrix
@@ -44,8 +46,6 @@ OnStep = Callable[[int, int], None]
 IMAGE_WEIGHT = 0.2
 """What an image position counts against one of text. Text is more than 10 times as sensitive to rounding (MBQ, CVPR
 2025, arXiv 2412.19509); with equal weights the many image positions would take the bits that text needs."""
-MAX_TOKENS = 12288
-"""Positions in all. More change little: llama.cpp's table in tools/perplexity shows under 3 % between 1 k and 10 M."""
 SEQUENCE_TOKENS = 512
 """Longest sequence of text: what llama-imatrix takes by default."""
 _SMALLEST_BUDGET = 64
@@ -152,6 +152,48 @@ def collect_from_bundle(
     matrix = sums.matrix((text.name,), chunk_size=SEQUENCE_TOKENS)
     _check_all_seen(matrix, bundle.manifest.decoder.num_layers)
     return matrix
+
+
+def calibration_passages(
+    checkpoint: Checkpoint,
+    text: CalibrationText = BUILTIN,
+    *,
+    image_weight: float = IMAGE_WEIGHT,
+    max_tokens: int = MAX_TOKENS,
+    survey_tokens: int,
+    probe_tokens: int,
+) -> tuple[Passages, Passages, Passages]:
+    """What `best` reads: `max_tokens` positions to round on, others to measure losses on, and short probes.
+
+    A probe is the beginning of each language's text, `probe_tokens` long. See `calibration_sequences`.
+    """
+    manifest = describe(checkpoint, EmbeddingTable("F32", 0, 0), Formats("fp32", "f32"))
+    with checkpoint_vocabulary(checkpoint) as vocabulary:
+        whole, measured = (
+            calibration_sequences(
+                manifest, vocabulary.tokenize, text, image_weight=image_weight, max_tokens=tokens
+            )
+            for tokens in (max_tokens, survey_tokens)
+        )
+        starts = [
+            _text_sequences(vocabulary.tokenize, manifest.tokens.bos, passages, probe_tokens)[0]
+            for passages in text.passages.values()
+        ]
+    probes = [CalibrationSequence(ids, np.ones(len(ids), np.float32)) for ids in starts]
+    # pictures are encoded once for all
+    rows = _embed(checkpoint, [*whole, *measured, *probes], manifest.tokens.image_patch)
+    first, second = len(whole), len(whole) + len(measured)
+    return (
+        _passages(whole, rows[:first], manifest.tokens.image_patch),
+        _passages(measured, rows[first:second], manifest.tokens.image_patch),
+        _passages(probes, rows[second:], manifest.tokens.image_patch),
+    )
+
+
+def _passages(sequences: Sequence[CalibrationSequence], rows: Sequence[FloatArray], patch: int) -> Passages:
+    ids = np.concatenate([np.asarray(sequence.ids, np.int64) for sequence in sequences])
+    ids[ids == patch] = -1
+    return Passages(rows, ids, np.concatenate([sequence.weights for sequence in sequences]))
 
 
 def load_importance(path: str | Path, text: TextConfig) -> ImportanceMatrix:

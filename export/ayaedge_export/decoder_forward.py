@@ -23,7 +23,7 @@ A linear's columns come in order, all positions at once; the positions of the se
 
 EMBEDDINGS = "language_model.model.embed_tokens"
 _FINAL_NORM = "language_model.model.norm"
-_PART = 1024
+PART = 1024
 """Rows of a weight that are multiplied at a time, which bounds the memory for converted weights and products."""
 _QUERIES = 512
 """Positions whose attention is computed at a time, which bounds the memory for scores."""
@@ -41,6 +41,18 @@ class DecoderWeights(Protocol):
         ...
 
 
+class Linears(Protocol):
+    """The products of the decoder's linears, which names without `.weight` stand for."""
+
+    def rows(self, name: str, start: int, stop: int, x: FloatArray) -> FloatArray:
+        """Outputs `start` to `stop` of x (n, in): (n, stop - start). Parts of a linear come in order."""
+        ...
+
+    def columns(self, name: str, start: int, stop: int, x: FloatArray) -> FloatArray:
+        """What inputs `start` to `stop`, x (n, stop - start), give to all outputs: (n, out). In order too."""
+        ...
+
+
 def decoder_forward(
     config: TextConfig,
     weights: DecoderWeights,
@@ -54,28 +66,76 @@ def decoder_forward(
     `observe` sees the input of every linear, the tied head's under the name of the embeddings. `advance` is called
     with 1 when a layer is done. Peak memory is about 5 arrays of (sum of n_i, hidden), and one matrix.
     """
-    observe = observe or _ignore
+    observe = observe or ignore
     x = np.concatenate(sequences).astype(np.float32, copy=False)
     lengths = [len(sequence) for sequence in sequences]
+    linears = StoredLinears(weights)
     for layer in range(config.num_layers):
-        prefix = f"language_model.model.layers.{layer}"
-        normed = layer_norm(x, weights.read(f"{prefix}.input_layernorm.weight"), config.layer_norm_eps)
-        _add_attention(x, normed, lengths, config, layer, weights, observe)
-        _add_mlp(x, normed, prefix, weights, observe)
+        add_layer(x, lengths, config, layer, weights, linears, observe)
         if advance:
             advance(1)
-    final = layer_norm(x, weights.read(f"{_FINAL_NORM}.weight"), config.layer_norm_eps)
+    final = final_norm(config, weights, x)
     observe(EMBEDDINGS, 0, final)
     return final
 
 
-def _ignore(_name: str, _column: int, _x: FloatArray) -> None:
+def add_layer(
+    x: FloatArray,
+    lengths: Sequence[int],
+    config: TextConfig,
+    layer: int,
+    weights: DecoderWeights,
+    linears: Linears,
+    observe: Observe,
+    *,
+    part: int | None = None,
+) -> None:
+    """Take the residual stream x (sum of lengths, hidden) of some sequences through a layer, in place.
+
+    Attention and MLP both start from the same normed x. Inner columns of the MLP come `part` at a time,
+    1024 by default.
+    """
+    prefix = f"language_model.model.layers.{layer}"
+    normed = layer_norm(x, weights.read(f"{prefix}.input_layernorm.weight"), config.layer_norm_eps)
+    _add_attention(x, normed, lengths, config, layer, weights, linears, observe)
+    _add_mlp(x, normed, prefix, config.intermediate_size, linears, observe, part or PART)
+
+
+def final_norm(config: TextConfig, weights: DecoderWeights, x: FloatArray) -> FloatArray:
+    """What the head takes, (n, hidden), for the residual stream behind the last layer."""
+    return layer_norm(x, weights.read(f"{_FINAL_NORM}.weight"), config.layer_norm_eps)
+
+
+class StoredLinears:
+    """`Linears` with the weights as they are."""
+
+    def __init__(self, weights: DecoderWeights):
+        self._weights = weights
+        self._wide: tuple[str, FloatArray] | None = None
+
+    def rows(self, name: str, start: int, stop: int, x: FloatArray) -> FloatArray:
+        """See `Linears.rows`."""
+        return x @ self._weights.read_rows(f"{name}.weight", start, stop).T
+
+    def columns(self, name: str, start: int, stop: int, x: FloatArray) -> FloatArray:
+        """See `Linears.columns`."""
+        return x @ self.matrix(name)[:, start:stop].T
+
+    def matrix(self, name: str) -> FloatArray:
+        """A whole weight (out, in), which is kept until another one is wanted."""
+        if self._wide is None or self._wide[0] != name:
+            self._wide = None  # two do not need to be in memory
+            self._wide = name, self._weights.read(f"{name}.weight")
+        return self._wide[1]
+
+
+def ignore(_name: str, _column: int, _x: FloatArray) -> None:
     """What watches when nobody does."""
 
 
 def head_logits(config: TextConfig, weights: DecoderWeights, hidden: FloatArray) -> FloatArray:
     """Final hidden states (n, hidden) to logits (n, vocabulary): logit_scale * E h, E being the embeddings."""
-    logits = _linear(weights, EMBEDDINGS, hidden, config.vocab_size)
+    logits = _linear(StoredLinears(weights), EMBEDDINGS, hidden, config.vocab_size)
     logits *= np.float32(config.logit_scale)
     return logits
 
@@ -145,6 +205,7 @@ def _add_attention(
     config: TextConfig,
     layer: int,
     weights: DecoderWeights,
+    linears: Linears,
     observe: Observe,
 ) -> None:
     """Add the attention of `layer` over the normed positions to x, in place."""
@@ -154,7 +215,7 @@ def _add_attention(
     projected = []
     for name, heads in parts.items():
         observe(f"{prefix}.{name}", 0, normed)
-        projected.append(_linear(weights, f"{prefix}.{name}", normed, heads * config.head_dim))
+        projected.append(_linear(linears, f"{prefix}.{name}", normed, heads * config.head_dim))
     query, key, value = projected
     if config.use_qk_norm:
         query = _norm_heads(query, weights.read(f"{prefix}.q_norm.weight"), config.layer_norm_eps)
@@ -168,24 +229,28 @@ def _add_attention(
         mixed = attend(q, k, v, config.sliding_window if sliding else None)
         query[start:stop] = mixed.transpose(1, 0, 2).reshape(stop - start, -1)  # done with these queries
     observe(f"{prefix}.o_proj", 0, query)
-    for first, part in _row_parts(weights, f"{prefix}.o_proj", x.shape[1]):
-        x[:, first : first + len(part)] += query @ part.T
+    for start, stop in _parts(x.shape[1], PART):
+        x[:, start:stop] += linears.rows(f"{prefix}.o_proj", start, stop, query)
 
 
 def _add_mlp(
-    x: FloatArray, normed: FloatArray, prefix: str, weights: DecoderWeights, observe: Observe
+    x: FloatArray,
+    normed: FloatArray,
+    prefix: str,
+    width: int,
+    linears: Linears,
+    observe: Observe,
+    part: int,
 ) -> None:
     """Add down(silu(gate) * up) of the normed positions to x, in place, a part of the inner columns at a time."""
     gate, up, down = (f"{prefix}.mlp.{name}_proj" for name in ("gate", "up", "down"))
     observe(gate, 0, normed)
     observe(up, 0, normed)
-    matrix = weights.read(f"{down}.weight")
-    for first, part in _row_parts(weights, gate, matrix.shape[1]):
-        last = first + len(part)
-        inner = silu(normed @ part.T)
-        inner *= normed @ weights.read_rows(f"{up}.weight", first, last).T
-        observe(down, first, inner)
-        x += inner @ matrix[:, first:last].T
+    for start, stop in _parts(width, part):
+        inner = silu(linears.rows(gate, start, stop, normed))
+        inner *= linears.rows(up, start, stop, normed)
+        observe(down, start, inner)
+        x += linears.columns(down, start, stop, inner)
 
 
 def silu(x: FloatArray) -> FloatArray:
@@ -193,18 +258,17 @@ def silu(x: FloatArray) -> FloatArray:
     return np.asarray(x * (np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * x))))
 
 
-def _linear(weights: DecoderWeights, name: str, x: FloatArray, outputs: int) -> FloatArray:
+def _linear(linears: Linears, name: str, x: FloatArray, outputs: int) -> FloatArray:
     """Apply x W^T for x (n, in); result (n, outputs)."""
     result = np.empty((len(x), outputs), np.float32)
-    for first, part in _row_parts(weights, name, outputs):
-        np.matmul(x, part.T, out=result[:, first : first + len(part)])
+    for start, stop in _parts(outputs, PART):
+        result[:, start:stop] = linears.rows(name, start, stop, x)
     return result
 
 
-def _row_parts(weights: DecoderWeights, name: str, rows: int) -> Iterator[tuple[int, FloatArray]]:
-    """Rows of a weight in parts, each with the number of its first row."""
-    for first in range(0, rows, _PART):
-        yield first, weights.read_rows(f"{name}.weight", first, min(first + _PART, rows))
+def _parts(count: int, step: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, count, step):
+        yield start, min(start + step, count)
 
 
 def _heads(x: FloatArray, head_dim: int) -> FloatArray:

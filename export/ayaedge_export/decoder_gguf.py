@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import gguf
 import numpy as np
@@ -66,6 +66,20 @@ class PlannedTensor:
         return rows * self.kind.row_bytes(self.shape[-1])
 
 
+class BlockSource(Protocol):
+    """Gives whole tensors in the order of the plan, where each depends on those before it."""
+
+    def resume(self, plan: Sequence[PlannedTensor], finished: int) -> int:
+        """How many of the first `finished` tensors of `plan`, which are written, need not come again."""
+        ...
+
+    def blocks(
+        self, left: Sequence[PlannedTensor]
+    ) -> Iterator[tuple[PlannedTensor, Iterator[NDArray[np.uint8]]]]:
+        """Each tensor of the rest of the plan with its rows in its type, in one part or several."""
+        ...
+
+
 EncodeRows = Callable[[PlannedTensor, int, int], NDArray[np.uint8]]
 """Gives rows of a tensor, from one up to another, in its type: bytes (rows, row_bytes). Called on many threads."""
 
@@ -100,13 +114,15 @@ def write_decoder(
     advance: Advance | None = None,
     journal: Journal | None = None,
     encode_rows: EncodeRows | None = None,
+    source: BlockSource | None = None,
 ) -> EmbeddingTable:
     """Write the decoder of `checkpoint` to `path` as `recipe` says; returns where its embeddings lie.
 
     With `importance` the encoders weigh each column by its mean squared input; `encode_rows` takes their place, and
-    no tensor is read. Peak memory is a few slabs of 16 MB for each thread. Header and tensors are noted in `journal`
-    when they are finished; those that it has already are not written again. Raises ValueError, naming the tensor, for
-    weights that are not finite or too large for their type, and OSError if the file cannot be written.
+    no tensor is read. `source` takes the place of both, and of the threads. Otherwise peak memory is a few slabs of
+    16 MB for each thread. Header and tensors are noted in `journal` when they are finished; those that it has already
+    are not written again. Raises ValueError, naming the tensor, for weights that are not finite or too large for their
+    type, and OSError if the file cannot be written.
     """
     plan = plan_tensors(checkpoint.config.text, recipe)
     encode_rows = encode_rows or (
@@ -117,6 +133,11 @@ def write_decoder(
     )
     embeddings = EmbeddingTable(plan[0].kind.name, len(header), plan[0].kind.row_bytes(plan[0].shape[1]))
     finished = journal.of(path.name) if journal else []
+    if source and finished:
+        assert journal is not None
+        kept = source.resume(plan, len(finished) - 1)
+        finished = finished[: 1 + kept]
+        journal.keep(path.name, len(finished))
     with path.open("r+b" if finished else "wb") as out:
         pieces = PieceWriter(out, path.name, journal)
         if finished:
@@ -128,7 +149,11 @@ def write_decoder(
             if advance:
                 advance(checkpoint.tensors.entries[tensor.source].nbytes, tensor.name)
         left = plan[len(finished[1:]) :]
-        _write_tensors(pieces, left, checkpoint.tensors, encode_rows, threads or os.cpu_count() or 1, advance)
+        if source:
+            _write_source(pieces, source.blocks(left), checkpoint.tensors, advance)
+        else:
+            workers = threads or os.cpu_count() or 1
+            _write_tensors(pieces, left, checkpoint.tensors, encode_rows, workers, advance)
     return embeddings
 
 
@@ -156,6 +181,12 @@ class PieceWriter:
         if self._journal:
             self._journal.add(self._name, name, self._size, self._crc32)
         self._size = self._crc32 = 0
+
+
+def header_bytes(checkpoint: Checkpoint, scratch: Path, recipe: Recipe) -> int:
+    """What lies in front of the first tensor, whatever types the recipe's tensors have."""
+    plan = plan_tensors(checkpoint.config.text, recipe)
+    return len(_header(checkpoint, scratch / "header", plan, recipe.format, None))
 
 
 def _header(
@@ -187,6 +218,26 @@ def _header(
     return header + bytes(-len(header) % gguf.GGUF_DEFAULT_ALIGNMENT)
 
 
+def _write_source(
+    pieces: PieceWriter,
+    blocks: Iterator[tuple[PlannedTensor, Iterator[NDArray[np.uint8]]]],
+    tensors: TensorSource,
+    advance: Advance | None,
+) -> None:
+    """Write tensors as they come."""
+    for tensor, parts in blocks:
+        for part in parts:
+            pieces.write(np.ascontiguousarray(part).data)
+        _finish(pieces, tensor)
+        if advance:
+            advance(tensors.entries[tensor.source].nbytes, tensor.name)
+
+
+def _finish(pieces: PieceWriter, tensor: PlannedTensor) -> None:
+    pieces.write(bytes(-tensor.nbytes % gguf.GGUF_DEFAULT_ALIGNMENT))
+    pieces.finish(tensor.name)
+
+
 def _write_tensors(
     pieces: PieceWriter,
     plan: Sequence[PlannedTensor],
@@ -202,8 +253,7 @@ def _write_tensors(
         tensor, source_bytes, last, future = pending.popleft()
         pieces.write(future.result().data)
         if last:
-            pieces.write(bytes(-tensor.nbytes % gguf.GGUF_DEFAULT_ALIGNMENT))
-            pieces.finish(tensor.name)
+            _finish(pieces, tensor)
         if advance:
             advance(source_bytes, tensor.name)
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import get_args
@@ -31,9 +31,11 @@ from ayaedge.checks import check_options, whole_number
 from ayaedge.decoder import MAX_THREADS
 from ayaedge.errors import CheckpointError, ExportError
 from ayaedge_export.bundle_writer import check_target, staged_bundle, what_is_left, write_manifest
-from ayaedge_export.calibration_text import CalibrationText
+from ayaedge_export.calibration_text import BUILTIN, CalibrationText
 from ayaedge_export.checkpoint import Checkpoint, check_finite, open_checkpoint, text_tensors
 from ayaedge_export.decoder_gguf import ARCHITECTURES, Advance, write_decoder
+from ayaedge_export.effort import Budget, Effort, effort_faults
+from ayaedge_export.error_feedback import FeedbackOptions
 from ayaedge_export.journal import Journal
 from ayaedge_export.plan import VisionFormat, check_disk, plan_recipe
 from ayaedge_export.vision_graph import vision_tensors, write_vision_graph
@@ -54,6 +56,8 @@ __all__ = [
 
 VISION_FORMATS: tuple[VisionFormat, ...] = get_args(VisionFormat)
 
+_AS_THE_FORMAT = Budget()
+_USUAL_FEEDBACK = FeedbackOptions()
 _IMPORTANCE = "../importance.gguf"
 """Beside the bundle's files, to which it does not belong."""
 _VISION_DATA = f"{VISION}.data"
@@ -69,6 +73,9 @@ def export_checkpoint(
     vision: VisionFormat = "int8",
     importance: ImportanceMatrix | None = None,
     calibrate: CalibrationText | None = None,
+    effort: Effort | None = None,
+    budget: Budget = _AS_THE_FORMAT,
+    feedback: FeedbackOptions = _USUAL_FEEDBACK,
     trace: bool = False,
     force: bool = False,
     resume: bool = True,
@@ -79,7 +86,10 @@ def export_checkpoint(
 
     `quant` is a named format, or a recipe with types for single tensors. `importance` lets the encoders weigh each
     column by its mean squared input; `calibrate` measures that first, on this text, once for an export that is
-    interrupted (`ayaedge_export.calibration`). `trace` takes the vision graph from PyTorch through optimum's
+    interrupted (`ayaedge_export.calibration`). `effort` says how the 4 bits are found: `fast` takes the weights as they
+    are, `calibrated` measures an importance matrix (on the builtin text, if no other is given), `best` chooses types
+    within `budget` and rounds with error `feedback` (`ayaedge_export.best`); by default what the other options ask
+    for. `trace` takes the vision graph from PyTorch through optimum's
     exporter instead of building it from the weights; such a graph is fp32. `force` replaces an existing bundle once
     the new one is complete. `resume` goes on where an interrupted export of the same checkpoint
     to the same target with the same options has stopped; without it such an export begins anew. `advance` is called
@@ -89,26 +99,33 @@ def export_checkpoint(
     exists, another export writes it, its disk is too small, or the export could not be finished. Nothing is ever left
     under the target's name; what is finished lies beside it for the next try, unless the checkpoint is at fault.
     """
+    recipe = as_recipe(quant)
     check_options(
         whole_number("threads", threads, least=1, most=MAX_THREADS, optional=True),
         "importance and calibrate exclude each other" if importance and calibrate else None,
+        *effort_faults(
+            effort, recipe.format, budget, importance=importance is not None, text=calibrate is not None
+        ),
     )
+    if effort in ("calibrated", "best") and not importance:
+        calibrate = calibrate or BUILTIN
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)
     if trace and vision != "fp32":
         raise ExportError(
             f"a traced vision graph is fp32, not {vision}: add --vision fp32 or leave out --trace"
         )
-    recipe = as_recipe(quant)
     target = Path(target) if target is not None else Path(default_name(checkpoint, recipe.format, vision))
     plan = plan_recipe(checkpoint, recipe, vision, target)
     weighed_by = importance.datasets or ("a file",) if importance else (calibrate.name,) if calibrate else ()
+    what = "error feedback" if effort == "best" else "importance"
     formats = Formats(
-        vision, recipe.format, (*recipe.adjustments, *(f"importance from {name}" for name in weighed_by))
+        vision, recipe.format, (*recipe.adjustments, *(f"{what} from {name}" for name in weighed_by))
     )
     advance = advance or _ignore
     try:
-        mark = _fingerprint(checkpoint, formats, (importance or calibrate), trace=trace)
+        settings = (effort, asdict(budget), asdict(feedback)) if effort == "best" else None
+        mark = _fingerprint(checkpoint, formats, (importance or calibrate), settings, trace=trace)
         with staged_bundle(target, mark, force=force, resume=resume) as journal:
             check_disk(plan, target, present=journal.present_bytes)
             if trace and not journal.of(VISION):
@@ -120,17 +137,35 @@ def export_checkpoint(
             else:
                 check_finite(checkpoint, threads or os.cpu_count() or 1, advance)
             journal.begin()
-            if calibrate:
-                importance = _measured(checkpoint, journal, calibrate, advance)
             write_vision(checkpoint, journal, vision, trace=trace, advance=advance)
+            source, figures = None, {}
             try:
+                if calibrate and effort == "best":
+                    from ayaedge_export.best import prepare_best  # which needs `describe`
+
+                    best = prepare_best(
+                        checkpoint,
+                        journal,
+                        recipe,
+                        budget,
+                        calibrate,
+                        feedback,
+                        threads=threads,
+                        advance=advance,
+                    )
+                    recipe, source, figures = best.recipe, best.rounder, best.figures
+                    formats = replace(formats, adjustments=(*formats.adjustments, *best.adjustments))
+                    check_disk(plan_recipe(checkpoint, recipe, vision), target, present=journal.present_bytes)
+                elif calibrate:
+                    importance = _measured(checkpoint, journal, calibrate, advance)
                 embeddings = write_decoder(
-                    checkpoint, journal.directory / DECODER, recipe,
-                    importance=importance, threads=threads, advance=advance, journal=journal,
+                    checkpoint, journal.directory / DECODER, recipe, importance=importance,
+                    threads=threads, advance=advance, journal=journal, source=source,
                 )  # fmt: skip
             except ValueError as error:  # a weight that does not fit its format
                 raise CheckpointError(f"the checkpoint {checkpoint.directory}: {error}") from error
-            write_manifest(journal.directory, describe(checkpoint, embeddings, formats))
+            manifest = describe(checkpoint, embeddings, formats)
+            write_manifest(journal.directory, replace(manifest, parity=figures))
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
         what = f"{target} could not be written"
@@ -144,6 +179,7 @@ def _fingerprint(
     checkpoint: Checkpoint,
     formats: Formats,
     importance: ImportanceMatrix | CalibrationText | None,
+    effort: object,
     *,
     trace: bool,
 ) -> str:
@@ -158,6 +194,7 @@ def _fingerprint(
         "license": checkpoint.license,
         "formats": asdict(formats),
         "importance": importance.digest() if importance else None,
+        "effort": effort,
         "trace": trace,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -36,7 +36,7 @@ class Journal:
         self.directory = directory
         self.pieces = list(_intact(directory, _read(path, fingerprint))) if resume else []
         self.begun = False
-        self._path, self._fingerprint = path, fingerprint
+        self._path, self.fingerprint = path, fingerprint
 
     def begin(self) -> None:
         """Remove from `directory` whatever is not in a finished piece; pieces can be added from now on."""
@@ -56,9 +56,15 @@ class Journal:
         self.pieces = [piece for piece in self.pieces if piece.file not in files]
         self._rewrite()
 
+    def keep(self, file: str, count: int) -> None:
+        """Take back all but the first `count` pieces of this file, which will be written anew."""
+        first = {id(piece) for piece in self.of(file)[:count]}
+        self.pieces = [piece for piece in self.pieces if piece.file != file or id(piece) in first]
+        self._rewrite()
+
     def _rewrite(self) -> None:
         temporary = self._path.with_suffix(".new")
-        lines = [json.dumps({"fingerprint": self._fingerprint}), *map(_line, self.pieces)]
+        lines = [json.dumps({"fingerprint": self.fingerprint}), *map(_line, self.pieces)]
         temporary.write_text("\n".join(lines) + "\n", "utf-8")
         temporary.replace(self._path)
 

@@ -27,6 +27,34 @@ def divergence(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -
     return Divergence(terms.sum(axis=1), reference.argmax(axis=1) == candidate.argmax(axis=1))
 
 
+class RunningDivergence:
+    """KL divergence of logits that come a part of the vocabulary at a time, for tables that never exist as a whole."""
+
+    def __init__(self, rows: int):
+        # of the reference: largest logit, and sums of exp(logit - largest), without and with the difference as weight
+        self._top, self._sum, self._weighed = np.full(rows, -np.inf), np.zeros(rows), np.zeros(rows)
+        self._other_top, self._other_sum = np.full(rows, -np.inf), np.zeros(rows)
+
+    def add(self, reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> None:
+        """Add logits (rows, part) of both for the next tokens."""
+        check_pair(reference, candidate)
+        p, q = reference.astype(np.float64), candidate.astype(np.float64)
+        top, other_top = np.maximum(self._top, p.max(1)), np.maximum(self._other_top, q.max(1))
+        shrunk = np.exp(self._top - top)
+        weights = np.exp(p - top[:, None])
+        self._sum = self._sum * shrunk + weights.sum(1)
+        self._weighed = self._weighed * shrunk + (weights * (p - q)).sum(1)
+        self._other_sum = self._other_sum * np.exp(self._other_top - other_top) + np.exp(
+            q - other_top[:, None]
+        ).sum(1)
+        self._top, self._other_top = top, other_top
+
+    def result(self) -> NDArray[np.float64]:
+        """KL(softmax(reference) || softmax(candidate)) in nats, (rows,)."""
+        partitions = self._top + np.log(self._sum) - self._other_top - np.log(self._other_sum)
+        return np.asarray(self._weighed / self._sum - partitions)
+
+
 def check_pair(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> None:
     """Raise ValueError unless both are logits of the same rows over the same vocabulary."""
     if reference.ndim != 2 or reference.shape != candidate.shape or reference.shape[1] == 0:

@@ -34,6 +34,7 @@ class GgmlType(IntEnum):
     Q4_K = 12
     Q5_K = 13
     Q6_K = 14
+    IQ4_XS = 23
 
     @property
     def block_size(self) -> int:
@@ -61,6 +62,7 @@ _LAYOUT = {
     GgmlType.Q4_K: (256, 144),
     GgmlType.Q5_K: (256, 176),
     GgmlType.Q6_K: (256, 210),
+    GgmlType.IQ4_XS: (256, 136),
 }
 
 _FAST = frozenset({GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K})
@@ -69,9 +71,14 @@ _FAST = frozenset({GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K})
 _HALF = 65504.0  # the largest float16: weights themselves, or the scales of blocks
 _LARGEST = {
     GgmlType.F16: _HALF, GgmlType.Q5_0: 16 * _HALF, GgmlType.Q5_1: _HALF, GgmlType.Q8_0: 127 * _HALF,
-    GgmlType.Q4_K: _HALF, GgmlType.Q5_K: _HALF, GgmlType.Q6_K: 32 * _HALF,
+    GgmlType.Q4_K: _HALF, GgmlType.Q5_K: _HALF, GgmlType.Q6_K: 32 * _HALF, GgmlType.IQ4_XS: _HALF,
 }  # fmt: skip
 """Magnitude of a weight up to which a type surely keeps its scale within float16."""
+
+_DECODERS = {
+    kind: f"dequantize_row_{kind.name.lower().replace('_k', '_K')}"
+    for kind in GgmlType if kind not in (GgmlType.F32, GgmlType.F16)
+}  # fmt: skip
 
 
 def encode(
@@ -86,13 +93,7 @@ def encode(
     """
     rows, columns = weights.shape
     row_bytes = kind.row_bytes(columns)
-    largest = float(np.maximum(weights.max(initial=0), -weights.min(initial=0)))
-    if not np.isfinite(largest):  # NaN passes through all of these
-        raise ValueError("weights that are not finite cannot be encoded")
-    if kind is not GgmlType.F32 and largest > _LARGEST[kind]:
-        raise ValueError(
-            f"a weight of {largest:g} is too large for {kind.name}, which holds {_LARGEST[kind]:g}"
-        )
+    check_weights(weights, kind)
     if importance is not None:
         _check_importance(importance, columns)
     if kind in (GgmlType.F32, GgmlType.F16):
@@ -103,6 +104,36 @@ def encode(
     if kind in _FAST and _kernel_agrees(kind, weighted=importance is not None):
         return kernels.encode(source, int(kind), row_bytes, column_weights)
     return stock_encode(source, kind, column_weights)
+
+
+def check_weights(weights: NDArray[np.float32], kind: GgmlType) -> None:
+    """Raise ValueError if a weight is not finite or too large for `kind`."""
+    largest = float(np.maximum(weights.max(initial=0), -weights.min(initial=0)))
+    if not np.isfinite(largest):  # NaN passes through all of these
+        raise ValueError("weights that are not finite cannot be encoded")
+    if kind is not GgmlType.F32 and largest > _LARGEST[kind]:
+        raise ValueError(
+            f"a weight of {largest:g} is too large for {kind.name}, which holds {_LARGEST[kind]:g}"
+        )
+
+
+def decode(blocks: NDArray[np.uint8], kind: GgmlType) -> NDArray[np.float32]:
+    """Blocks (rows, row_bytes) as the weights (rows, columns) that ggml computes with."""
+    data = np.ascontiguousarray(blocks)
+    if kind in (GgmlType.F32, GgmlType.F16):
+        return data.view(np.float32 if kind is GgmlType.F32 else np.float16).astype(np.float32)
+    weights = np.empty((len(data), data.shape[1] // kind.block_bytes * kind.block_size), np.float32)
+    decode_row = getattr(_library(), _DECODERS[kind])
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    decode_row(pointer(data.ctypes.data), pointer(weights.ctypes.data), count(weights.size))
+    return weights
+
+
+def stock_encoder(kind: GgmlType, *, weighted: bool) -> int | None:
+    """Address of `ggml_quantize_chunk`, for kernels that need an encoder; None where ours gives the same bytes."""
+    if _kernel_agrees(kind, weighted=weighted):
+        return None
+    return ctypes.cast(_library().ggml_quantize_chunk, ctypes.c_void_p).value
 
 
 def stock_encode(

@@ -36,7 +36,8 @@ def divergence(
 
 
 WIDEST = 2
-"""Instruction sets of the encoders: 0 any processor, 1 AVX2, 2 AVX-512. A processor without one takes the next."""
+"""Instruction sets of the encoders and the sweep: 0 any processor, 1 AVX2, 2 AVX-512; a processor without one takes
+the next. -1 is any processor, without vectors: their twin in the tests."""
 
 
 def encode(
@@ -49,7 +50,7 @@ def encode(
 ) -> NDArray[np.uint8]:
     """C-ordered weights (rows, columns) as blocks of ggml's type number `kind`, bytes (rows, row_bytes).
 
-    `importance` (columns,) weighs the columns. All zeros where this build has no encoders. Releases the GIL.
+    `importance` (columns,) weighs the columns. All zeros for a type without encoder. Releases the GIL.
     """
     rows, columns = weights.shape
     blocks = np.zeros((rows, row_bytes), np.uint8)
@@ -58,6 +59,79 @@ def encode(
         None if importance is None else importance.ctypes.data, widest,
     )  # fmt: skip
     return blocks
+
+
+_SUPER_BLOCK = 256
+_BLOCK_BYTES = {12: 144, 13: 176, 14: 210}
+"""Of ggml's type numbers that the sweep knows; `ayaedge_quant.ggml` has their names."""
+
+_SWEEP_ERRORS = {
+    2: "the order leaves a super-block or is no permutation",
+    4: "a corrected weight is not finite or too large for the type",
+}
+
+
+def sweep(
+    weights: NDArray[np.float32],
+    kind: int,
+    row_bytes: int,
+    feedback: NDArray[np.float32],
+    importance: NDArray[np.float32] | None = None,
+    *,
+    order: NDArray[np.int32] | None = None,
+    grid: NDArray[np.uint8] | None = None,
+    out: NDArray[np.uint8] | None = None,
+    stock_encoder: int | None = None,
+    threads: int | None = None,
+    widest: int = WIDEST,
+) -> NDArray[np.uint8]:
+    """Native form of `ayaedge_quant.sweep.sweep` for ggml's type number `kind`, blocks (rows, row_bytes).
+
+    Rows of weights, feedback and `out` may be parts of longer ones, so that a span of a matrix is swept where it is;
+    `out` is where the blocks go, and is returned. The grid is searched by our encoder, or by a function like
+    `ggml_quantize_chunk` at the address `stock_encoder`. Rows are shared among `threads` threads; releases the GIL.
+    Raises ValueError for what does not fit, and if a corrected weight is too large for the type.
+    """
+    rows, columns = weights.shape
+    blocks = np.empty((rows, row_bytes), np.uint8) if out is None else out
+    _check_rows("weights", weights, np.float32, (rows, columns))
+    _check_rows("feedback", feedback, np.float32, (columns, columns))
+    _check_rows("blocks", blocks, np.uint8, (rows, row_bytes))
+    for name, of_columns, kind_of in (("importance", importance, np.float32), ("order", order, np.int32)):
+        if of_columns is not None:
+            _check_rows(name, of_columns, kind_of, (columns,))
+    if columns % _SUPER_BLOCK or row_bytes != columns // _SUPER_BLOCK * _BLOCK_BYTES.get(kind, -1):
+        raise ValueError(f"{columns} columns of type {kind} are not {row_bytes} bytes of whole blocks")
+    if grid is not None:
+        _check_rows("grid", grid, np.uint8, (rows, row_bytes))
+        blocks[...] = grid
+    status = _library().ayaedge_sweep(
+        kind, weights.ctypes.data, rows, weights.strides[0] // 4, columns,
+        feedback.ctypes.data, feedback.strides[0] // 4, _address(importance), _address(order),
+        grid is None, stock_encoder, blocks.ctypes.data, blocks.strides[0],
+        threads or os.cpu_count() or 1, widest,
+    )  # fmt: skip
+    if status == 3:
+        raise MemoryError("no memory for the column sweep")
+    if status != 0:
+        raise ValueError(_SWEEP_ERRORS.get(status, f"the kernel refused a sweep with {threads} threads"))
+    return blocks
+
+
+def _check_rows(
+    name: str, values: NDArray[np.generic], dtype: type[np.generic], shape: tuple[int, ...]
+) -> None:
+    """ValueError unless `values` have this type and shape, and each row lies in one piece."""
+    if values.dtype != dtype or values.shape != shape:
+        raise ValueError(
+            f"the {name} must be {np.dtype(dtype)} of shape {shape}, not {values.dtype} of {values.shape}"
+        )
+    if values.size and (values.strides[-1] != values.itemsize or values.strides[0] % values.itemsize):
+        raise ValueError(f"the rows of the {name} must each lie in one piece")
+
+
+def _address(values: NDArray[np.generic] | None) -> int | None:
+    return None if values is None else values.ctypes.data
 
 
 def library_path() -> Path:
@@ -89,4 +163,9 @@ def _library() -> ctypes.CDLL:
         ctypes.c_int32, pointer, pointer, ctypes.c_int64, ctypes.c_int64, pointer, ctypes.c_int32,
     ]  # fmt: skip
     library.ayaedge_encode.restype = ctypes.c_int64
+    library.ayaedge_sweep.argtypes = [
+        ctypes.c_int32, pointer, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, pointer, ctypes.c_int64,
+        pointer, pointer, ctypes.c_int32, pointer, pointer, ctypes.c_int64, ctypes.c_int32, ctypes.c_int32,
+    ]  # fmt: skip
+    library.ayaedge_sweep.restype = ctypes.c_int32
     return library

@@ -7,8 +7,8 @@ decoders have, so that a file made here equals the one that llama.cpp's own quan
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from ayaedge_quant.ggml import GgmlType
@@ -69,6 +69,8 @@ class Recipe:
     overrides: tuple[Override, ...] = ()
     output_type: GgmlType | None = None
     """Type of the embeddings, which are the output head too; goes before `overrides`."""
+    chosen: Mapping[str, GgmlType] = field(default_factory=dict)
+    """Types of tensors that were measured, by name; a user's wishes go before them."""
 
     @classmethod
     def parse(
@@ -94,6 +96,10 @@ class Recipe:
             )
         return wanted
 
+    def wants(self, name: str) -> bool:
+        """Whether a user has asked for a type of the tensor `name`."""
+        return replace(self, chosen={})._wanted(name) is not None
+
     @property
     def adjustments(self) -> tuple[str, ...]:
         """What is wanted otherwise than the format has it, as a user writes it."""
@@ -113,7 +119,8 @@ class Recipe:
     def _wanted(self, name: str) -> GgmlType | None:
         if name == EMBEDDINGS and self.output_type is not None:
             return self.output_type
-        return next((o.kind for o in self.overrides if o.pattern.search(name)), None)
+        asked = next((o.kind for o in self.overrides if o.pattern.search(name)), None)
+        return self.chosen.get(name) if asked is None else asked
 
 
 def parse_type(name: str) -> GgmlType:

@@ -7,11 +7,7 @@
 #include <thread>
 #include <vector>
 
-#if defined(_WIN32)
-#define AYAEDGE_API extern "C" __declspec(dllexport)
-#else
-#define AYAEDGE_API extern "C" __attribute__((visibility("default")))
-#endif
+#include "api.h"
 
 namespace {
 

@@ -1,89 +1,18 @@
-// Q4_K, Q5_K and Q6_K encoders, several sub-blocks at a time, one in each SIMD lane.
+// Q4_K, Q5_K and Q6_K encoders of several super-blocks at a time, one in each SIMD lane.
 //
 // Every lane does the float operations of ggml's scalar reference encoder (ggml-quants.c of llama.cpp) in the same
-// order, so the bytes are the same; that needs strict IEEE arithmetic without fused multiply-add. Lanes are written
-// with the vector extensions of GCC and Clang. CMake compiles this file once for each instruction set, with its number
-// of lanes (AYAEDGE_LANES) and another name of the entry point (AYAEDGE_ENCODE).
+// order, so the bytes are the same; that needs strict IEEE arithmetic without fused multiply-add. CMake compiles this
+// file once for each instruction set.
+//
+// Values of a sub-block are LANES apart: element i of the sub-blocks in all lanes, then their element i + 1.
 
-#include <cstdint>
-#include <cstring>
+#include "blocks.h"
+#include "lanes.h"
+#include "variants.h"
 
 namespace {
 
-constexpr int LANES = AYAEDGE_LANES;
-constexpr int GROUP = 16;  // sub-blocks that are worked on together, LANES at a time
-constexpr int SUPER_BLOCK = 256;
 constexpr float TINY = 1e-15f;  // below this a group counts as zeros
-
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-
-inline Floats all(float value) { return Floats{} + value; }  // which makes +0 of -0
-inline Floats load(const float *from) {
-    Floats value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
-inline void store(float *to, Floats value) { std::memcpy(to, &value, sizeof value); }
-inline void store(int32_t *to, Ints value) { std::memcpy(to, &value, sizeof value); }
-inline Floats to_float(Ints value) { return __builtin_convertvector(value, Floats); }
-inline Floats magnitude(Floats value) { return (Floats)((Ints)value & 0x7fffffff); }
-
-inline Ints clamp(Ints value, int low, int high) {
-    value = value < high ? value : high;
-    return value > low ? value : low;
-}
-
-// Round to the nearest integer, ties to even: adding 1.5 * 2^23 leaves the integer in the mantissa.
-inline Ints nearest(Floats value) { return ((Ints)(value + 12582912.f) & 0x007fffff) - 0x00400000; }
-
-inline int nearest(float value) {
-    const float shifted = value + 12582912.f;
-    int32_t bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    return (bits & 0x007fffff) - 0x00400000;
-}
-
-inline Floats root(Floats value) {
-    for (int lane = 0; lane < LANES; ++lane) value[lane] = __builtin_sqrtf(value[lane]);
-    return value;
-}
-
-uint16_t to_half(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    const uint16_t sign = (bits >> 16) & 0x8000;
-    bits &= 0x7fffffff;
-    if (bits >= 0x47800000) return sign | (bits > 0x7f800000 ? 0x7e00 : 0x7c00);
-    if (bits < 0x38800000) {  // below the smallest normal: let float addition round to multiples of 2^-24
-        float scaled;
-        std::memcpy(&scaled, &bits, sizeof scaled);
-        scaled += 0.5f;
-        std::memcpy(&bits, &scaled, sizeof bits);
-        return sign | (uint16_t)(bits - 0x3f000000);
-    }
-    bits += 0xc8000fff + ((bits >> 13) & 1);  // rebias the exponent and round to even
-    return sign | (uint16_t)(bits >> 13);
-}
-
-float from_half(uint16_t half) {
-    const uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = half & 0x7fff;
-    uint32_t bits;
-    float value;
-    if (rest >= 0x7c00) {
-        bits = 0x7f800000 | (rest & 0x3ff) << 13;
-    } else if (rest >= 0x400) {
-        bits = (rest << 13) + 0x38000000;
-    } else {
-        value = (float)rest * (1.f / 16777216.f);
-        std::memcpy(&bits, &value, sizeof bits);
-    }
-    bits |= sign;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-void put_half(uint8_t *out, uint16_t half) { std::memcpy(out, &half, sizeof half); }
 
 struct Line {  // of inverse scales that are tried: (first + step * s + top) / range for s = 0..steps
     float first, step;
@@ -95,363 +24,374 @@ struct Found {
     Floats scale;
     Floats offset;         // subtracted: the sub-block's minimum, negated
     Floats inverse, base;  // the codes are nearest(inverse * (x - base)), clamped
+    Floats weight;         // of all values together
 };
+
+struct Sums {  // of weight * code, weight * code^2 and weight * code * x
+    Floats l, l2, xl;
+};
+
+// The codes that `round` makes of inverse * (x - low), and their sums.
+template <class Round>
+inline Sums sum_codes(const Floats *x, const Floats *weights, const Floats &inverse, const Floats &low, Floats *codes,
+                      Round round) {
+    Sums sums{all(0), all(0), all(0)};
+    for (int i = 0; i < 32; ++i) {
+        const Floats code = round(inverse * (x[i] - low)), weighted = weights[i] * code;
+        codes[i] = code;
+        sums.l += weighted;
+        sums.l2 += weighted * code;
+        sums.xl += weighted * x[i];
+    }
+    return sums;
+}
+
+// The weighted squared error of scale * code + minimum.
+inline Floats error_of(const Floats *x, const Floats *weights, const Floats *codes, const Floats &scale,
+                       const Floats &minimum) {
+    Floats error = all(0);
+    for (int i = 0; i < 32; ++i) {
+        const Floats miss = scale * codes[i] + minimum - x[i];
+        error += weights[i] * (miss * miss);
+    }
+    return error;
+}
 
 // Affine codes 0..top of sub-blocks of 32: the least weighted squared error over a line of inverse scales, scale and
 // minimum of each fitted by weighted least squares. The minimum is never positive.
-Found search_affine(const Floats *x, const Floats *weights, int top, const Line &line) {
-    Floats low = x[0], high = x[0], sum_w = weights[0], sum_x = sum_w * x[0];
+Found search_affine(const float *values, const Floats *weights, int top, const Line &line) {
+    Floats x[32], codes[32], lowest = load(values), high = lowest, sum_w = weights[0], sum_x = sum_w * lowest;
+    x[0] = lowest;
     for (int i = 1; i < 32; ++i) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
+        x[i] = load(values + i * LANES);
+        lowest = smaller(x[i], lowest);
+        high = larger(x[i], high);
         sum_w += weights[i];
         sum_x += weights[i] * x[i];
     }
-    low = low > 0.f ? all(0) : low;
+    Floats low = select(lowest > 0.f, all(0), lowest);
     const Ints flat = high <= low;
-    const Floats most = all((float)top);
+    const Range range(0, top);
+    const auto sum_up = [&](const Floats &inverse) {
+        const Floats first = inverse * (lowest - low), last = inverse * (high - low);  // all others are between them
+        const Ints roundable = (magnitude(first) < ROUNDABLE) & (magnitude(last) < ROUNDABLE);
+        if (every(flat | (roundable & (first < (float)top + 0.5f) & (last < (float)top + 0.5f))))
+            return sum_codes(x, weights, inverse, low, codes, [&](const Floats &v) { return nearest_from(v, range); });
+        if (every(flat | roundable))
+            return sum_codes(x, weights, inverse, low, codes, [&](const Floats &v) { return nearest(v, range); });
+        return sum_codes(x, weights, inverse, low, codes,
+                         [&](const Floats &v) { return to_float(clamp(nearest(v), 0, top)); });
+    };
 
     Found found;
-    Floats inverse = most / (high - low);
-    found.inverse = flat ? all(0) : inverse;
+    Floats inverse = all((float)top) / (high - low);
+    sum_up(inverse);
+    found.inverse = select(flat, all(0), inverse);
     found.base = low;
-    found.scale = flat ? all(0) : 1.f / inverse;
-    Floats best = all(0);
-    for (int i = 0; i < 32; ++i) {
-        const Floats code = to_float(clamp(nearest(inverse * (x[i] - low)), 0, top));
-        const Floats miss = found.scale * code + low - x[i];
-        best += weights[i] * (miss * miss);
-    }
-    best = flat ? all(-1) : best;  // which no error undercuts
-
-    Floats codes[32];
+    found.scale = select(flat, all(0), 1.f / inverse);
+    found.weight = sum_w;
+    Floats best = select(flat, all(-1), error_of(x, weights, codes, found.scale, low));  // -1 is not undercut
     for (int s = 0; s <= line.steps; ++s) {
         inverse = all(line.first + line.step * (float)s + (float)top) / (high - low);
-        Floats sum_l = all(0), sum_l2 = all(0), sum_xl = all(0);
-        for (int i = 0; i < 32; ++i) {
-            const Floats code = to_float(clamp(nearest(inverse * (x[i] - low)), 0, top));
-            const Floats weighted = weights[i] * code;
-            codes[i] = code;
-            sum_l += weighted;
-            sum_l2 += weighted * code;
-            sum_xl += weighted * x[i];
-        }
-        const Floats determinant = sum_w * sum_l2 - sum_l * sum_l;
-        Floats scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
-        Floats minimum = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
+        const Sums sums = sum_up(inverse);
+        const Floats determinant = sum_w * sums.l2 - sums.l * sums.l;
+        Floats scale = (sum_w * sums.xl - sum_x * sums.l) / determinant;
+        Floats minimum = (sums.l2 * sum_x - sums.l * sums.xl) / determinant;
         const Ints positive = minimum > 0.f;
-        minimum = positive ? all(0) : minimum;
-        scale = positive ? sum_xl / sum_l2 : scale;
-        Floats error = all(0);
-        for (int i = 0; i < 32; ++i) {
-            const Floats miss = scale * codes[i] + minimum - x[i];
-            error += weights[i] * (miss * miss);
-        }
+        minimum = select(positive, all(0), minimum);
+        scale = select(positive, sums.xl / sums.l2, scale);
+        const Floats error = error_of(x, weights, codes, scale, minimum);
         const Ints better = (determinant > 0.f) & (error < best);
-        best = better ? error : best;
-        found.inverse = better ? inverse : found.inverse;
-        found.base = better ? low : found.base;
-        found.scale = better ? scale : found.scale;
-        low = better ? minimum : low;  // the next step starts from the better minimum
+        best = select(better, error, best);
+        found.inverse = select(better, inverse, found.inverse);
+        found.base = select(better, low, found.base);
+        found.scale = select(better, scale, found.scale);
+        low = select(better, minimum, low);  // the next step starts from the better minimum
     }
     found.offset = -low;
     return found;
 }
 
-// Eight non-negative values to codes 0..63 with one factor, which is returned: a line of scales first, then
-// coordinate descent on the weighted correlation.
-float search_factor(const float *x, uint8_t *codes, const float *weights) {
+struct Factor {  // of eight scales or minima
+    Floats value;
+    Ints codes[8];
+};
+
+// Codes wrap as in the reference, where they are bytes.
+Ints byte_of(const Ints &code) { return code & 255; }
+Ints at_most(const Ints &code, int top) { return select(code < top, code, Ints{} + top); }
+
+// Eight non-negative values to codes 0..63 with one factor: a line of scales first, then coordinate descent on the
+// weighted correlation.
+Factor search_factor(const Floats *x, const Floats *weights) {
     constexpr int COUNT = 8, TOP = 63;
-    float largest = 0;
-    for (int i = 0; i < COUNT; ++i) largest = largest > x[i] ? largest : x[i];
-    std::memset(codes, 0, COUNT);
-    if (largest < TINY) return 0;
-    float inverse = TOP / largest;
-    float scale = 1 / inverse, best = 0;
+    Floats largest = all(0);
+    for (int i = 0; i < COUNT; ++i) largest = larger(largest, x[i]);
+    const Ints tiny = largest < TINY;
+    Floats inverse = all(TOP) / largest, scale = 1.f / inverse, best = all(0);
     for (int i = 0; i < COUNT; ++i) {
-        const float miss = x[i] - scale * (uint8_t)nearest(inverse * x[i]);
+        const Floats miss = x[i] - scale * to_float(byte_of(nearest(inverse * x[i])));
         best += weights[i] * miss * miss;
     }
     for (int s = -4; s <= 4; ++s) {
         if (s == 0) continue;
-        const float other = (0.1f * s + TOP) / largest;
-        scale = 1 / other;
-        float error = 0;
+        const Floats other = all(0.1f * (float)s + TOP) / largest;
+        scale = 1.f / other;
+        Floats error = all(0);
         for (int i = 0; i < COUNT; ++i) {
-            const int code = nearest(other * x[i]);
-            const float miss = x[i] - scale * (code < TOP ? code : TOP);
+            const Floats miss = x[i] - scale * to_float(at_most(nearest(other * x[i]), TOP));
             error += weights[i] * miss * miss;
         }
-        if (error < best) {
-            best = error;
-            inverse = other;
-        }
+        const Ints better = error < best;
+        best = select(better, error, best);
+        inverse = select(better, other, inverse);
     }
-    float sum_xl = 0, sum_l2 = 0;
+    Factor found;
+    Floats sum_xl = all(0), sum_l2 = all(0);
     for (int i = 0; i < COUNT; ++i) {
-        const int code = nearest(inverse * x[i]), clipped = code < TOP ? code : TOP;
-        codes[i] = (uint8_t)clipped;
-        sum_xl += weights[i] * x[i] * clipped;
-        sum_l2 += weights[i] * clipped * clipped;
+        const Ints code = at_most(nearest(inverse * x[i]), TOP);
+        found.codes[i] = byte_of(code);
+        sum_xl += weights[i] * x[i] * to_float(code);
+        sum_l2 += weights[i] * to_float(code) * to_float(code);
     }
     for (int round = 0; round < 5; ++round) {
-        bool changed = false;
+        Ints changed{};
         for (int i = 0; i < COUNT; ++i) {
-            const float w = weights[i];
-            float xl = sum_xl - w * x[i] * codes[i], l2 = sum_l2 - w * codes[i] * codes[i];
-            if (!(xl > 0 && l2 > 0)) continue;
-            const int free = nearest(x[i] * l2 / xl), code = free < TOP ? free : TOP;
-            if (code == codes[i]) continue;
-            xl += w * x[i] * code;
-            l2 += w * code * code;
-            if (xl * xl * sum_l2 > sum_xl * sum_xl * l2) {
-                codes[i] = (uint8_t)code;
-                sum_xl = xl;
-                sum_l2 = l2;
-                changed = true;
-            }
+            const Floats w = weights[i], old = to_float(found.codes[i]);
+            Floats xl = sum_xl - w * x[i] * old, l2 = sum_l2 - w * old * old;
+            const Ints code = at_most(nearest(x[i] * l2 / xl), TOP);
+            const Ints other = (xl > 0.f) & (l2 > 0.f) & (code != found.codes[i]);
+            xl += w * x[i] * to_float(code);
+            l2 += w * to_float(code) * to_float(code);
+            const Ints better = other & (xl * xl * sum_l2 > sum_xl * sum_xl * l2);
+            found.codes[i] = select(better, byte_of(code), found.codes[i]);
+            sum_xl = select(better, xl, sum_xl);
+            sum_l2 = select(better, l2, sum_l2);
+            changed = changed | better;
         }
-        if (!changed) break;
+        if (!any(changed)) break;
     }
-    return sum_l2 > 0 ? sum_xl / sum_l2 : 0;
+    found.value = select(tiny, all(0), select(sum_l2 > 0.f, sum_xl / sum_l2, all(0)));
+    for (int i = 0; i < COUNT; ++i) found.codes[i] = select(tiny, Ints{}, found.codes[i]);
+    return found;
 }
 
 // The same without weights, as the plain encoder does it: the largest value becomes 63.
-float plain_factor(const float *x, uint8_t *codes) {
-    float largest = 0;
-    for (int i = 0; i < 8; ++i) largest = x[i] > largest ? x[i] : largest;
-    const float inverse = largest > 0 ? 63.f / largest : 0.f;
-    for (int i = 0; i < 8; ++i) {
-        const uint8_t code = (uint8_t)nearest(inverse * x[i]);
-        codes[i] = code < 63 ? code : 63;
+Factor plain_factor(const Floats *x) {
+    Floats largest = all(0);
+    for (int i = 0; i < 8; ++i) largest = larger(x[i], largest);
+    const Floats inverse = select(largest > 0.f, 63.f / largest, all(0));
+    Factor found;
+    found.value = largest / 63.f;
+    for (int i = 0; i < 8; ++i) found.codes[i] = at_most(byte_of(nearest(inverse * x[i])), 63);
+    return found;
+}
+
+// Codes of all lanes, one byte each: those of a lane are SUPER_BLOCK apart from those of the next.
+void put_lanes(const Ints &code, uint8_t *out, int64_t stride) {
+    int32_t lanes[LANES];
+    store(lanes, code);
+    for (int lane = 0; lane < LANES; ++lane) out[lane * stride] = (uint8_t)lanes[lane];
+}
+
+// The same half floats, in each lane its own.
+Floats put_halves(const Floats &value, uint8_t *out, int64_t stride) {
+    float lanes[LANES];
+    store(lanes, value);
+    for (int lane = 0; lane < LANES; ++lane) {
+        const uint16_t half = to_half(lanes[lane]);
+        put_half(out + lane * stride, half);
+        lanes[lane] = from_half(half);
     }
-    return largest / 63.f;
-}
-
-// Eight 6-bit scales and eight 6-bit minima in twelve bytes.
-void pack_scales(uint8_t *out, const uint8_t *scales, const uint8_t *minima) {
-    for (int j = 0; j < 4; ++j) {
-        out[j] = scales[j] | (uint8_t)(scales[j + 4] >> 4 << 6);
-        out[j + 4] = minima[j] | (uint8_t)(minima[j + 4] >> 4 << 6);
-        out[j + 8] = (scales[j + 4] & 15) | (uint8_t)((minima[j + 4] & 15) << 4);
-    }
-}
-
-int scale_of(const uint8_t *packed, int j) {
-    return j < 4 ? packed[j] & 63 : (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4;
-}
-
-int minimum_of(const uint8_t *packed, int j) {
-    return j < 4 ? packed[j + 4] & 63 : packed[j + 4] >> 4 | packed[j] >> 6 << 4;
+    return load(lanes);
 }
 
 struct Affine {
+    Type type;
     int top;
     Line line;
-    int bytes;
 };
-constexpr Affine Q4{15, {-1.f, 0.1f, 20}, 144}, Q5{31, {-0.5f, 0.1f, 15}, 176};
+constexpr Affine FOUR_BITS{Q4_K, 15, {-1.f, 0.1f, 20}}, FIVE_BITS{Q5_K, 31, {-0.5f, 0.1f, 15}};
 constexpr Line WEIGHTED{-0.9f, 0.05f, 36};  // with importance, for both
 
-// Two super-blocks x (512 values) to `blocks` (one or two) blocks at `out`; importance of each one's 256 columns.
-void encode_affine(const Affine &kind, const float *x, int blocks, const float *const *importance, uint8_t *out) {
-    // element i of all sub-blocks side by side; then what was found for each sub-block
-    alignas(64) float values[32][GROUP], columns[32][GROUP], sigma2[GROUP];
-    alignas(64) float scale[GROUP], offset[GROUP], inverse[GROUP], base[GROUP], sums[GROUP];
-    for (int j = 0; j < GROUP; ++j)
-        for (int i = 0; i < 32; ++i) values[i][j] = x[32 * j + i];
-    for (int b = 0; importance && b < 2; ++b) {
-        float squares = 0;
-        for (int i = 0; i < SUPER_BLOCK; ++i) squares += x[SUPER_BLOCK * b + i] * x[SUPER_BLOCK * b + i];
-        for (int j = 8 * b; j < 8 * b + 8; ++j) {
-            sigma2[j] = 2 * squares / SUPER_BLOCK;
-            for (int i = 0; i < 32; ++i) columns[i][j] = importance[b][32 * (j % 8) + i];
-        }
-    }
-
-    for (int j = 0; j < GROUP; j += LANES) {
-        Floats group[32], weights[32], sum_w = all(0), squares = all(0);
+// How much the errors of a sub-block's 32 values weigh.
+void weigh(const float *x, const float *importance, const Floats &sigma2, Floats *weights) {
+    if (importance) {
         for (int i = 0; i < 32; ++i) {
-            group[i] = load(values[i] + j);
-            squares += group[i] * group[i];
+            const Floats value = load(x + i * LANES);
+            weights[i] = load(importance + i * LANES) * root(sigma2 + value * value);
         }
-        const Floats spread = root(squares / 32.f);
-        for (int i = 0; i < 32; ++i) {
-            weights[i] = importance ? load(columns[i] + j) * root(load(sigma2 + j) + group[i] * group[i])
-                                    : spread + magnitude(group[i]);
-            sum_w += weights[i];
-        }
-        const Found found = search_affine(group, weights, kind.top, importance ? WEIGHTED : kind.line);
-        store(scale + j, found.scale);
-        store(offset + j, found.offset);
-        store(inverse + j, found.inverse);
-        store(base + j, found.base);
-        store(sums + j, sum_w);
+        return;
     }
-
-    alignas(64) float d[GROUP], dmin[GROUP];
-    for (int b = 0; b < 2; ++b) {
-        uint8_t scales[8], minima[8], header[16];
-        const int first = 8 * b;
-        const uint16_t factor = to_half(importance ? search_factor(scale + first, scales, sums + first)
-                                                   : plain_factor(scale + first, scales));
-        const uint16_t minimum = to_half(importance ? search_factor(offset + first, minima, sums + first)
-                                                    : plain_factor(offset + first, minima));
-        for (int j = 0; kind.top == Q5.top && j < 8; ++j) {
-            scales[j] = scales[j] < 63 ? scales[j] : 63;
-            minima[j] = minima[j] < 63 ? minima[j] : 63;
-        }
-        put_half(header, factor);
-        put_half(header + 2, minimum);
-        pack_scales(header + 4, scales, minima);
-        for (int j = 0; j < 8; ++j) {  // a negative scale does not survive the packing
-            d[first + j] = from_half(factor) * scale_of(header + 4, j);
-            dmin[first + j] = from_half(minimum) * minimum_of(header + 4, j);
-        }
-        if (b < blocks) std::memcpy(out + b * kind.bytes, header, sizeof header);
-    }
-
-    uint8_t codes[GROUP * 32];
-    for (int j = 0; j < GROUP; j += LANES)
-        for (int i = 0; i < 32; ++i) {
-            const Floats value = load(values[i] + j), factor = load(d + j);
-            const Ints fitted = nearest((value + load(dmin + j)) / factor);
-            const Ints searched = nearest(load(inverse + j) * (value - load(base + j)));
-            int32_t code[LANES];
-            store(code, clamp(factor == 0.f ? searched : fitted, 0, kind.top));
-            for (int lane = 0; lane < LANES; ++lane) codes[32 * (j + lane) + i] = (uint8_t)code[lane];
-        }
-    for (int b = 0; b < blocks; ++b) {
-        uint8_t *low = out + b * kind.bytes + 16;
-        const uint8_t *from = codes + SUPER_BLOCK * b;
-        if (kind.top == Q5.top) {  // the fifth bits first, a bit of each byte for one sub-block
-            for (int i = 0; i < 32; ++i) {
-                uint8_t high = 0;
-                for (int j = 0; j < 8; ++j) high |= (uint8_t)((from[32 * j + i] >> 4) << j);
-                low[i] = high;
-            }
-            low += 32;
-        }
-        for (int pair = 0; pair < 4; ++pair)
-            for (int i = 0; i < 32; ++i)
-                low[32 * pair + i] = (from[64 * pair + i] & 15) | (uint8_t)((from[64 * pair + 32 + i] & 15) << 4);
-    }
+    Floats squares = all(0);
+    for (int i = 0; i < 32; ++i) squares += load(x + i * LANES) * load(x + i * LANES);
+    const Floats spread = root(squares / 32.f);
+    for (int i = 0; i < 32; ++i) weights[i] = spread + magnitude(load(x + i * LANES));
 }
 
-// One super-block of 16 sub-blocks of 16 to Q6_K: symmetric codes -32..31, the scale of the largest weighted
-// correlation over a line of inverse scales.
-void encode_symmetric(const float *x, const float *importance, uint8_t *out) {
-    constexpr int TOP = 32, BYTES = 210;
-    alignas(64) float values[16][GROUP], columns[16][GROUP], found[GROUP], inverses[GROUP], d[GROUP];
-    for (int j = 0; j < GROUP; ++j)
-        for (int i = 0; i < 16; ++i) {
-            values[i][j] = x[16 * j + i];
-            if (importance) columns[i][j] = importance[16 * j + i];
+// See `EncodeLanes`.
+void encode_affine(const Affine &kind, const float *x, const float *importance, int count, uint8_t *out, int64_t stride,
+                   bool with_codes) {
+    Floats sigma2 = all(0);
+    if (importance) {
+        for (int i = 0; i < SUPER_BLOCK; ++i) sigma2 += load(x + i * LANES) * load(x + i * LANES);
+        sigma2 = 2.f * sigma2 / (float)SUPER_BLOCK;
+    }
+    Found found[8];
+    Floats scales[8], offsets[8], sums[8];
+    for (int j = 0; j < 8; ++j) {
+        const float *group = x + 32 * j * LANES;
+        Floats weights[32];
+        weigh(group, importance ? importance + 32 * j * LANES : nullptr, sigma2, weights);
+        found[j] = search_affine(group, weights, kind.top, importance ? WEIGHTED : kind.line);
+        scales[j] = found[j].scale;
+        offsets[j] = found[j].offset;
+        sums[j] = found[j].weight;
+    }
+    const Factor scale = importance ? search_factor(scales, sums) : plain_factor(scales);
+    const Factor minimum = importance ? search_factor(offsets, sums) : plain_factor(offsets);
+
+    uint8_t headers[LANES][16], scale_codes[LANES][8], minimum_codes[LANES][8];
+    const Floats d = put_halves(scale.value, headers[0], 16), dmin = put_halves(minimum.value, headers[0] + 2, 16);
+    for (int j = 0; j < 8; ++j) {
+        const int top = kind.type == Q5_K ? 63 : 255;
+        put_lanes(at_most(scale.codes[j], top), scale_codes[0] + j, 8);
+        put_lanes(at_most(minimum.codes[j], top), minimum_codes[0] + j, 8);
+    }
+    for (int lane = 0; lane < LANES; ++lane) pack_scales(headers[lane] + 4, scale_codes[lane], minimum_codes[lane]);
+    for (int lane = 0; lane < count; ++lane) std::memcpy(out + lane * stride, headers[lane], 16);
+    if (!with_codes) return;
+
+    uint8_t codes[LANES][SUPER_BLOCK];
+    for (int j = 0; j < 8; ++j) {
+        float packed_scales[LANES], packed_minima[LANES];
+        for (int lane = 0; lane < LANES; ++lane) {  // a negative scale does not survive the packing
+            packed_scales[lane] = (float)scale_of(headers[lane] + 4, j);
+            packed_minima[lane] = (float)minimum_of(headers[lane] + 4, j);
         }
-    for (int j = 0; j < GROUP; j += LANES) {
-        Floats group[16], weights[16], largest = all(0), reach = all(0);  // with its sign, and without
-        for (int i = 0; i < 16; ++i) {
-            group[i] = load(values[i] + j);
-            weights[i] = importance ? load(columns[i] + j) : group[i] * group[i];
-            const Floats size = magnitude(group[i]);
-            const Ints larger = size > reach;
-            largest = larger ? group[i] : largest;
-            reach = larger ? size : reach;
+        const Floats step = d * load(packed_scales), offset = dmin * load(packed_minima);
+        for (int i = 32 * j; i < 32 * j + 32; ++i) {
+            const Floats value = load(x + i * LANES);
+            const Ints fitted = nearest((value + offset) / step);
+            const Ints searched = nearest(found[j].inverse * (value - found[j].base));
+            put_lanes(clamp(select(step == 0.f, searched, fitted), 0, kind.top), codes[0] + i, SUPER_BLOCK);
         }
-        Floats inverse = all(-(float)TOP) / largest, chosen = inverse, sum_xl = all(0), sum_l2 = all(0);
+    }
+    for (int lane = 0; lane < count; ++lane) put_affine_codes(kind.type, codes[lane], out + lane * stride);
+}
+
+struct Symmetric {
+    Floats scale, inverse;  // the codes are nearest(inverse * x), clamped; both 0 for a sub-block of zeros
+};
+
+// Symmetric codes -32..31 of sub-blocks of 16: the scale of the largest weighted correlation over a line of inverse
+// scales.
+Symmetric search_symmetric(const float *x, const float *importance) {
+    constexpr int TOP = 32;
+    const Range range(-TOP, TOP - 1);
+    Floats group[16], weights[16], largest = all(0), reach = all(0);  // with its sign, and without
+    for (int i = 0; i < 16; ++i) {
+        group[i] = load(x + i * LANES);
+        weights[i] = importance ? load(importance + i * LANES) : group[i] * group[i];
+        const Floats size = magnitude(group[i]);
+        largest = select(size > reach, group[i], largest);
+        reach = larger(size, reach);
+    }
+    Floats inverse = all(-(float)TOP) / largest, chosen = inverse, sum_xl = all(0), sum_l2 = all(0);
+    for (int i = 0; i < 16; ++i) {
+        const Floats code = nearest(inverse * group[i], range);
+        sum_xl += weights[i] * group[i] * code;
+        sum_l2 += weights[i] * code * code;
+    }
+    Floats scale = select(sum_l2 != 0.f, sum_xl / sum_l2, all(0)), best = scale * sum_xl;
+    for (int s = -9; s <= 9; ++s) {
+        if (s == 0) continue;
+        inverse = all(-((float)TOP + 0.1f * (float)s)) / largest;
+        sum_xl = sum_l2 = all(0);
         for (int i = 0; i < 16; ++i) {
-            const Floats code = to_float(clamp(nearest(inverse * group[i]), -TOP, TOP - 1));
+            const Floats code = nearest(inverse * group[i], range);
             sum_xl += weights[i] * group[i] * code;
             sum_l2 += weights[i] * code * code;
         }
-        Floats scale = sum_l2 != 0.f ? sum_xl / sum_l2 : all(0), best = scale * sum_xl;
-        for (int s = -9; s <= 9; ++s) {
-            if (s == 0) continue;
-            inverse = all(-((float)TOP + 0.1f * (float)s)) / largest;
-            sum_xl = sum_l2 = all(0);
-            for (int i = 0; i < 16; ++i) {
-                const Floats code = to_float(clamp(nearest(inverse * group[i]), -TOP, TOP - 1));
-                sum_xl += weights[i] * group[i] * code;
-                sum_l2 += weights[i] * code * code;
-            }
-            const Ints better = (sum_l2 > 0.f) & (sum_xl * sum_xl > best * sum_l2);
-            scale = better ? sum_xl / sum_l2 : scale;
-            best = better ? scale * sum_xl : best;
-            chosen = better ? inverse : chosen;
-        }
-        const Ints flat = reach < TINY;
-        store(found + j, flat ? all(0) : scale);
-        store(inverses + j, flat ? all(0) : chosen);
+        const Ints better = (sum_l2 > 0.f) & (sum_xl * sum_xl > best * sum_l2);
+        scale = select(better, sum_xl / sum_l2, scale);
+        best = select(better, scale * sum_xl, best);
+        chosen = select(better, inverse, chosen);
     }
+    const Ints flat = reach < TINY;
+    return {select(flat, all(0), scale), select(flat, all(0), chosen)};
+}
 
-    float top_scale = 0, top_size = 0;
-    for (int j = 0; j < GROUP; ++j) {
-        const float size = __builtin_fabsf(found[j]);
-        if (size > top_size) {
-            top_size = size;
-            top_scale = found[j];
+// See `EncodeLanes`.
+void encode_symmetric(const float *x, const float *importance, int count, uint8_t *out, int64_t stride,
+                      bool with_codes) {
+    constexpr int TOP = 32, BYTES = block_bytes(Q6_K);
+    Symmetric found[16];
+    Floats top_scale = all(0), top_size = all(0);
+    for (int j = 0; j < 16; ++j) {
+        const int start = 16 * j * LANES;
+        found[j] = search_symmetric(x + start, importance ? importance + start : nullptr);
+        const Floats size = magnitude(found[j].scale);
+        top_scale = select(size > top_size, found[j].scale, top_scale);
+        top_size = larger(size, top_size);
+    }
+    const Floats factor = -128.f / top_scale;
+    uint8_t halves[LANES][2], scales[LANES][16], codes[LANES][SUPER_BLOCK];
+    const Floats d = put_halves(1.f / factor, halves[0], 2);
+    for (int j = 0; j < 16; ++j) {
+        const Ints scale = at_most(nearest(factor * found[j].scale), 127);
+        put_lanes(scale, scales[0] + j, 16);
+        const Floats step = d * to_float(scale);
+        for (int i = 16 * j; with_codes && i < 16 * j + 16; ++i) {
+            const Floats value = load(x + i * LANES);
+            const Ints fitted = nearest(value / step), searched = nearest(found[j].inverse * value);
+            Ints code = clamp(select(step == 0.f, searched, fitted), -TOP, TOP - 1) + TOP;
+            code = select((step == 0.f) & (found[j].inverse == 0.f), Ints{}, code);  // a group of zeros
+            put_lanes(code, codes[0] + i, SUPER_BLOCK);
         }
     }
-    std::memset(out, 0, BYTES);
-    if (top_size < TINY) return;
-    const float factor = -128.f / top_scale;
-    const uint16_t half = to_half(1 / factor);
-    put_half(out + 208, half);
-    for (int j = 0; j < GROUP; ++j) {
-        const int code = nearest(factor * found[j]);
-        const int8_t stored = (int8_t)(code < 127 ? code : 127);
-        std::memcpy(out + 192 + j, &stored, 1);
-        d[j] = from_half(half) * stored;
+    float sizes[LANES];
+    store(sizes, top_size);
+    for (int lane = 0; lane < count; ++lane) {
+        uint8_t *block = out + lane * stride;
+        std::memset(block, 0, BYTES);
+        if (sizes[lane] < TINY) continue;
+        std::memcpy(block + 192, scales[lane], 16);
+        std::memcpy(block + 208, halves[lane], 2);
+        if (with_codes) put_symmetric_codes(codes[lane], block);
     }
-    uint8_t codes[SUPER_BLOCK];
-    for (int j = 0; j < GROUP; j += LANES)
-        for (int i = 0; i < 16; ++i) {
-            const Floats value = load(values[i] + j), step = load(d + j), inverse = load(inverses + j);
-            const Ints fitted = nearest(value / step), searched = nearest(inverse * value);
-            Ints code = clamp(step == 0.f ? searched : fitted, -TOP, TOP - 1) + TOP;
-            code = ((step == 0.f) & (inverse == 0.f)) ? Ints{} : code;  // a group of zeros
-            int32_t lanes[LANES];
-            store(lanes, code);
-            for (int lane = 0; lane < LANES; ++lane) codes[16 * (j + lane) + i] = (uint8_t)lanes[lane];
-        }
-    for (int half_block = 0; half_block < 2; ++half_block) {
-        const uint8_t *from = codes + 128 * half_block;
-        uint8_t *low = out + 64 * half_block, *high = out + 128 + 32 * half_block;
-        for (int i = 0; i < 32; ++i) {
-            low[i] = (from[i] & 15) | (uint8_t)((from[i + 64] & 15) << 4);
-            low[i + 32] = (from[i + 32] & 15) | (uint8_t)((from[i + 96] & 15) << 4);
-            high[i] = (uint8_t)(from[i] >> 4 | from[i + 32] >> 4 << 2 | from[i + 64] >> 4 << 4 | from[i + 96] >> 4 << 6);
-        }
-    }
+}
+
+// `count` super-blocks, one after the other, side by side.
+void take_super_blocks(const float *from, int count, float *to) {
+    for (int lane = 0; lane < LANES; ++lane)
+        for (int i = 0; i < SUPER_BLOCK; ++i) to[i * LANES + lane] = lane < count ? from[lane * SUPER_BLOCK + i] : 0;
 }
 
 }  // namespace
 
-// Rows of `columns` weights (a multiple of 256) to blocks; `importance` (columns) or null. Returns the bytes written,
-// 0 for a type that is not known here. Types are ggml's numbers.
-extern "C" int64_t AYAEDGE_ENCODE(
-    int32_t type, const float *x, uint8_t *out, int64_t rows, int64_t columns, const float *importance) {
-    const int64_t per_row = columns / SUPER_BLOCK, blocks = rows * per_row;
-    if (type == 14) {
-        for (int64_t b = 0; b < blocks; ++b)
-            encode_symmetric(x + b * SUPER_BLOCK, importance ? importance + b % per_row * SUPER_BLOCK : nullptr, out + b * 210);
-        return blocks * 210;
+extern "C" bool AYAEDGE_NAME(encode_lanes)(int32_t type, const float *x, const float *importance, int count,
+                                           uint8_t *out, int64_t stride, bool with_codes) {
+    switch (type) {
+        case Q4_K: encode_affine(FOUR_BITS, x, importance, count, out, stride, with_codes); return true;
+        case Q5_K: encode_affine(FIVE_BITS, x, importance, count, out, stride, with_codes); return true;
+        case Q6_K: encode_symmetric(x, importance, count, out, stride, with_codes); return true;
+        default: return false;
     }
-    if (type != 12 && type != 13) return 0;
-    const Affine &kind = type == 12 ? Q4 : Q5;
-    for (int64_t b = 0; b < blocks; b += 2) {
-        const int count = b + 1 < blocks ? 2 : 1;
-        const float *source = x + b * SUPER_BLOCK;
-        float padded[2 * SUPER_BLOCK];
-        if (count == 1) {  // the second half of the lanes works on a copy
-            std::memcpy(padded, source, SUPER_BLOCK * sizeof(float));
-            std::memcpy(padded + SUPER_BLOCK, source, SUPER_BLOCK * sizeof(float));
-            source = padded;
+}
+
+extern "C" int64_t AYAEDGE_NAME(encode)(int32_t type, const float *x, uint8_t *out, int64_t rows, int64_t columns,
+                                        const float *importance) {
+    const int64_t per_row = columns / SUPER_BLOCK, blocks = rows * per_row, bytes = block_bytes(type);
+    alignas(64) float values[SUPER_BLOCK * LANES], weights[SUPER_BLOCK * LANES];
+    for (int64_t b = 0; b < blocks; b += LANES) {
+        const int count = b + LANES < blocks ? LANES : (int)(blocks - b);
+        take_super_blocks(x + b * SUPER_BLOCK, count, values);
+        for (int lane = 0; importance && lane < LANES; ++lane) {
+            const float *columns_of = importance + (b + lane) % per_row * SUPER_BLOCK;
+            for (int i = 0; i < SUPER_BLOCK; ++i) weights[i * LANES + lane] = columns_of[i];
         }
-        const float *columns_of[2] = {importance, importance};
-        for (int64_t second = 0; importance && second < 2; ++second)
-            columns_of[second] += (b + (second ? count - 1 : 0)) % per_row * SUPER_BLOCK;
-        encode_affine(kind, source, count, importance ? columns_of : nullptr, out + b * kind.bytes);
+        AYAEDGE_NAME(encode_lanes)(type, values, importance ? weights : nullptr, count, out + b * bytes, bytes, true);
     }
-    return blocks * kind.bytes;
+    return blocks * bytes;
 }

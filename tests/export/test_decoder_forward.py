@@ -109,7 +109,7 @@ def test_parts_and_blocks_change_nothing(
     checkpoint, _ = pair
     config, sequences = checkpoint.config.text, token_ids(checkpoint)
     whole = decoder_forward(config, checkpoint.tensors, embedded(checkpoint, sequences))
-    monkeypatch.setattr(twin, "_PART", 24)
+    monkeypatch.setattr(twin, "PART", 24)
     monkeypatch.setattr(twin, "_QUERIES", 16)
     parted = decoder_forward(config, checkpoint.tensors, embedded(checkpoint, sequences))
     assert relative_error(whole, parted) <= LOGIT_ERROR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ import typer
 from rich.table import Table
 
 from ayaedge.bundle import MANIFEST, check_hashes, read_bundle
+from ayaedge.checks import check_options
 from ayaedge.cli.console import (
     JsonFlag,
     announce,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from ayaedge_export.verify import Report
 
 DecoderFormat = Literal["q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16", "f32"]
+Effort = Literal["fast", "calibrated", "best"]
 VisionFormat = Literal["int8", "int8-block", "fp16", "fp32"]
 
 TensorTypes = Annotated[
@@ -58,9 +61,23 @@ def export(
         bool, typer.Option("--trace", help="Trace the vision tower with PyTorch (fp32; extra: trace).")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    effort: Annotated[
+        Effort | None,
+        typer.Option(help="Work put into the decoder's bits; best is recommended, and slow. [default: fast]"),
+    ] = None,
+    target_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="With best: most bytes of the decoder's file, like 4.6GB."),
+    ] = None,
+    target_bpw: Annotated[
+        float | None, typer.Option(metavar="BITS", help="With best: most bits per weight of the decoder.")
+    ] = None,
+    feedback_block: Annotated[
+        int, typer.Option(metavar="COLUMNS", help="With best: columns that make up for each other; 0 is all.")
+    ] = 256,
     calibrate: Annotated[
         str | None,
-        typer.Option("--calibrate", help="Weigh columns by what this text does: a file, or builtin."),
+        typer.Option("--calibrate", help="What calibrated and best look at: a text file, or builtin."),
     ] = None,
     imatrix: Annotated[
         Path | None,
@@ -77,6 +94,8 @@ def export(
     exporter = require_exporter("ayaedge export")
     from ayaedge_export.calibration import load_importance
     from ayaedge_export.calibration_text import read_calibration_text
+    from ayaedge_export.effort import Budget, effort_faults, predict_seconds
+    from ayaedge_export.error_feedback import FeedbackOptions
     from ayaedge_export.plan import make_recipe, plan_decoder
 
     if calibrate and imatrix:
@@ -85,21 +104,42 @@ def export(
         vision = "fp32" if trace else best_vision_format()
     opened = exporter.open_checkpoint(checkpoint)
     recipe = make_recipe(quant, tensor_type or [], output_type)
+    budget = Budget(parse_size(target_size) if target_size else None, target_bpw)
+    check_options(
+        *effort_faults(effort, quant, budget, importance=imatrix is not None, text=calibrate is not None)
+    )
+    widest = max(opened.config.text.hidden_size, opened.config.text.intermediate_size)
+    feedback = FeedbackOptions(block=feedback_block or widest)
     plan_decoder(opened.config.text, recipe)  # says at once what cannot be followed
     target = output or Path(exporter.default_name(opened, quant, vision))
     exporter.check_target(target, force=force)
     importance = load_importance(imatrix, opened.config.text) if imatrix else None
     text = read_calibration_text(calibrate) if calibrate else None
+    if effort in ("calibrated", "best"):
+        announce("expected", f"about {_minutes(predict_seconds(opened, effort))} for the decoder's weights")
     try:
         with byte_progress(exporter.work_bytes(opened)) as advance:
             bundle = exporter.export_checkpoint(
-                opened, target, quant=recipe, vision=vision, importance=importance, calibrate=text, trace=trace,
+                opened, target, quant=recipe, vision=vision, importance=importance, calibrate=text,
+                effort=effort, budget=budget, feedback=feedback, trace=trace,
                 force=force, resume=resume, threads=threads, advance=advance,
             )  # fmt: skip
     except (KeyboardInterrupt, SystemExit):
         announce("stopped:", exporter.what_is_left(target, resume=resume))
         raise
     announce("exported", f"{bundle.directory} ({size_text(bundle.size)})")
+
+
+def parse_size(text: str) -> int:
+    """Bytes, from a number with or without a decimal unit; InvalidOptionError says how it is written."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[kMGT])B?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise InvalidOptionError(f"a size is written like 4.6GB or 850MB, not {text!r}")
+    return int(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " "))
+
+
+def _minutes(seconds: float) -> str:
+    return "a minute" if seconds < 90 else f"{seconds / 60:,.0f} minutes"
 
 
 def calibrate(
@@ -155,6 +195,8 @@ def plan_export(
     """Show what an export would write: types, bytes and bits per weight, and the disk needed."""
     require_exporter("ayaedge plan --export")
     from ayaedge_export import plan
+    from ayaedge_export.checkpoint import open_checkpoint
+    from ayaedge_export.effort import EFFORTS, predict_seconds
 
     planned = plan.plan_export(
         checkpoint,
@@ -164,10 +206,15 @@ def plan_export(
         output_type=output_type,
         target=output,
     )
+    opened = open_checkpoint(checkpoint)
+    seconds = {name: predict_seconds(opened, name) for name in EFFORTS}
     if as_json:
-        write(json.dumps(planned.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        figures = {**planned.to_dict(), "decoder_seconds": seconds}
+        write(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     else:
         print_table(plan.plan_table(planned))
+        times = ", ".join(f"{name} {_minutes(value)}" for name, value in seconds.items())
+        announce("expected", f"for the decoder's weights, by effort: {times}")
 
 
 def evaluate(

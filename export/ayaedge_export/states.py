@@ -1,0 +1,45 @@
+"""What a long computation knows after a step, in one file that is replaced at once."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_HEADER = "header"
+
+Values = dict[str, Any]
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """A file for JSON values and arrays, which belong to one computation."""
+
+    path: Path
+    mark: str
+    """Everything that decides about the computation; a state with another one is not taken up."""
+
+    def write(self, values: Values, arrays: Arrays) -> None:
+        """Put this state in the place of the file's; OSError if it cannot be written."""
+        temporary = self.path.with_suffix(".new")
+        header = np.array(json.dumps({"mark": self.mark, "values": values}))
+        with temporary.open("wb") as stream:
+            np.savez(stream, **{_HEADER: header, **arrays})  # type: ignore[arg-type]
+        temporary.replace(self.path)
+
+    def read(self) -> tuple[Values, Arrays] | None:
+        """The last state; None if there is none, or none of this computation that is whole."""
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                header = json.loads(str(file[_HEADER]))
+                if header["mark"] != self.mark:
+                    return None
+                return header["values"], {name: file[name] for name in file.files if name != _HEADER}
+        except (FileNotFoundError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+            return None
