@@ -30,7 +30,7 @@ lint: $(VENV)/.dev
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow
 
-## Figures of speed, size and accuracy; every number in the README comes from here. An hour and 60 GB of disk.
+## Figures of speed, size and accuracy; every number in the README comes from here. Two hours and 60 GB of disk.
 bench: $(VENV)/.dev $(BUNDLE)/manifest.json
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/accuracy.py
@@ -40,6 +40,9 @@ bench: $(VENV)/.dev $(BUNDLE)/manifest.json
 	$(BIN)/python benchmarks/vision_speed.py
 	$(BIN)/ayaedge bench --synthetic 8b --against transformers-bf16 --chart build/bench.png
 	$(BIN)/python benchmarks/encoders.py
+	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/efforts.py
+	$(BIN)/python benchmarks/four_bits.py
 	$(BIN)/python benchmarks/export_size.py 8b
 	$(BIN)/python benchmarks/export_size.py 32b --layers 8 --part decoder vision export
 

@@ -9,6 +9,8 @@ in a process of its own and prints a table:
     vision     the vision graph as fp16 and as int8, built from the weights
     trace      the fp32 vision graph, traced from PyTorch (extra: trace)
     export     a whole export, int8 + q4_k_m
+    calibrated, best   the same with more effort, only when named: hours with all layers. With --layers 3 each third of
+               the layers is one, and the seconds of a layer are those of the whole model
     encode     ggml's own encoders alone on slabs in memory, as many weights of each type as the decoder has
     stock      an f16 GGUF file, written by our exporter, and `llama_model_quantize` of it
 
@@ -42,6 +44,7 @@ from full_size import REFERENCE, RELEASES, write_full_size_checkpoint
 from ayaedge_export.checkpoint import open_checkpoint
 from ayaedge_export.decoder_gguf import PlannedTensor, plan_tensors, write_decoder
 from ayaedge_export.drawn_weights import Drawer
+from ayaedge_export.effort import predict_seconds
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.vision_graph import write_vision_graph
 from ayaedge_export.vision_int8 import write_int8_vision_graph
@@ -98,6 +101,26 @@ def export(checkpoint: Path, out: Path, threads: int) -> None:
     export_checkpoint(checkpoint, out / "bundle", threads=threads)
 
 
+def calibrated(checkpoint: Path, out: Path, threads: int) -> None:
+    """A whole export with an importance matrix."""
+    export_checkpoint(checkpoint, out / "bundle", effort="calibrated", threads=threads)
+
+
+def best(checkpoint: Path, out: Path, threads: int) -> None:
+    """A whole export with error feedback and chosen types; when each step was done goes to stderr."""
+    started, last = time.perf_counter(), ""
+
+    def advance(_count: int, what: str) -> None:
+        nonlocal last
+        if what.startswith(("surveyed", "rounded")) and what != last:
+            print(f"{time.perf_counter() - started:.0f} s: {what}", file=sys.stderr, flush=True)
+            last = what
+
+    predicted = predict_seconds(open_checkpoint(checkpoint), "best")
+    print(f"predicted for the decoder's weights: {predicted:.0f} s", file=sys.stderr, flush=True)
+    export_checkpoint(checkpoint, out / "bundle", effort="best", threads=threads, advance=advance)
+
+
 def encode(checkpoint: Path, out: Path, threads: int) -> None:  # noqa: ARG001
     """Run ggml's encoders on slabs in memory: all weights of the decoder, none read and none written."""
     slabs: dict[tuple[GgmlType, int], int] = {}
@@ -140,6 +163,8 @@ STEPS: dict[str, Callable[[Path, Path, int], None]] = {
     "vision int8": vision_int8,
     "trace": trace,
     "export": export,
+    "calibrated": calibrated,
+    "best": best,
     "encode": encode,
     "stock: f16 file": stock_f16,
     "stock: llama_model_quantize": stock_quantize,
@@ -149,9 +174,12 @@ PARTS = {
     "vision": ["vision fp16", "vision int8"],
     "trace": ["trace"],
     "export": ["export"],
+    "calibrated": ["calibrated"],
+    "best": ["best"],
     "encode": ["encode"],
     "stock": ["stock: f16 file", "stock: llama_model_quantize"],
 }
+LONG = ("calibrated", "best")
 
 
 def f16_path(checkpoint: Path) -> Path:
@@ -273,7 +301,9 @@ def main() -> None:
     )
     parser.add_argument("model", choices=RELEASES)
     parser.add_argument("--layers", type=int, help="layers of the decoder, instead of all")
-    parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS))
+    parser.add_argument(
+        "--part", choices=PARTS, nargs="+", default=[part for part in PARTS if part not in LONG]
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=WORK, help="directory for checkpoints and results")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

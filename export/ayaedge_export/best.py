@@ -10,7 +10,15 @@ from ayaedge_export.calibration import calibration_passages
 from ayaedge_export.calibration_text import CalibrationText
 from ayaedge_export.checkpoint import Checkpoint
 from ayaedge_export.decoder_gguf import Advance, header_bytes
-from ayaedge_export.effort import MAX_TOKENS, PROBE_TOKENS, SURVEY_TOKENS, Allocation, Budget, choose_types
+from ayaedge_export.effort import (
+    MAX_TOKENS,
+    PROBE_TOKENS,
+    SURVEY_TOKENS,
+    Allocation,
+    Budget,
+    check_budget,
+    choose_types,
+)
 from ayaedge_export.error_feedback import FeedbackOptions, Rounder
 from ayaedge_export.journal import Journal
 from ayaedge_export.states import Arrays, StateFile, Values
@@ -63,17 +71,14 @@ def prepare_best(
 
     Raises InvalidOptionError for a budget that cannot be kept.
     """
+    text_config, size = checkpoint.config.text, header_bytes(checkpoint, journal.directory, recipe)
+    check_budget(text_config, recipe, budget, header_bytes=size)
+    advance(0, "pictures to calibrate on")
     passages, measured, probes = calibration_passages(
         checkpoint, text, max_tokens=max_tokens, survey_tokens=min(SURVEY_TOKENS, max_tokens), probe_tokens=PROBE_TOKENS
     )  # fmt: skip
     found = _surveyed(checkpoint, journal, measured, probes, options.block, threads, advance)
-    allocation = choose_types(
-        found,
-        checkpoint.config.text,
-        recipe,
-        budget,
-        header_bytes=header_bytes(checkpoint, journal.directory, recipe),
-    )
+    allocation = choose_types(found, text_config, recipe, budget, header_bytes=size)
     rounder = Rounder(
         checkpoint, passages, found.head, options,
         state=StateFile(journal.directory / _ROUNDED, journal.fingerprint), threads=threads,

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ayaedge.bundle import FILES, MANIFEST, FileInfo, Manifest, hash_file, read_bundle
-from ayaedge.errors import CheckpointError, ExportError
+from ayaedge.errors import CheckpointError, ExportError, InvalidOptionError
 from ayaedge_export.journal import Journal, has_pieces
 
 _JOURNAL, _OLD, _DISCARDED = "journal.jsonl", "old", "discarded"
@@ -27,8 +27,8 @@ def staged_bundle(
     Yields the journal, whose `directory` is the bundle's once the block has called its `begin`; with `resume` it
     holds what an interrupted export of the same fingerprint has finished. An existing target is an error unless
     `force`; then it is replaced only after the new one is complete and has been read. When the block fails the target
-    is as it was, and finished pieces stay for the next try, unless the checkpoint itself is at fault. ExportError if
-    another export has the same target.
+    is as it was, and finished pieces stay for the next try, unless the checkpoint or an option is at fault.
+    ExportError if another export has the same target.
     """
     check_target(target, force=force)
     staging = staging_place(target)
@@ -45,7 +45,9 @@ def staged_bundle(
             read_bundle(journal.directory)
             _take_place(journal.directory, target, staging, force=force)
         except BaseException as error:
-            useless = isinstance(error, CheckpointError) or (journal is not None and not journal.pieces)
+            useless = isinstance(error, (CheckpointError, InvalidOptionError)) or (
+                journal is not None and not journal.pieces
+            )
             if useless if journal and journal.begun else not (staging / _JOURNAL).exists():
                 shutil.rmtree(staging, ignore_errors=True)
             raise

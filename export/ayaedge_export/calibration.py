@@ -49,6 +49,8 @@ IMAGE_WEIGHT = 0.2
 SEQUENCE_TOKENS = 512
 """Longest sequence of text: what llama-imatrix takes by default."""
 _SMALLEST_BUDGET = 64
+_TILES = 8
+"""Tiles that are encoded at once, which bounds the memory for their activations."""
 _PROBES = 64
 """Positions computed at once in llama.cpp, where every one of them has logits: 64 MB for 256,000 tokens."""
 
@@ -335,17 +337,19 @@ def _embed(checkpoint: Checkpoint, sequences: Sequence[CalibrationSequence], pat
     used = sorted({token for sequence in sequences for token in sequence.ids})
     table = {token: tensors.read_rows(f"{EMBEDDINGS}.weight", token, token + 1)[0] for token in used}
     embedded = [np.stack([table[token] for token in sequence.ids]) for sequence in sequences]
-    tiles = [sequence.tiles for sequence in sequences if sequence.tiles is not None]
+    # some sequences have the same picture, which is encoded once
+    pictures = [sequence.tiles for sequence in sequences if sequence.tiles is not None]
+    tiles = {tile.tobytes(): tile for picture in pictures for tile in picture}
     if not tiles:
         return embedded
-    pixels = normalize(np.concatenate(tiles), checkpoint.tiling)
-    images = vision_forward(config.vision, tensors.read, pixels)
-    first = 0
+    pixels = normalize(np.stack(list(tiles.values())), checkpoint.tiling)
+    parts = np.array_split(pixels, -(-len(pixels) // _TILES))
+    encoded = [vision_forward(config.vision, tensors.read, part) for part in parts]
+    images = dict(zip(tiles, np.concatenate(encoded), strict=True))
     for sequence, rows in zip(sequences, embedded, strict=True):
         if sequence.tiles is not None:
-            last = first + len(sequence.tiles)
-            rows[np.asarray(sequence.ids) == patch] = images[first:last].reshape(-1, rows.shape[1])
-            first = last
+            picture = np.stack([images[tile.tobytes()] for tile in sequence.tiles])
+            rows[np.asarray(sequence.ids) == patch] = picture.reshape(-1, rows.shape[1])
     return embedded
 
 

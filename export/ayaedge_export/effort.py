@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from ayaedge.errors import InvalidOptionError
 from ayaedge_export.checkpoint import Checkpoint
 from ayaedge_export.config import TextConfig
 from ayaedge_export.decoder_gguf import PlannedTensor, plan_tensors
-from ayaedge_export.survey import Survey
+from ayaedge_export.survey import KINDS, Survey
 from ayaedge_quant.allocation import Choice, allocate, loss_of
+from ayaedge_quant.covariance import Covariance
 from ayaedge_quant.ggml import GgmlType, encode
 from ayaedge_quant.recipes import EMBEDDINGS, DecoderFormat, Recipe
 
@@ -33,8 +35,11 @@ SURVEY_TOKENS = 4096
 """Positions that losses are measured on."""
 PROBE_TOKENS = 20
 """Positions of each language that the groups' sensitivities are measured on."""
-_STREAMS = 15
-"""Streams of probes that go through a layer, on average: 7 for each third of the layers that has begun, and one."""
+_LANGUAGES = 23
+_ALL_STREAMS = 23
+"""Streams of probes: 7 linears in each third of the layers, the head, and the exact one."""
+_STREAMS = 16
+"""Those that go through a layer, on average: a third's begin with it."""
 
 FAST_TYPE = GgmlType.Q4_K
 """What llama.cpp multiplies fastest on x86: it interleaves rows of this type only (ggml-cpu/repack.cpp)."""
@@ -46,6 +51,8 @@ class Budget:
 
     nbytes: int | None = None
     bits_per_weight: float | None = None
+    choose_types: bool = True
+    """Whether tensors may get other types than the format has for them; without it there is no size to aim at."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,8 @@ def choose_types(
         tensor.name: [_choice(tensor, kind, survey) for kind in _kinds(tensor, recipe, survey)]
         for tensor in plan
     }
+    if not budget.choose_types:
+        items = {name: [choice] for name, choice in rule.items()}
     most, slow_limit = sum(choice.nbytes for choice in rule.values()), None
     if budget.nbytes is not None:
         most = budget.nbytes - header_bytes
@@ -116,9 +125,21 @@ def choose_types(
     return Allocation(kinds, loss_of(chosen.values()), loss_of(rule.values()))
 
 
+def check_budget(text: TextConfig, recipe: Recipe, budget: Budget, *, header_bytes: int) -> None:
+    """Raise InvalidOptionError for a budget that `choose_types` could not keep, before anything is measured."""
+    unmeasured = {
+        tensor.name: {kind: 0.0 for kind in KINDS if tensor.shape[-1] % kind.block_size == 0}
+        for tensor in plan_tensors(text, recipe)
+        if tensor.kind is not GgmlType.F32
+    }
+    choose_types(Survey(unmeasured, {}, Covariance(0)), text, recipe, budget, header_bytes=header_bytes)
+
+
 def _kinds(tensor: PlannedTensor, recipe: Recipe, survey: Survey) -> tuple[GgmlType, ...]:
-    free = tensor.name in survey.losses and not recipe.wants(tensor.name)
-    return tuple(survey.losses[tensor.name]) if free else (tensor.kind,)
+    measured = tuple(survey.losses.get(tensor.name, ()))
+    # a type that the format falls back to, for rows that are no whole blocks, is not measured
+    free = tensor.kind in measured and not recipe.wants(tensor.name)
+    return measured if free else (tensor.kind,)
 
 
 def _choice(tensor: PlannedTensor, kind: GgmlType, survey: Survey) -> Choice:
@@ -141,16 +162,17 @@ def predict_seconds(checkpoint: Checkpoint, effort: Effort, tokens: int = MAX_TO
         2 * text.head_dim * (text.num_heads + text.num_kv_heads) + 3 * text.intermediate_size
     )
     body, head = text.num_layers * layer_weights, text.vocab_size * text.hidden_size
-    positions = 0
+    operations = 0
     if effort == "calibrated":
-        positions = tokens
+        operations = 2 * tokens * body
     elif effort == "best":
-        probes = PROBE_TOKENS * 23
+        probes = PROBE_TOKENS * _LANGUAGES
         positions = 2 * tokens + SURVEY_TOKENS + _STREAMS * probes
-        head *= 1 + 22 * probes // 1000
-    operations = 2 * positions * body
-    encodings = {"fast": 1, "calibrated": 1, "best": 3}[effort]
-    return operations / _matrix_speed() + encodings * (body + head) / _encoding_speed()
+        operations = 2 * positions * body + 2 * _ALL_STREAMS * probes * head
+    # best tries types on samples, rounds each group on one thread, and sweeps
+    encodings = {"fast": 1, "calibrated": 1, "best": 4}[effort]
+    encoding = encodings * (body + head) / (_encoding_speed() * (os.cpu_count() or 1))
+    return operations / _matrix_speed() + encoding
 
 
 def _matrix_speed() -> float:

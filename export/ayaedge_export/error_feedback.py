@@ -67,6 +67,7 @@ class Rounder:
         self._layer = 0
         self._x: FloatArray | None = None
         self._seen: FloatArray | None = None
+        self._compensators: dict[str, Compensator] = {}
         self._blocks: dict[str, Blocks] = {}
         self._kinds: dict[str, GgmlType] = {}
 
@@ -99,6 +100,7 @@ class Rounder:
         assert self._x is not None
         lengths = self._text.lengths * (2 if self._options.rounded_inputs else 1)
         while self._layer < self._config.num_layers:
+            self._compensators.clear()
             add_layer(
                 self._x, lengths, self._config, self._layer, self._tensors, self, self._observe,
                 part=max(PART, self._options.block),
@@ -136,15 +138,14 @@ class Rounder:
         np.matmul(x[half:], rounded.T, out=result[half:])
         return result
 
-    def _observe(self, _name: str, _column: int, x: FloatArray) -> None:
-        if x is self._seen:  # linears that share an input share its covariance
-            return
-        count = len(self._text.weights)
-        options = self._options
-        moments = Covariance(x.shape[1], options.block, targets=options.rounded_inputs)
-        moments.add(x[-count:], self._text.weights, x[:count] if options.rounded_inputs else None)
-        self._compensator = self._compensate(moments)
-        self._seen = x
+    def _observe(self, name: str, _column: int, x: FloatArray) -> None:
+        if x is not self._seen:  # linears that share an input share its covariance
+            count = len(self._text.weights)
+            options = self._options
+            moments = Covariance(x.shape[1], options.block, targets=options.rounded_inputs)
+            moments.add(x[-count:], self._text.weights, x[:count] if options.rounded_inputs else None)
+            self._latest, self._seen = self._compensate(moments), x
+        self._compensators[name] = self._latest
 
     def _compensate(self, moments: Covariance) -> Compensator:
         return Compensator(
@@ -153,7 +154,7 @@ class Rounder:
 
     def _encode(self, name: str, weights: FloatArray) -> Blocks:
         try:
-            return self._compensator.encode(weights, self._kinds[name])
+            return self._compensators[name].encode(weights, self._kinds[name])
         except ValueError as error:
             raise ValueError(f"tensor {name}.weight: {error}") from None
 
@@ -171,7 +172,8 @@ class Rounder:
 
     def _embeddings(self, tensor: PlannedTensor) -> Iterator[Blocks]:
         """The table in slabs; on the way the rows that the text uses, as they are and as rounded."""
-        name, self._compensator = EMBEDDINGS, self._compensate(self._head)
+        name = EMBEDDINGS
+        self._compensators[name] = self._compensate(self._head)
         exact = np.concatenate(self._text.rows).astype(np.float32, copy=False)
         rounded = exact.copy()
         for start, stop in slabs(tensor.shape):

@@ -29,7 +29,7 @@ from ayaedge.bundle import (
 )
 from ayaedge.checks import check_options, whole_number
 from ayaedge.decoder import MAX_THREADS
-from ayaedge.errors import CheckpointError, ExportError
+from ayaedge.errors import CheckpointError, ExportError, InvalidOptionError
 from ayaedge_export.bundle_writer import check_target, staged_bundle, what_is_left, write_manifest
 from ayaedge_export.calibration_text import BUILTIN, CalibrationText
 from ayaedge_export.checkpoint import Checkpoint, check_finite, open_checkpoint, text_tensors
@@ -40,6 +40,7 @@ from ayaedge_export.journal import Journal
 from ayaedge_export.plan import VisionFormat, check_disk, plan_recipe
 from ayaedge_export.vision_graph import vision_tensors, write_vision_graph
 from ayaedge_export.vision_int8 import write_block_vision_graph, write_int8_vision_graph
+from ayaedge_quant.blocks import SUPER_BLOCK
 from ayaedge_quant.imatrix import ImportanceMatrix, read_imatrix, write_imatrix
 from ayaedge_quant.recipes import DECODER_FORMATS, DecoderFormat, Recipe, as_recipe
 
@@ -102,6 +103,9 @@ def export_checkpoint(
     recipe = as_recipe(quant)
     check_options(
         whole_number("threads", threads, least=1, most=MAX_THREADS, optional=True),
+        None
+        if feedback.block > 0 and feedback.block % SUPER_BLOCK == 0
+        else f"columns that make up for each other come in multiples of {SUPER_BLOCK}, not {feedback.block}",
         "importance and calibrate exclude each other" if importance and calibrate else None,
         *effort_faults(
             effort, recipe.format, budget, importance=importance is not None, text=calibrate is not None
@@ -162,6 +166,8 @@ def export_checkpoint(
                     checkpoint, journal.directory / DECODER, recipe, importance=importance,
                     threads=threads, advance=advance, journal=journal, source=source,
                 )  # fmt: skip
+            except InvalidOptionError:  # a budget that cannot be kept
+                raise
             except ValueError as error:  # a weight that does not fit its format
                 raise CheckpointError(f"the checkpoint {checkpoint.directory}: {error}") from error
             manifest = describe(checkpoint, embeddings, formats)

@@ -36,7 +36,7 @@ class StateFile:
     def read(self) -> tuple[Values, Arrays] | None:
         """The last state; None if there is none, or none of this computation that is whole."""
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 header = json.loads(str(file[_HEADER]))
                 if header["mark"] != self.mark:
                     return None

@@ -135,6 +135,7 @@ class _Survey:
         self._losses: dict[str, dict[GgmlType, float]] = {}
         self._probe_losses: dict[str, float] = {}
         self._seen: FloatArray | None = None
+        self._compensators: dict[str, Compensator] = {}
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Everything that changes, as JSON values and arrays."""
@@ -166,6 +167,7 @@ class _Survey:
         if self.layer == 0 or 3 * (self.layer - 1) // self._config.num_layers != third:
             groups = [self._group(f"language_model.model.layers.{self.layer}.{name}") for name in _LINEARS]
             self._begin(groups, np.repeat(self._probe_rows()[None], len(groups), axis=0))
+        self._compensators.clear()
         add_layer(
             self._x, self._lengths, self._config, self.layer, self._tensors, self, self._observe,
             part=max(PART, self._block),
@@ -188,7 +190,7 @@ class _Survey:
                 running[group].add(expected, hidden[positions] @ matrix.T)
         sensitivities = {
             group: float(running[group].result().mean()) / loss
-            if (loss := self._probe_losses[group])
+            if (loss := self._probe_losses.get(group))
             else 0.0
             for group in self._streams
         }
@@ -198,7 +200,7 @@ class _Survey:
             }
             for name, of in self._losses.items()
         }
-        return Survey(losses, sensitivities, self._compensator.moments)
+        return Survey(losses, sensitivities, self._compensators[EMBEDDINGS].moments)
 
     def rows(self, name: str, start: int, stop: int, x: FloatArray) -> FloatArray:
         """See `Linears.rows`."""
@@ -220,7 +222,7 @@ class _Survey:
 
     def _measure(self, name: str, start: int, weights: FloatArray, group: str) -> FloatArray:
         """Add up the losses of a part of a linear; returns it as rounded for its group's stream."""
-        compensator = self._compensator
+        compensator = self._compensators[name]
         kinds = [kind for kind in KINDS if weights.shape[1] % kind.block_size == 0]
         total = self._tensors.entries[f"{name}.weight"].shape[0]
         stride = max(1, total // _SAMPLED_ROWS)
@@ -237,12 +239,12 @@ class _Survey:
         self._probe_losses[group] = loss + compensator.moments.loss(rounded - weights)
         return rounded
 
-    def _observe(self, _name: str, _column: int, x: FloatArray) -> None:
+    def _observe(self, name: str, _column: int, x: FloatArray) -> None:
         if x is not self._seen:  # linears that share an input share its covariance
             moments = Covariance(x.shape[1], self._block)
             moments.add(x[: len(self._weights)], self._weights)
-            self._compensator = Compensator(moments, threads=self._threads)
-            self._seen = x
+            self._latest, self._seen = Compensator(moments, threads=self._threads), x
+        self._compensators[name] = self._latest
 
     def _group(self, name: str) -> str:
         return group_of(name, self._config.num_layers)

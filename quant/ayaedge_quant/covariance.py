@@ -86,16 +86,21 @@ class Covariance:
         )
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """What was gathered without targets, for a file; blocks must be of one size."""
-        return {"inputs": np.stack(self._inputs), "weight": np.array(self._weight)}
+        """What was gathered without targets, for a file."""
+        return {
+            "inputs": np.concatenate(self._inputs, axis=None),
+            "widths": np.array([len(part) for part in self._inputs]),
+            "weight": np.array(self._weight),
+        }
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[np.generic]]) -> Covariance:
         """Undo `to_arrays`."""
-        inputs = np.asarray(arrays["inputs"], np.float32)
-        count, block, _ = inputs.shape
-        covariance = cls(count * block, block)
-        covariance._inputs, covariance._weight = list(inputs), float(arrays["weight"])
+        widths = np.asarray(arrays["widths"], np.int64)
+        covariance = cls(int(widths.sum()), int(widths[0]))
+        parts = np.split(np.asarray(arrays["inputs"], np.float32), np.cumsum(widths**2)[:-1])
+        covariance._inputs = [part.reshape(width, width) for part, width in zip(parts, widths, strict=True)]
+        covariance._weight = float(arrays["weight"])
         return covariance
 
 

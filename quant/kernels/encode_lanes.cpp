@@ -33,54 +33,57 @@ struct Sums {  // of weight * code, weight * code^2 and weight * code * x
 
 // The codes that `round` makes of inverse * (x - low), and their sums.
 template <class Round>
-inline Sums sum_codes(const Floats *x, const Floats *weights, const Floats &inverse, const Floats &low, Floats *codes,
-                      Round round) {
-    Sums sums{all(0), all(0), all(0)};
-    for (int i = 0; i < 32; ++i) {
-        const Floats code = round(inverse * (x[i] - low)), weighted = weights[i] * code;
-        codes[i] = code;
-        sums.l += weighted;
-        sums.l2 += weighted * code;
-        sums.xl += weighted * x[i];
+inline Sums sum_codes(const float *x, const float *weights, const Floats inverse, const Floats low, float *codes,
+                      const Round round) {
+    Floats l = all(0), l2 = all(0), xl = all(0);
+    for (int i = 0; i < 32 * LANES; i += LANES) {
+        const Floats value = load(x + i), code = round(inverse * (value - low)), weighted = load(weights + i) * code;
+        store(codes + i, code);
+        l += weighted;
+        l2 += weighted * code;
+        xl += weighted * value;
     }
-    return sums;
+    return {l, l2, xl};
 }
 
 // The weighted squared error of scale * code + minimum.
-inline Floats error_of(const Floats *x, const Floats *weights, const Floats *codes, const Floats &scale,
+inline Floats error_of(const float *x, const float *weights, const float *codes, const Floats &scale,
                        const Floats &minimum) {
     Floats error = all(0);
-    for (int i = 0; i < 32; ++i) {
-        const Floats miss = scale * codes[i] + minimum - x[i];
-        error += weights[i] * (miss * miss);
+    for (int i = 0; i < 32 * LANES; i += LANES) {
+        const Floats miss = scale * load(codes + i) + minimum - load(x + i);
+        error += load(weights + i) * (miss * miss);
     }
     return error;
 }
 
 // Affine codes 0..top of sub-blocks of 32: the least weighted squared error over a line of inverse scales, scale and
 // minimum of each fitted by weighted least squares. The minimum is never positive.
-Found search_affine(const float *values, const Floats *weights, int top, const Line &line) {
-    Floats x[32], codes[32], lowest = load(values), high = lowest, sum_w = weights[0], sum_x = sum_w * lowest;
-    x[0] = lowest;
-    for (int i = 1; i < 32; ++i) {
-        x[i] = load(values + i * LANES);
-        lowest = smaller(x[i], lowest);
-        high = larger(x[i], high);
-        sum_w += weights[i];
-        sum_x += weights[i] * x[i];
+Found search_affine(const float *x, const float *weights, int top, const Line &line) {
+    alignas(64) float codes[32 * LANES];
+    Floats lowest = load(x), high = lowest, sum_w = load(weights), sum_x = sum_w * lowest;
+    for (int i = LANES; i < 32 * LANES; i += LANES) {
+        const Floats value = load(x + i), weight = load(weights + i);
+        lowest = smaller(value, lowest);
+        high = larger(value, high);
+        sum_w += weight;
+        sum_x += weight * value;
     }
     Floats low = select(lowest > 0.f, all(0), lowest);
     const Ints flat = high <= low;
     const Range range(0, top);
     const auto sum_up = [&](const Floats &inverse) {
-        const Floats first = inverse * (lowest - low), last = inverse * (high - low);  // all others are between them
-        const Ints roundable = (magnitude(first) < ROUNDABLE) & (magnitude(last) < ROUNDABLE);
-        if (every(flat | (roundable & (first < (float)top + 0.5f) & (last < (float)top + 0.5f))))
-            return sum_codes(x, weights, inverse, low, codes, [&](const Floats &v) { return nearest_from(v, range); });
-        if (every(flat | roundable))
-            return sum_codes(x, weights, inverse, low, codes, [&](const Floats &v) { return nearest(v, range); });
+        // what is rounded lies between the first and the last of these
+        const Floats first = inverse * (lowest - low), last = inverse * (high - low);
+        const Ints ordinary = (low < high) & (first > -ROUNDABLE);
+        if (every(flat | (ordinary & (last < (float)top + 0.5f))))
+            return sum_codes(x, weights, inverse, low, codes,
+                             [range](const Floats &value) { return nearest_from(value, range); });
+        if (every(flat | (ordinary & (last < ROUNDABLE))))
+            return sum_codes(x, weights, inverse, low, codes,
+                             [range](const Floats &value) { return nearest(value, range); });
         return sum_codes(x, weights, inverse, low, codes,
-                         [&](const Floats &v) { return to_float(clamp(nearest(v), 0, top)); });
+                         [top](const Floats &value) { return to_float(clamp(nearest(value), 0, top)); });
     };
 
     Found found;
@@ -119,7 +122,7 @@ struct Factor {  // of eight scales or minima
 
 // Codes wrap as in the reference, where they are bytes.
 Ints byte_of(const Ints &code) { return code & 255; }
-Ints at_most(const Ints &code, int top) { return select(code < top, code, Ints{} + top); }
+Ints at_most(const Ints &code, int top) { return select(code < top, code, top); }
 
 // Eight non-negative values to codes 0..63 with one factor: a line of scales first, then coordinate descent on the
 // weighted correlation.
@@ -215,18 +218,17 @@ constexpr Affine FOUR_BITS{Q4_K, 15, {-1.f, 0.1f, 20}}, FIVE_BITS{Q5_K, 31, {-0.
 constexpr Line WEIGHTED{-0.9f, 0.05f, 36};  // with importance, for both
 
 // How much the errors of a sub-block's 32 values weigh.
-void weigh(const float *x, const float *importance, const Floats &sigma2, Floats *weights) {
+void weigh(const float *x, const float *importance, const Floats &sigma2, float *weights) {
+    constexpr int END = 32 * LANES;
     if (importance) {
-        for (int i = 0; i < 32; ++i) {
-            const Floats value = load(x + i * LANES);
-            weights[i] = load(importance + i * LANES) * root(sigma2 + value * value);
-        }
+        for (int i = 0; i < END; i += LANES)
+            store(weights + i, load(importance + i) * root(sigma2 + load(x + i) * load(x + i)));
         return;
     }
     Floats squares = all(0);
-    for (int i = 0; i < 32; ++i) squares += load(x + i * LANES) * load(x + i * LANES);
+    for (int i = 0; i < END; i += LANES) squares += load(x + i) * load(x + i);
     const Floats spread = root(squares / 32.f);
-    for (int i = 0; i < 32; ++i) weights[i] = spread + magnitude(load(x + i * LANES));
+    for (int i = 0; i < END; i += LANES) store(weights + i, spread + magnitude(load(x + i)));
 }
 
 // See `EncodeLanes`.
@@ -241,7 +243,7 @@ void encode_affine(const Affine &kind, const float *x, const float *importance, 
     Floats scales[8], offsets[8], sums[8];
     for (int j = 0; j < 8; ++j) {
         const float *group = x + 32 * j * LANES;
-        Floats weights[32];
+        alignas(64) float weights[32 * LANES];
         weigh(group, importance ? importance + 32 * j * LANES : nullptr, sigma2, weights);
         found[j] = search_affine(group, weights, kind.top, importance ? WEIGHTED : kind.line);
         scales[j] = found[j].scale;
@@ -289,30 +291,29 @@ struct Symmetric {
 Symmetric search_symmetric(const float *x, const float *importance) {
     constexpr int TOP = 32;
     const Range range(-TOP, TOP - 1);
-    Floats group[16], weights[16], largest = all(0), reach = all(0);  // with its sign, and without
-    for (int i = 0; i < 16; ++i) {
-        group[i] = load(x + i * LANES);
-        weights[i] = importance ? load(importance + i * LANES) : group[i] * group[i];
-        const Floats size = magnitude(group[i]);
-        largest = select(size > reach, group[i], largest);
+    alignas(64) float weights[16 * LANES];
+    Floats largest = all(0), reach = all(0);  // with its sign, and without
+    for (int i = 0; i < 16 * LANES; i += LANES) {
+        const Floats value = load(x + i), size = magnitude(value);
+        store(weights + i, importance ? load(importance + i) : value * value);
+        largest = select(size > reach, value, largest);
         reach = larger(size, reach);
     }
-    Floats inverse = all(-(float)TOP) / largest, chosen = inverse, sum_xl = all(0), sum_l2 = all(0);
-    for (int i = 0; i < 16; ++i) {
-        const Floats code = nearest(inverse * group[i], range);
-        sum_xl += weights[i] * group[i] * code;
-        sum_l2 += weights[i] * code * code;
-    }
+    const auto sum_up = [&](const Floats &inverse, Floats &sum_xl, Floats &sum_l2) {
+        sum_xl = sum_l2 = all(0);
+        for (int i = 0; i < 16 * LANES; i += LANES) {
+            const Floats value = load(x + i), weight = load(weights + i), code = nearest(inverse * value, range);
+            sum_xl += weight * value * code;
+            sum_l2 += weight * code * code;
+        }
+    };
+    Floats inverse = all(-(float)TOP) / largest, chosen = inverse, sum_xl, sum_l2;
+    sum_up(inverse, sum_xl, sum_l2);
     Floats scale = select(sum_l2 != 0.f, sum_xl / sum_l2, all(0)), best = scale * sum_xl;
     for (int s = -9; s <= 9; ++s) {
         if (s == 0) continue;
         inverse = all(-((float)TOP + 0.1f * (float)s)) / largest;
-        sum_xl = sum_l2 = all(0);
-        for (int i = 0; i < 16; ++i) {
-            const Floats code = nearest(inverse * group[i], range);
-            sum_xl += weights[i] * group[i] * code;
-            sum_l2 += weights[i] * code * code;
-        }
+        sum_up(inverse, sum_xl, sum_l2);
         const Ints better = (sum_l2 > 0.f) & (sum_xl * sum_xl > best * sum_l2);
         scale = select(better, sum_xl / sum_l2, scale);
         best = select(better, scale * sum_xl, best);

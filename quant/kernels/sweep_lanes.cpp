@@ -11,10 +11,16 @@
 
 namespace {
 
-#if defined(__aarch64__) || defined(__AVX512F__)
-constexpr int TILE = 16;  // columns whose sums are in registers
+// Errors are taken from TILE columns of STRIP parts of the lanes at a time, whose sums fill half of the registers.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int STRIP = 1, TILE = 16, NEAR_TILE = 8;
 #else
-constexpr int TILE = 8;
+constexpr int STRIP = PARTS, TILE = WIDTH == 1 ? 8 : 8 / STRIP, NEAR_TILE = TILE;
+#endif
+#if defined(__GNUC__)
+#define AYAEDGE_UNROLL _Pragma("GCC unroll 16")
+#else
+#define AYAEDGE_UNROLL
 #endif
 static_assert(PANEL_ROWS % LANES == 0 && LAZY % TILE == 0, "groups of rows and tiles of columns are whole");
 
@@ -43,13 +49,25 @@ uint8_t *block_of(const Sweep &sweep, const Group &group, int row, int64_t start
     return sweep.blocks + (group.first + row) * sweep.block_stride + start / SUPER_BLOCK * block_bytes(sweep.type);
 }
 
+// Columns that are taken from one row after the other: a cache line of each.
+constexpr int LINE = 16;
+
+// LINE columns of one row, to one lane.
+void take_line(const Sweep &sweep, const float *from, int64_t start, float *to) {
+    if (!from)
+        for (int i = 0; i < LINE; ++i) to[i * LANES] = 0;
+    else if (sweep.order)
+        for (int i = 0; i < LINE; ++i) to[i * LANES] = from[sweep.order[start + i]];
+    else
+        for (int i = 0; i < LINE; ++i) to[i * LANES] = from[start + i];
+}
+
 void take_weights(const Sweep &sweep, const Group &group) {
-    for (int64_t start = 0; start < sweep.columns; start += SUPER_BLOCK)
+    for (int64_t start = 0; start < sweep.columns; start += LINE)
         for (int row = 0; row < LANES; ++row) {
-            const bool exists = row < group.rows;
-            const float *from = sweep.weights + (exists ? (group.first + row) * sweep.weight_stride : 0);
-            for (int64_t place = start; place < start + SUPER_BLOCK; ++place)
-                group.left[place * LANES + row] = exists ? from[column_at(sweep, place)] : 0;
+            const float *from = nullptr;
+            if (row < group.rows) from = sweep.weights + (group.first + row) * sweep.weight_stride;
+            take_line(sweep, from, start, group.left + start * LANES + row);
         }
 }
 
@@ -117,72 +135,93 @@ void put_codes(const Sweep &sweep, const Group &group, int64_t start) {
     }
 }
 
-// The feedback of LAZY columns from `start` on to as many from `to` on: TILE columns of all rows side by side.
-void pack_feedback(const Sweep &sweep, int64_t start, int64_t to, float *packed) {
+// The feedback of LAZY columns from `start` on to as many from `to` on, which may be the same: `tile` columns of all
+// rows side by side, but for rows that are rounded after these columns.
+void pack_feedback(const Sweep &sweep, int64_t start, int64_t to, int tile, float *packed) {
     for (int row = 0; row < LAZY; ++row) {
         const float *from = sweep.feedback + (start + row) * sweep.feedback_stride + to;
-        for (int column = 0; column < LAZY; column += TILE)
-            std::memcpy(packed + column * LAZY + row * TILE, from + column, TILE * sizeof(float));
+        for (int column = to == start ? row - row % tile : 0; column < LAZY; column += tile)
+            std::memcpy(packed + column * LAZY + row * tile, from + column, tile * sizeof(float));
     }
 }
 
 struct Codes {  // of a type
-    float low, high;
+    Floats low, high;
     int group;   // columns that share a step
     int stored;  // what is added to a code in a block
 };
 
-constexpr Codes codes_of(int32_t type) {
-    return type == Q6_K ? Codes{-32, 31, 16, 32} : Codes{0, type == Q5_K ? 31.f : 15.f, 32, 0};
+Codes codes_of(int32_t type) {
+    return type == Q6_K ? Codes{all(-32), all(31), 16, 32} : Codes{all(0), all(type == Q5_K ? 31 : 15), 32, 0};
 }
 
 // Rounds one column; its error is returned.
 Floats round_column(const Codes &codes, const Group &group, int64_t column, const Floats &value) {
     const int within = (int)(column % SUPER_BLOCK), part = within / codes.group;
     const Floats step = load(group.step + part * LANES), offset = load(group.offset + part * LANES);
-    Floats wanted = (value + offset) / step;
-    wanted = select(wanted < codes.high, wanted, all(codes.high));
-    wanted = select(wanted > codes.low, wanted, all(codes.low));
-    const Ints code = nearest(select(step == 0.f, all(0), wanted));
+    const Floats wanted = larger(smaller((value + offset) / step, codes.high), codes.low);  // not NaN
+    const Floats shifted = select(step == 0.f, all(0), wanted) + 12582912.f;                // see `nearest`
     int32_t stored[LANES];
-    store(stored, code + codes.stored);
+    store(stored, bits_of(shifted) + codes.stored);
     for (int row = 0; row < LANES; ++row) group.codes[row * SUPER_BLOCK + within] = (uint8_t)stored[row];
-    return value - (step * to_float(code) - offset);
+    return value - (step * (shifted - 12582912.f) - offset);
+}
+
+// `sums` and the products of `count` errors with the feedback to COLUMNS columns, in order.
+template <int COLUMNS, bool SUBTRACT>
+inline void add_products(const float *errors, const float *feedback, int count, FloatPart (&sums)[COLUMNS][STRIP]) {
+    for (int k = 0; k < count; ++k, errors += LANES, feedback += COLUMNS) {
+        FloatPart error[STRIP];
+        AYAEDGE_UNROLL for (int p = 0; p < STRIP; ++p) error[p] = load_part(errors + p * WIDTH);
+        AYAEDGE_UNROLL for (int j = 0; j < COLUMNS; ++j)
+            AYAEDGE_UNROLL for (int p = 0; p < STRIP; ++p)
+                sums[j][p] = SUBTRACT ? sums[j][p] - error[p] * feedback[j] : sums[j][p] + error[p] * feedback[j];
+    }
+}
+
+// Takes `count` errors from NEAR_TILE columns, one after the other.
+void take_errors(const float *errors, const float *feedback, int count, float *columns) {
+    for (int lane = 0; lane < LANES; lane += STRIP * WIDTH) {
+        FloatPart tile[NEAR_TILE][STRIP];
+        AYAEDGE_UNROLL for (int j = 0; j < NEAR_TILE; ++j)
+            AYAEDGE_UNROLL for (int p = 0; p < STRIP; ++p) tile[j][p] = load_part(columns + j * LANES + lane + p * WIDTH);
+        add_products<NEAR_TILE, true>(errors + lane, feedback, count, tile);
+        AYAEDGE_UNROLL for (int j = 0; j < NEAR_TILE; ++j)
+            AYAEDGE_UNROLL for (int p = 0; p < STRIP; ++p) store_part(columns + j * LANES + lane + p * WIDTH, tile[j][p]);
+    }
 }
 
 // Rounds LAZY columns from `start` on, each after the errors of those before it were taken from it.
 void round_columns(const Sweep &sweep, const Group &group, int64_t start, const float *feedback) {
     const Codes codes = codes_of(sweep.type);
-    for (int first = 0; first < LAZY; first += TILE) {
-        const float *row = feedback + first * LAZY;
-        Floats tile[TILE];
-        for (int j = 0; j < TILE; ++j) tile[j] = load(group.left + (start + first + j) * LANES);
-        for (int k = 0; k < first; ++k, row += TILE) {
-            const Floats error = load(group.errors + k * LANES);
-            for (int j = 0; j < TILE; ++j) tile[j] -= error * row[j];
-        }
-        for (int i = 0; i < TILE; ++i, row += TILE) {
+    for (int first = 0; first < LAZY; first += NEAR_TILE, feedback += LAZY * NEAR_TILE) {
+        float *columns = group.left + (start + first) * LANES;
+        take_errors(group.errors, feedback, first, columns);
+        Floats tile[NEAR_TILE];
+        AYAEDGE_UNROLL for (int j = 0; j < NEAR_TILE; ++j) tile[j] = load(columns + j * LANES);
+        AYAEDGE_UNROLL for (int i = 0; i < NEAR_TILE; ++i) {
+            const float *row = feedback + (first + i) * NEAR_TILE;
             const Floats error = round_column(codes, group, column_at(sweep, start + first + i), tile[i]);
             store(group.errors + (first + i) * LANES, error);
-            for (int j = i + 1; j < TILE; ++j) tile[j] -= error * row[j];
+            AYAEDGE_UNROLL for (int j = i + 1; j < NEAR_TILE; ++j) tile[j] -= error * row[j];
         }
     }
 }
 
 // Takes the errors of a lazy block from LAZY columns behind it, their sum at once.
 void correct_columns(const Group &group, int64_t to, const float *feedback) {
-    for (int first = 0; first < LAZY; first += TILE) {
-        Floats sums[TILE];
-        for (int j = 0; j < TILE; ++j) sums[j] = Floats{};
-        for (int k = 0; k < LAZY; ++k, feedback += TILE) {
-            const Floats error = load(group.errors + k * LANES);
-            for (int j = 0; j < TILE; ++j) sums[j] += error * feedback[j];
+    for (int first = 0; first < LAZY; first += TILE, feedback += LAZY * TILE)
+        for (int lane = 0; lane < LANES; lane += STRIP * WIDTH) {
+            FloatPart sums[TILE][STRIP];
+            AYAEDGE_UNROLL for (int j = 0; j < TILE; ++j)
+                AYAEDGE_UNROLL for (int p = 0; p < STRIP; ++p) sums[j][p] = FloatPart{};
+            add_products<TILE, false>(group.errors + lane, feedback, LAZY, sums);
+            AYAEDGE_UNROLL for (int j = 0; j < TILE; ++j)
+                AYAEDGE_UNROLL for (int p = 0; p < STRIP; ++p) {
+                    float *left = group.left + (to + first + j) * LANES + lane + p * WIDTH;
+                    store_part(left, load_part(left) - sums[j][p]);
+                }
         }
-        for (int j = 0; j < TILE; ++j) {
-            float *left = group.left + (to + first + j) * LANES;
-            store(left, load(left) - sums[j]);
-        }
-    }
 }
 
 }  // namespace
@@ -190,12 +229,12 @@ void correct_columns(const Group &group, int64_t to, const float *feedback) {
 extern "C" bool AYAEDGE_NAME(sweep)(const Sweep &sweep, int64_t first, const Panel &panel) {
     const int64_t rest = sweep.rows - first, rows = rest < PANEL_ROWS ? rest : PANEL_ROWS;
     const int groups = (int)((rows + LANES - 1) / LANES);
-    for (int g = 0; g < groups; ++g) take_weights(sweep, group_of(sweep, panel, first, g));
     for (int64_t start = 0; start < sweep.columns; start += LAZY) {
         const int64_t super = start - start % SUPER_BLOCK;
-        pack_feedback(sweep, start, start, panel.feedback);
+        pack_feedback(sweep, start, start, NEAR_TILE, panel.feedback);
         for (int g = 0; g < groups; ++g) {
             const Group group = group_of(sweep, panel, first, g);
+            if (start == 0) take_weights(sweep, group);
             if (start == super) {
                 if (sweep.refit && !is_small_enough(sweep, group, start)) return false;
                 if (sweep.refit) (sweep.stock ? search_stock_grid : search_grid)(sweep, group, start);
@@ -205,7 +244,7 @@ extern "C" bool AYAEDGE_NAME(sweep)(const Sweep &sweep, int64_t first, const Pan
             if (start != super) put_codes(sweep, group, super);
         }
         for (int64_t to = start + LAZY; to < sweep.columns; to += LAZY) {
-            pack_feedback(sweep, start, to, panel.feedback);
+            pack_feedback(sweep, start, to, TILE, panel.feedback);
             for (int g = 0; g < groups; ++g) correct_columns(group_of(sweep, panel, first, g), to, panel.feedback);
         }
     }

@@ -19,10 +19,12 @@ from ayaedge.errors import BundleError
 
 _BLOCKS = {
     "F32": (1, 4), "F16": (1, 2), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34),
-    "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),
+    "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210), "IQ4_XS": (256, 136),
 }  # fmt: skip
 """Weights and bytes of a block of each storage type."""
-_DECODERS = {"Q5_0": "q5_0", "Q5_1": "q5_1", "Q8_0": "q8_0", "Q4_K": "q4_K", "Q5_K": "q5_K", "Q6_K": "q6_K"}
+_DECODERS = {
+    "Q5_0": "q5_0", "Q5_1": "q5_1", "Q8_0": "q8_0", "Q4_K": "q4_K", "Q5_K": "q5_K", "Q6_K": "q6_K", "IQ4_XS": "iq4_xs",
+}  # fmt: skip
 """Names in ggml's `dequantize_row_*` functions."""
 
 

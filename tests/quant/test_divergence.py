@@ -71,3 +71,39 @@ def test_the_kernel_reads_the_rows_of_a_strided_view() -> None:
     logits = random_logits(6, seed=5, columns=64)
     view = logits[::2]
     np.testing.assert_allclose(kernels.divergence(view, view[::-1]).kl, twin.divergence(view, view[::-1]).kl)
+
+
+@pytest.mark.parametrize("parts", [(40,), (1, 39), (7, 13, 20), (1,) * 40])
+def test_a_vocabulary_in_parts_gives_what_a_whole_one_does(parts: tuple[int, ...]) -> None:
+    reference, other = random_logits(6, seed=6, columns=40), random_logits(6, seed=7, columns=40)
+    reference[0], other[0] = np.linspace(-300, 300, 40), np.linspace(300, -300, 40)  # tops at either end
+    reference[1] += 1e4
+    running, start = twin.RunningDivergence(6), 0
+    for part in parts:
+        running.add(reference[:, start : start + part], other[:, start : start + part])
+        start += part
+    expected = twin.divergence(reference, other).kl
+    np.testing.assert_allclose(running.result(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_of_a_vocabulary_in_parts_equal_logits_do_not_diverge() -> None:
+    logits, running = random_logits(3, seed=8, columns=40), twin.RunningDivergence(3)
+    running.add(logits[:, :25], logits[:, :25])
+    running.add(logits[:, 25:], logits[:, 25:])
+    assert np.abs(running.result()).max() < 1e-12
+
+
+def test_impossible_tokens_in_parts_give_no_number_rather_than_a_wrong_one() -> None:
+    """No decoder gives -inf as a logit; `divergence` alone knows what to make of it."""
+    reference, other = random_logits(2, seed=9, columns=8), random_logits(2, seed=10, columns=8)
+    reference[0, 3] = other[0, 3] = -np.inf
+    running = twin.RunningDivergence(2)
+    with np.errstate(invalid="ignore"):
+        running.add(reference, other)
+    assert np.isnan(running.result()[0])
+    assert running.result()[1] == pytest.approx(twin.divergence(reference, other).kl[1])
+
+
+def test_parts_of_different_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="same shape"):
+        twin.RunningDivergence(2).add(random_logits(2, 1, 8), random_logits(2, 1, 7))

@@ -75,3 +75,25 @@ def test_an_override_that_matches_nothing_is_a_mistake() -> None:
 
 def test_types_are_known_in_either_case() -> None:
     assert parse_type("q6_K") is parse_type(" Q6_K ") is GgmlType.Q6_K
+
+
+def test_chosen_types_go_before_the_formats_and_behind_a_users() -> None:
+    chosen = {DOWN: GgmlType.Q5_K, VALUE: GgmlType.IQ4_XS, HEAD: GgmlType.Q4_K}
+    asked = Recipe.parse("q4_k_m", ["ffn_down=q8_0"], "q6_k")
+    recipe = Recipe(asked.format, asked.overrides, asked.output_type, chosen)
+    assert recipe.type_of(VALUE, SHAPE, 32) is GgmlType.IQ4_XS
+    assert recipe.type_of(DOWN, SHAPE, 32) is GgmlType.Q8_0
+    assert recipe.type_of(HEAD, SHAPE, 32) is GgmlType.Q6_K
+    assert recipe.type_of("blk.9.ffn_up.weight", SHAPE, 32) is GgmlType.Q4_K
+    assert Recipe("q4_k_m", chosen=chosen).type_of(HEAD, SHAPE, 32) is GgmlType.Q4_K
+    assert recipe.adjustments == asked.adjustments
+
+
+def test_only_a_user_wants_a_type() -> None:
+    recipe = Recipe(
+        "q4_k_m", Recipe.parse("q4_k_m", ["ffn_down=q8_0"]).overrides, chosen={VALUE: GgmlType.Q5_K}
+    )
+    assert recipe.wants(DOWN)
+    assert not recipe.wants(VALUE)
+    assert not recipe.wants(HEAD)
+    assert Recipe("q4_k_m", output_type=GgmlType.Q8_0).wants(HEAD)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ayaedge import Bundle
+from ayaedge import Bundle, InvalidOptionError
 from ayaedge.cli import console
 from ayaedge.cli import export as cli_export
 from ayaedge_export.exporter import DECODER_FORMATS, VISION_FORMATS
@@ -244,6 +245,20 @@ def test_an_importance_matrix_goes_from_calibration_into_a_bundle(tiny: Path, tm
         (["--tensor-type", "(=q6_k"], "not a regular expression"),
         (["--output-type", "q9"], "q9"),
         (["--threads", "-3"], "threads must be a whole number"),
+        (
+            ["--effort", "best", "--target-size", "4.6 cups"],
+            "a size is written like 4.6GB or 850MB, not '4.6 cups'",
+        ),
+        (["--effort", "best", "--target-size", "0GB"], "must be positive"),
+        (["--effort", "best", "--target-bpw", "-4"], "must be positive"),
+        (["--effort", "best", "--target-bpw", "nan"], "must be positive"),
+        (["--effort", "best", "--target-bpw", "4.5", "--target-size", "2MB"], "not both"),
+        (["--target-bpw", "4.5"], "only the effort best can aim at a size"),
+        (["--effort", "fast", "--calibrate", "builtin"], "the effort fast does not look at text"),
+        (["--effort", "best", "--imatrix", "m.gguf"], "leave the matrix out"),
+        (["--effort", "best", "--quant", "q8_0"], "best is for q4_k_m, q5_k_m, q6_k, not q8_0"),
+        (["--effort", "best", "--feedback-block", "100"], "multiples of 256, not 100"),
+        (["--effort", "best", "--feedback-block", "-256"], "multiples of 256, not -256"),
     ],
 )
 def test_options_of_an_export_that_cannot_be_followed_are_refused_first(
@@ -254,6 +269,79 @@ def test_options_of_an_export_that_cannot_be_followed_are_refused_first(
     assert says in result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_effort_that_does_not_exist_is_a_wrong_use(tiny: Path, tmp_path: Path) -> None:
+    result = ayaedge("export", tiny, "-o", tmp_path / "b", "--effort", "extreme")
+    assert result.returncode == 2
+    assert "'fast', 'calibrated', 'best'" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_effort_gives_a_bundle_that_says_so(tiny: Path, tmp_path: Path) -> None:
+    text, bundle = tmp_path / "text.txt", tmp_path / "b"
+    text.write_text("What color is the circle? The circle is red.\n\nThe square is blue.", "utf-8")
+    result = ayaedge(
+        "export", tiny, "-o", bundle, "--effort", "best", "--calibrate", text, "--target-size", "2.1MB",
+        "--feedback-block", "0",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "expected" in result.stderr
+    assert (bundle / "decoder.gguf").stat().st_size <= 2_100_000
+    shown = ayaedge("info", bundle).stdout
+    assert "error feedback from text.txt, types chosen by measurement" in shown
+    figures = json.loads(ayaedge("info", bundle, "--json").stdout)["parity"]
+    assert figures["best, predicted KL divergence of the chosen types (nats)"] > 0
+    assert ayaedge("verify", bundle).returncode == 0
+
+
+def test_a_size_that_is_too_small_names_the_least(tiny: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The circle is red.", "utf-8")
+    result = ayaedge(
+        "export",
+        tiny,
+        "-o",
+        tmp_path / "b",
+        "--effort",
+        "best",
+        "--calibrate",
+        text,
+        "--target-size",
+        "100 kB",
+    )
+    assert result.returncode == 1
+    assert "error: this decoder cannot be made so small: its least is 1." in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        ("4.6GB", 4_600_000_000),
+        ("850MB", 850_000_000),
+        (" 850 m ", 850_000_000),
+        ("1.5kB", 1500),
+        ("2t", 2 * 10**12),
+        ("123456", 123456),
+        ("12B", 12),
+    ],
+)
+def test_sizes_are_written_with_decimal_units(written: str, size: int) -> None:
+    assert cli_export.parse_size(written) == size
+
+
+@pytest.mark.parametrize("written", ["", "GB", "-1GB", "4.6GiB", "4,6GB", "1e9", "4.6 GB GB", ".5GB", "nan"])
+def test_what_is_no_size_is_refused(written: str) -> None:
+    with pytest.raises(InvalidOptionError, match=r"written like 4\.6GB or 850MB"):
+        cli_export.parse_size(written)
+
+
+def test_plan_shows_what_each_effort_is_expected_to_take(tiny: Path) -> None:
+    shown = ayaedge("plan", "--export", tiny)
+    assert re.search(r"by effort: fast .*, calibrated .*, best ", shown.stderr), shown.stderr
+    seconds = json.loads(ayaedge("plan", "--export", tiny, "--json").stdout)["decoder_seconds"]
+    assert 0 < seconds["fast"] < seconds["calibrated"] < seconds["best"]
 
 
 def test_plan_shows_types_and_the_disk_needed(tiny: Path) -> None:

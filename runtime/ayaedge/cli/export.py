@@ -109,7 +109,7 @@ def export(
         *effort_faults(effort, quant, budget, importance=imatrix is not None, text=calibrate is not None)
     )
     widest = max(opened.config.text.hidden_size, opened.config.text.intermediate_size)
-    feedback = FeedbackOptions(block=feedback_block or widest)
+    feedback = FeedbackOptions(block=feedback_block or -(-widest // 256) * 256)
     plan_decoder(opened.config.text, recipe)  # says at once what cannot be followed
     target = output or Path(exporter.default_name(opened, quant, vision))
     exporter.check_target(target, force=force)
