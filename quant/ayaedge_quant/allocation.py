@@ -45,7 +45,7 @@ def allocate(
         return best
     if sum(min(choice.slow for choice in choices) for choices in items.values()) > slow_limit:
         raise ValueError("no allocation has so few slow weights")
-    low, high = 0.0, sum(choice.loss for choice in best.values()) / slow_limit if slow_limit else 1.0
+    low, high = 0.0, (loss_of(best.values()) or 1.0) / max(1, slow_limit)
     while slow_of((found := _cheapest(items, budget, high)).values()) > slow_limit:
         low, high = high, 16 * high
         if not np.isfinite(high):

@@ -63,7 +63,7 @@ def passages(checkpoint: Checkpoint, lengths: tuple[int, ...], seed: int) -> Pas
 
 @pytest.fixture(scope="module")
 def text(checkpoint: Checkpoint) -> Passages:
-    return passages(checkpoint, (70, 1, 120), seed=1)
+    return passages(checkpoint, (40, 1, 69), seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -94,6 +94,11 @@ def test_what_cannot_fit_is_an_error_with_both_figures() -> None:
     assert bytes_of(allocate(items, least).values()) == least
 
 
+def test_a_limit_on_slow_weights_is_kept_where_nothing_is_lost() -> None:
+    items = {"a": [Choice(GgmlType.Q4_K, 100, 0.0, 0), Choice(GgmlType.IQ4_XS, 80, 0.0, 9)]}
+    assert slow_of(allocate(items, 100, slow_limit=4).values()) == 0
+
+
 def test_a_limit_on_slow_weights_that_cannot_be_kept_is_an_error() -> None:
     items = {"a": [Choice(GgmlType.Q4_K, 100, 1.0, 5), Choice(GgmlType.Q5_K, 120, 0.5, 9)]}
     with pytest.raises(ValueError, match="slow"):
