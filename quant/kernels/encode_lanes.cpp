@@ -371,19 +371,18 @@ void take_super_blocks(const float *from, int count, float *to) {
 
 }  // namespace
 
-extern "C" bool AYAEDGE_NAME(encode_lanes)(int32_t type, const float *x, const float *importance, int count,
+extern "C" void AYAEDGE_NAME(encode_lanes)(int32_t type, const float *x, const float *importance, int count,
                                            uint8_t *out, int64_t stride, bool with_codes) {
-    switch (type) {
-        case Q4_K: encode_affine(FOUR_BITS, x, importance, count, out, stride, with_codes); return true;
-        case Q5_K: encode_affine(FIVE_BITS, x, importance, count, out, stride, with_codes); return true;
-        case Q6_K: encode_symmetric(x, importance, count, out, stride, with_codes); return true;
-        default: return false;
-    }
+    if (type == Q6_K)
+        encode_symmetric(x, importance, count, out, stride, with_codes);
+    else
+        encode_affine(type == Q4_K ? FOUR_BITS : FIVE_BITS, x, importance, count, out, stride, with_codes);
 }
 
 extern "C" int64_t AYAEDGE_NAME(encode)(int32_t type, const float *x, uint8_t *out, int64_t rows, int64_t columns,
                                         const float *importance) {
     const int64_t per_row = columns / SUPER_BLOCK, blocks = rows * per_row, bytes = block_bytes(type);
+    if (!bytes) return 0;
     alignas(64) float values[SUPER_BLOCK * LANES], weights[SUPER_BLOCK * LANES];
     for (int64_t b = 0; b < blocks; b += LANES) {
         const int count = b + LANES < blocks ? LANES : (int)(blocks - b);

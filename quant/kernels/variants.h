@@ -12,8 +12,8 @@ using Encode = int64_t(int32_t type, const float *x, uint8_t *out, int64_t rows,
 
 // `count` super-blocks of 256 values, side by side, to blocks `stride` bytes apart: value i of the super-block in each
 // lane, then their values i + 1; so is `importance`, unless it is null. `count` is at most the number of lanes. Without
-// `with_codes` the blocks have scales alone. False for a type that is not known here.
-using EncodeLanes = bool(int32_t type, const float *x, const float *importance, int count, uint8_t *out, int64_t stride,
+// `with_codes` the blocks have scales alone.
+using EncodeLanes = void(int32_t type, const float *x, const float *importance, int count, uint8_t *out, int64_t stride,
                          bool with_codes);
 
 // ggml_quantize_chunk: the same for rows from `start` on.
