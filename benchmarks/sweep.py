@@ -1,9 +1,10 @@
 """How fast the column sweep is beside numpy and torch: `python benchmarks/sweep.py`, a few minutes on two cores.
 
-Three shapes of one ffn_down tensor (4096, 14336) to Q4_K: spans of 256 columns, the default route; one span of 2048;
-and all columns as one span, which the native sweep alone does unless `--all` is given. Each span is swept by all in
-turn, on two threads where they have any, and medians count. The torch form holds columns in rows, which is half as fast
-again as the usual layout; numpy's is the oracle, on every eighth span only.
+Shapes of one ffn_down tensor (4096, 14336) to Q4_K: spans of 256 columns, the default route, with grids that are
+searched on the corrected columns and with grids that are given; one span of 2048; and all columns as one span, which
+the native sweep alone does unless `--all` is given. Each span is swept by all in turn, on two threads where they have
+any, and medians count. The torch form holds columns in rows, which is half as fast again as the usual layout, and
+searches with ggml's encoder on both threads; numpy's is the oracle, on every eighth span only.
 """
 
 from __future__ import annotations
@@ -13,32 +14,46 @@ import gc
 import resource
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge_quant import kernels
 from ayaedge_quant.blocks import CODES, SUPER_BLOCK, read_grid, with_codes
-from ayaedge_quant.ggml import GgmlType, encode
+from ayaedge_quant.ggml import GgmlType, stock_encode
 from ayaedge_quant.sweep import LAZY, sweep
 
 ROWS, COLUMNS, THREADS, KIND = 4096, 14336, 2, GgmlType.Q4_K
 
 FloatArray = NDArray[np.float32]
 Blocks = NDArray[np.uint8]
-Sweep = Callable[[FloatArray, FloatArray, FloatArray], Blocks]
+Sweep = Callable[[FloatArray, FloatArray, FloatArray, "Blocks | None"], Blocks]
 
 
-def native_sweep(weights: FloatArray, feedback: FloatArray, importance: FloatArray) -> Blocks:
+def native_sweep(
+    weights: FloatArray, feedback: FloatArray, importance: FloatArray, grid: Blocks | None
+) -> Blocks:
     row_bytes = KIND.row_bytes(weights.shape[1])
-    return kernels.sweep(weights, int(KIND), row_bytes, feedback, importance, threads=THREADS)
+    return kernels.sweep(weights, int(KIND), row_bytes, feedback, importance, grid=grid, threads=THREADS)
 
 
-def numpy_sweep(weights: FloatArray, feedback: FloatArray, importance: FloatArray) -> Blocks:
-    return sweep(weights, KIND, feedback, importance)
+def numpy_sweep(
+    weights: FloatArray, feedback: FloatArray, importance: FloatArray, grid: Blocks | None
+) -> Blocks:
+    return sweep(weights, KIND, feedback, importance, grid=grid)
 
 
-def torch_sweep(weights: FloatArray, feedback: FloatArray, importance: FloatArray) -> Blocks:
+def search(weights: FloatArray, importance: FloatArray) -> Blocks:
+    """Blocks by ggml's encoder, half of the rows on each thread."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = pool.map(lambda rows: stock_encode(rows, KIND, importance), np.array_split(weights, THREADS))
+        return np.concatenate(list(parts))
+
+
+def torch_sweep(
+    weights: FloatArray, feedback: FloatArray, importance: FloatArray, grid: Blocks | None
+) -> Blocks:
     """The same loop: rank-1 updates within a lazy block, one product for the columns behind it."""
     import torch
 
@@ -47,15 +62,16 @@ def torch_sweep(weights: FloatArray, feedback: FloatArray, importance: FloatArra
     rows, columns = weights.shape
     left, take = torch.from_numpy(weights).T.contiguous(), torch.from_numpy(feedback)
     chosen = torch.empty((columns, rows), dtype=torch.int8)
-    blocks = np.empty((rows, KIND.row_bytes(columns)), np.uint8)
+    blocks = np.empty((rows, KIND.row_bytes(columns)), np.uint8) if grid is None else grid
     for start in range(0, columns, LAZY):
         stop = start + LAZY
         if start % SUPER_BLOCK == 0:
             here = slice(start, start + SUPER_BLOCK)
             there = slice(KIND.row_bytes(start), KIND.row_bytes(here.stop))
-            blocks[:, there] = encode(left[here].T.contiguous().numpy(), KIND, importance[here])
-            grid = read_grid(np.ascontiguousarray(blocks[:, there]), KIND)
-            step, offset = (torch.from_numpy(part).T.contiguous() for part in grid)
+            if grid is None:
+                blocks[:, there] = search(left[here].T.contiguous().numpy(), importance[here])
+            scales = read_grid(np.ascontiguousarray(blocks[:, there]), KIND)
+            step, offset = (torch.from_numpy(part).T.contiguous() for part in scales)
         near = left[start:stop]
         errors = torch.empty_like(near)
         for i in range(LAZY):
@@ -68,9 +84,9 @@ def torch_sweep(weights: FloatArray, feedback: FloatArray, importance: FloatArra
     return with_codes(blocks, KIND, chosen.T.contiguous().numpy())
 
 
-def seconds(one: Sweep, *given: FloatArray) -> tuple[float, Blocks]:
+def seconds(one: Sweep, given: tuple[FloatArray, ...], grid: Blocks | None = None) -> tuple[float, Blocks]:
     started = time.perf_counter()
-    blocks = one(*given)
+    blocks = one(*given, grid)
     return time.perf_counter() - started, blocks
 
 
@@ -86,18 +102,19 @@ def drawn(columns: int, seed: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     return weights, feedback, np.exp(2 * rng.standard_normal(columns)).astype(np.float32)
 
 
-def compare(columns: int, spans: int, rounds: int) -> list[float]:
+def compare(columns: int, spans: int, rounds: int, is_given: bool) -> list[float]:
     """Seconds for all spans: native, numpy, torch."""
     took: list[list[float]] = [[], [], []]
     for number in range(spans * rounds):
         given = drawn(columns, number)
-        elapsed, blocks = seconds(native_sweep, *given)
+        grid = native_sweep(*given, None) if is_given else None
+        elapsed, blocks = seconds(native_sweep, given, grid)
         took[0].append(elapsed)
         if number % 8 == 0:
-            elapsed, expected = seconds(numpy_sweep, *given)
+            elapsed, expected = seconds(numpy_sweep, given, grid)
             took[1].append(elapsed)
             assert np.array_equal(blocks, expected)
-        elapsed, similar = seconds(torch_sweep, *given)
+        elapsed, similar = seconds(torch_sweep, given, grid)
         took[2].append(elapsed)
         assert (blocks == similar).mean() > 0.95  # its products are summed in another order
     return [spans * float(np.median(one)) for one in took]
@@ -112,17 +129,22 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="torch sweeps the full width too")
     options = parser.parse_args()
     given = drawn(COLUMNS, 0)
-    full, _ = seconds(native_sweep, *given)
+    full, _ = seconds(native_sweep, given)
     peak = peak_megabytes()  # before anything else is loaded
-    full_torch = f"{seconds(torch_sweep, *given)[0]:.0f}" if options.all else "–"
+    full_torch = f"{seconds(torch_sweep, given)[0]:.0f}" if options.all else "–"
     del given
     gc.collect()
     print(
         f"| {ROWS} rows, {KIND.name}, {THREADS} threads | native, s | numpy, s | times | torch, s | times |"
     )
     print("|---|---|---|---|---|---|")
-    for name, columns, spans, rounds in (("56 spans of 256", 256, 56, 1), ("one span of 2048", 2048, 1, 5)):
-        ours, oracle, torch = compare(columns, spans, rounds)
+    cases = [
+        ("56 spans of 256", 256, 56, 1, False),
+        ("the same, grids given", 256, 56, 1, True),
+        ("one span of 2048", 2048, 1, 5, False),
+    ]
+    for name, *case in cases:
+        ours, oracle, torch = compare(*case)
         figures = f"{ours:.2f} | {oracle:.1f} | {oracle / ours:.0f} | {torch:.2f} | {torch / ours:.1f}"
         print(f"| {name} | {figures} |", flush=True)
     print(f"| one span of {COLUMNS}; {peak:.0f} MB | {full:.1f} | – | – | {full_torch} | – |")
