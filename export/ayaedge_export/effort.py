@@ -40,6 +40,8 @@ _ALL_STREAMS = 23
 """Streams of probes: 7 linears in each third of the layers, the head, and the exact one."""
 _STREAMS = 16
 """Those that go through a layer, on average: a third's begin with it."""
+_BESIDE_PRODUCTS = 1.2
+"""Attention, covariances and pictures: measured at the 8B's width."""
 
 FAST_TYPE = GgmlType.Q4_K
 """What llama.cpp multiplies fastest on x86: it interleaves rows of this type only (ggml-cpu/repack.cpp)."""
@@ -172,7 +174,7 @@ def predict_seconds(checkpoint: Checkpoint, effort: Effort, tokens: int = MAX_TO
     # best tries types on samples, rounds each group on one thread, and sweeps
     encodings = {"fast": 1, "calibrated": 1, "best": 4}[effort]
     encoding = encodings * (body + head) / (_encoding_speed() * (os.cpu_count() or 1))
-    return operations / _matrix_speed() + encoding
+    return _BESIDE_PRODUCTS * operations / _matrix_speed() + encoding
 
 
 def _matrix_speed() -> float:

@@ -131,7 +131,7 @@ def decode(blocks: NDArray[np.uint8], kind: GgmlType) -> NDArray[np.float32]:
 
 def stock_encoder(kind: GgmlType, *, weighted: bool) -> int | None:
     """Address of `ggml_quantize_chunk`, for kernels that need an encoder; None where ours gives the same bytes."""
-    if _kernel_agrees(kind, weighted=weighted):
+    if kind in _FAST and _kernel_agrees(kind, weighted=weighted):
         return None
     return ctypes.cast(_library().ggml_quantize_chunk, ctypes.c_void_p).value
 

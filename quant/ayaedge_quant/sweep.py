@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge_quant.blocks import CODES, SUPER_BLOCK, Blocks, read_grid, with_codes
+from ayaedge_quant.blocks import CODES, SUPER_BLOCK, Blocks, levels, nearest_codes, read_grid, with_codes
 from ayaedge_quant.ggml import GgmlType, encode
 
 FloatArray = NDArray[np.float32]
@@ -36,7 +36,7 @@ def sweep(
     are. The grid is searched anew at each super-block, by ggml's encoder with `importance` (columns,) on the columns as
     corrected so far; or it is that of the blocks `grid`.
     """
-    codes = CODES[kind]
+    group_size = CODES[kind].group
     rows, columns = weights.shape
     order = np.arange(columns, dtype=np.int32) if order is None else order
     left = weights.copy()
@@ -53,13 +53,13 @@ def sweep(
         stop = start + LAZY
         errors = np.empty((rows, LAZY), np.float32)
         for number, column in enumerate(order[start:stop]):
-            group = column % SUPER_BLOCK // codes.group
+            group = column % SUPER_BLOCK // group_size
             s, o = step[:, group], offset[:, group]
             with np.errstate(divide="ignore", invalid="ignore"):
                 wanted = np.where(s == 0, np.float32(0), (left[:, column] + o) / s)
-            code = np.rint(np.clip(wanted, codes.low, codes.high))
+            code = nearest_codes(wanted, kind)
             chosen[:, column] = code
-            errors[:, number] = left[:, column] - (s * code - o)
+            errors[:, number] = left[:, column] - (s * levels(code, kind) - o)
             row = start + number
             near = slice(row + 1, stop)
             left[:, order[near]] -= errors[:, number, None] * feedback[row, near]

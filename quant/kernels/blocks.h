@@ -10,9 +10,14 @@ namespace {
 
 constexpr int SUPER_BLOCK = 256;
 
-enum Type : int32_t { Q4_K = 12, Q5_K = 13, Q6_K = 14 };  // ggml's numbers
+enum Type : int32_t { Q4_K = 12, Q5_K = 13, Q6_K = 14, IQ4_XS = 23 };  // ggml's numbers
 
-constexpr int block_bytes(int32_t type) { return type == Q4_K ? 144 : type == Q5_K ? 176 : type == Q6_K ? 210 : 0; }
+constexpr int block_bytes(int32_t type) {
+    return type == Q4_K ? 144 : type == Q5_K ? 176 : type == Q6_K ? 210 : type == IQ4_XS ? 136 : 0;
+}
+
+// What IQ4_XS's codes stand for, times a step: kvalues_iq4nl.
+constexpr int LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 inline uint16_t to_half(float value) {
     uint32_t bits;
@@ -99,6 +104,18 @@ inline void put_symmetric_codes(const uint8_t *codes, uint8_t *block) {
             high[i] = (uint8_t)(from[i] >> 4 | from[i + 32] >> 4 << 2 | from[i + 64] >> 4 << 4 | from[i + 96] >> 4 << 6);
         }
     }
+}
+
+// The j-th of IQ4_XS's eight 6-bit scales, of which 32 is zero.
+inline int uneven_scale_of(const uint8_t *block, int j) {
+    const int low = block[4 + j / 2] >> (4 * (j % 2)) & 15, high = block[2 + j / 4] >> (2 * (j % 4)) & 3;
+    return (low | high << 4) - 32;
+}
+
+inline void put_uneven_codes(const uint8_t *codes, uint8_t *block) {
+    for (int group = 0; group < 8; ++group)
+        for (int i = 0; i < 16; ++i)
+            block[8 + 16 * group + i] = codes[32 * group + i] | (uint8_t)(codes[32 * group + 16 + i] << 4);
 }
 
 }  // namespace

@@ -382,7 +382,7 @@ extern "C" void AYAEDGE_NAME(encode_lanes)(int32_t type, const float *x, const f
 extern "C" int64_t AYAEDGE_NAME(encode)(int32_t type, const float *x, uint8_t *out, int64_t rows, int64_t columns,
                                         const float *importance) {
     const int64_t per_row = columns / SUPER_BLOCK, blocks = rows * per_row, bytes = block_bytes(type);
-    if (!bytes) return 0;
+    if (type != Q4_K && type != Q5_K && type != Q6_K) return 0;
     alignas(64) float values[SUPER_BLOCK * LANES], weights[SUPER_BLOCK * LANES];
     for (int64_t b = 0; b < blocks; b += LANES) {
         const int count = b + LANES < blocks ? LANES : (int)(blocks - b);

@@ -75,12 +75,13 @@ int32_t run(const Sweep &sweep, SweepPanel *sweep_panel, int32_t threads) {
 
 }  // namespace
 
-// Rounds weights (rows, columns) with error feedback onto the grid of blocks of ggml's type `type`, Q4_K, Q5_K or Q6_K;
-// ayaedge_quant/sweep.py describes it. Rows of weights, feedback and blocks are `..._stride` apart, in floats and bytes.
+// Rounds weights (rows, columns) with error feedback onto the grid of blocks of ggml's type `type`, Q4_K, Q5_K, Q6_K or
+// IQ4_XS; ayaedge_quant/sweep.py describes it. Rows of weights, feedback and blocks are `..._stride` apart, in floats
+// and bytes.
 //
 // `feedback` (columns, columns) is read above the diagonal. `order` (columns) or null permutes the columns of each
-// super-block. With `refit` the grid is searched by our encoder, or by `stock` if it is not null, with `importance`
-// (columns) or null; without, it is that of the blocks. `widest` as for `ayaedge_encode`, which gives the same bytes.
+// super-block. With `refit` the grid is searched by our encoder, which IQ4_XS does not have, or by `stock` if it is not
+// null, with `importance` (columns) or null; without, it is that of the blocks. `widest` as for `ayaedge_encode`, which gives the same bytes.
 //
 // Returns 0; 1 if an argument makes no sense, 2 if `order` leaves a super-block or is no permutation, 3 if there is no
 // memory, 4 if a corrected weight is not finite or too large for the grid that is searched.
@@ -90,6 +91,7 @@ AYAEDGE_API int32_t ayaedge_sweep(int32_t type, const float *weights, int64_t ro
                                   uint8_t *blocks, int64_t block_stride, int32_t threads, int32_t widest) {
     if (!weights || !feedback || !blocks || rows < 0 || columns < 0 || threads < 1) return BAD_ARGUMENTS;
     if (!block_bytes(type) || columns % SUPER_BLOCK) return BAD_ARGUMENTS;
+    if (type == IQ4_XS && refit && !stock) return BAD_ARGUMENTS;
     for (int64_t start = 0; order && start < columns; start += SUPER_BLOCK)
         if (!is_permutation(order, start)) return BAD_ORDER;
     const Sweep sweep{type,       weights, rows,       weight_stride, columns, feedback,    feedback_stride,

@@ -116,7 +116,12 @@ void read_grid(const Sweep &sweep, const Group &group, int64_t start) {
             for (int j = 0; j < 16; ++j) group.step[j * LANES + row] = factor * (float)(int8_t)block[192 + j];
             continue;
         }
-        const float factor = get_half(block), minimum = get_half(block + 2);
+        const float factor = get_half(block);
+        if (sweep.type == IQ4_XS) {
+            for (int j = 0; j < 8; ++j) group.step[j * LANES + row] = factor * (float)uneven_scale_of(block, j);
+            continue;
+        }
+        const float minimum = get_half(block + 2);
         for (int j = 0; j < 8; ++j) {
             group.step[j * LANES + row] = factor * (float)scale_of(block + 4, j);
             group.offset[j * LANES + row] = minimum * (float)minimum_of(block + 4, j);
@@ -130,6 +135,8 @@ void put_codes(const Sweep &sweep, const Group &group, int64_t start) {
         uint8_t *block = block_of(sweep, group, row, start);
         if (sweep.type == Q6_K)
             put_symmetric_codes(codes, block);
+        else if (sweep.type == IQ4_XS)
+            put_uneven_codes(codes, block);
         else
             put_affine_codes(sweep.type, codes, block);
     }
@@ -149,22 +156,45 @@ struct Codes {  // of a type
     Floats low, high;
     int group;   // columns that share a step
     int stored;  // what is added to a code in a block
+    bool uneven;  // whether codes stand for LEVELS
 };
 
 Codes codes_of(int32_t type) {
-    return type == Q6_K ? Codes{all(-32), all(31), 16, 32} : Codes{all(0), all(type == Q5_K ? 31 : 15), 32, 0};
+    if (type == Q6_K) return {all(-32), all(31), 16, 32, false};
+    return {all(0), all(type == Q5_K ? 31 : 15), 32, 0, type == IQ4_XS};
+}
+
+// The nearest of LEVELS, the lower of two, and its code.
+Floats nearest_level(const Floats &wanted, Ints &code) {
+    Floats level = all((float)LEVELS[0]);
+    code = Ints{};
+    for (int k = 1; k < 16; ++k) {
+        const Ints above = wanted > all((float)(LEVELS[k - 1] + LEVELS[k]) / 2);
+        level = select(above, all((float)LEVELS[k]), level);
+        code = code + (above & 1);
+    }
+    return level;
 }
 
 // Rounds one column; its error is returned.
 Floats round_column(const Codes &codes, const Group &group, int64_t column, const Floats &value) {
     const int within = (int)(column % SUPER_BLOCK), part = within / codes.group;
     const Floats step = load(group.step + part * LANES), offset = load(group.offset + part * LANES);
-    const Floats wanted = larger(smaller((value + offset) / step, codes.high), codes.low);  // not NaN
-    const Floats shifted = select(step == 0.f, all(0), wanted) + 12582912.f;                // see `nearest`
+    const Floats wanted = (value + offset) / step;
+    Floats level;
+    Ints code;
+    if (codes.uneven) {
+        level = nearest_level(select(step == 0.f, all(0), wanted), code);
+    } else {
+        const Floats limited = larger(smaller(wanted, codes.high), codes.low);    // not NaN
+        const Floats shifted = select(step == 0.f, all(0), limited) + 12582912.f;  // see `nearest`
+        level = shifted - 12582912.f;
+        code = bits_of(shifted) + codes.stored;
+    }
     int32_t stored[LANES];
-    store(stored, bits_of(shifted) + codes.stored);
+    store(stored, code);
     for (int row = 0; row < LANES; ++row) group.codes[row * SUPER_BLOCK + within] = (uint8_t)stored[row];
-    return value - (step * (shifted - 12582912.f) - offset);
+    return value - (step * level - offset);
 }
 
 // `sums` and the products of `count` errors with the feedback to COLUMNS columns, in order.

@@ -19,7 +19,7 @@ int32_t ayaedge_sweep(int32_t, const float *, int64_t, int64_t, int64_t, const f
 
 namespace {
 
-constexpr int TYPES[] = {12, 13, 14}, BYTES[] = {144, 176, 210};
+constexpr int TYPES[] = {12, 13, 14, 23}, BYTES[] = {144, 176, 210, 136};  // the last is only swept
 constexpr float INFINITE = std::numeric_limits<float>::infinity(), NOTHING = std::numeric_limits<float>::quiet_NaN();
 constexpr float ODD[] = {0.f,  -0.f, 1e-41f, 1e-20f, 1e4f,     -6e4f,   65504.f,
                          1e6f, 1e20f, 3e38f, -3e38f, INFINITE, NOTHING};
@@ -86,7 +86,7 @@ void sweeps(int kind, int odd, float strength, int32_t widest) {
             const auto order = shuffled(columns);
             std::vector<uint8_t> blocks((rows - 1) * block_stride + bytes);
             for (uint8_t &byte : blocks) byte = (uint8_t)generator();  // grids with every kind of half float
-            for (int refit = 0; refit < 2; ++refit)
+            for (int refit = 0; refit < (TYPES[kind] == 23 ? 1 : 2); ++refit)  // for which ggml must search
                 for (int options = 0; options < 4; ++options) {
                     const int32_t status = ayaedge_sweep(
                         TYPES[kind], x.data(), rows, stride, columns, feedback.data(), columns + 1,
@@ -110,6 +110,7 @@ void refusals() {
     check(status(12, 0, 256, 1) == 0, "a sweep of no rows");
     check(status(12, 1, 0, 1) == 0, "a sweep of no columns");
     check(status(2, 1, 256, 1) == 1, "a sweep of another type");
+    check(status(23, 1, 256, 1) == 1, "a search without an encoder");
     check(status(12, -1, 256, 1) == 1, "a sweep of fewer than no rows");
     check(status(12, 1, 255, 1) == 1, "a sweep of no whole block");
     check(status(12, 1, 256, 0) == 1, "a sweep without threads");
@@ -125,9 +126,9 @@ int main() {
     divergences();
     refusals();
     for (int32_t widest = -1; widest <= 2; ++widest)
-        for (int kind = 0; kind < 3; ++kind)
+        for (int kind = 0; kind < 4; ++kind)
             for (int odd : {0, 6, 13}) {
-                encodings(kind, odd, widest);
+                if (TYPES[kind] != 23) encodings(kind, odd, widest);
                 for (float strength : {0.01f, 0.5f}) sweeps(kind, odd, strength, widest);
             }
     std::puts("no complaints");

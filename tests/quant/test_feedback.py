@@ -17,7 +17,7 @@ from ayaedge_quant.sweep import sweep
 
 FloatArray = NDArray[np.float32]
 COLUMNS, POSITIONS = 512, 800
-OTHERS = (GgmlType.IQ4_XS, GgmlType.Q8_0, GgmlType.F16)
+OTHERS = (GgmlType.Q8_0, GgmlType.F16)
 kinds = pytest.mark.parametrize("kind", list(CODES))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ayaedge_quant import ggml, kernels
-from ayaedge_quant.blocks import CODES, read_codes, read_grid
+from ayaedge_quant.blocks import CODES, levels, read_codes, read_grid
 from ayaedge_quant.ggml import GgmlType, encode
 from ayaedge_quant.sweep import sweep
 
@@ -161,7 +161,7 @@ def test_ggmls_encoder_can_search_the_grid(kind: GgmlType) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_blocks_are_valid_and_stand_for_step_times_code_less_offset(kind: GgmlType) -> None:
+def test_blocks_are_valid_and_stand_for_step_times_level_less_offset(kind: GgmlType) -> None:
     x, (_, feedback, importance) = weights(64, 1024), inputs(1024)
     blocks = native(x, kind, feedback, importance)
     base = ctypes.CDLL(str(ggml.library_path()))
@@ -169,7 +169,7 @@ def test_blocks_are_valid_and_stand_for_step_times_code_less_offset(kind: GgmlTy
     base.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
     assert base.ggml_validate_row_data(int(kind), blocks.ctypes.data, blocks.nbytes)
     step, offset = (np.repeat(part, CODES[kind].group, axis=1) for part in read_grid(blocks, kind))
-    assert np.array_equal(dequantized(blocks, kind), step * read_codes(blocks, kind) - offset)
+    assert np.array_equal(dequantized(blocks, kind), step * levels(read_codes(blocks, kind), kind) - offset)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -238,6 +238,7 @@ def test_weights_and_grid_stay_as_they_are() -> None:
         ({"kind": 8}, "512 columns of type 8 are not 288 bytes of whole blocks"),
         ({"weights": np.full((4, 512), np.nan, np.float32)}, "not finite or too large"),
         ({"weights": np.full((4, 512), 1e5, np.float32)}, "not finite or too large"),
+        ({"kind": 23, "row_bytes": 272}, "refused a sweep"),  # for which ggml must search
         ({"threads": -1}, "refused a sweep with -1 threads"),
     ],
 )
