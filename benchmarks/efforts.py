@@ -67,6 +67,7 @@ def export_all(work: Path) -> dict[str, Bundle]:
         BASELINE: calibrated,
         "error feedback, the format's types": variant("rule", "best", Budget(choose_types=False)),
         "best": variant("best", "best"),
+        "best, given these bytes": variant("given", "best", Budget(rule_bytes)),
         "best at 0.94 x the bytes": variant("smaller", "best", Budget(int(0.94 * rule_bytes))),
     }
 

@@ -35,9 +35,10 @@ from torch import Tensor
 from torch.nn import functional
 from whisper_model import LANGUAGES
 
+from ayaedge_export.effort import FAST_TYPES
 from ayaedge_export.survey import KINDS, PROBE, THIRDS
 from ayaedge_quant import kernels
-from ayaedge_quant.allocation import Choice, allocate, bytes_of, loss_of, slow_of
+from ayaedge_quant.allocation import Choice, allocate, bytes_of, loss_of
 from ayaedge_quant.covariance import BLOCK, Covariance
 from ayaedge_quant.divergence import Divergence
 from ayaedge_quant.feedback import Compensator
@@ -62,7 +63,6 @@ OTHER = {"prose": "django", "django": "prose"}
 SHARES = (0.9, 0.94, 1.0, 1.1, 1.2, 1.35)
 """Budgets in the chart, in parts of the rule's bytes."""
 PORTIONS = 3
-FAST_TYPE = GgmlType.Q4_K
 
 
 # Model
@@ -222,7 +222,7 @@ class Run:
     """One configuration that is measured."""
 
     rounding: Rounding = FEEDBACK
-    types: str = FAST_TYPE.name
+    types: str = GgmlType.Q4_K.name
     """A type for all linears, or see `Bench.types`."""
     corpus: str = "prose"
     portion: int = 0
@@ -305,7 +305,7 @@ def fixed_rule(decoder: Decoder) -> dict[str, GgmlType]:
 
 def choice_of(weights: Tensor, kind: GgmlType, loss: float = 0.0) -> Choice:
     rows, columns = weights.shape
-    return Choice(kind, rows * kind.row_bytes(columns), loss, 0 if kind is FAST_TYPE else weights.numel())
+    return Choice(kind, rows * kind.row_bytes(columns), loss)
 
 
 def group_of(name: str, layers: int) -> str:
@@ -414,7 +414,7 @@ class Bench:
         return Score(**self._kept(_key(run), lambda: asdict(self._score(run))))
 
     def types(self, name: str) -> dict[str, GgmlType]:
-        """By a type's name, `rule`, or `allocation SHARE` of its bytes; with ` fast` behind it not slower either."""
+        """By a type's name, `rule`, or `allocation SHARE` of its bytes; with ` fast` behind it of fast types."""
         if name == "rule":
             return fixed_rule(self.decoder)
         if not name.startswith("allocation"):
@@ -426,10 +426,13 @@ class Bench:
         rule = self.choices(fixed_rule(self.decoder)).values()
         _, share, *fast = name.split()
         items = {
-            of: [choice_of(weights, kind, self._losses[of][kind.name]) for kind in KINDS]
+            of: [
+                choice_of(weights, kind, self._losses[of][kind.name])
+                for kind in (FAST_TYPES if fast else KINDS)
+            ]
             for of, weights in self.decoder.weights.items()
         }
-        return allocate(items, int(float(share) * bytes_of(rule)), slow_limit=slow_of(rule) if fast else None)
+        return allocate(items, int(float(share) * bytes_of(rule)))
 
     def choices(self, types: Mapping[str, GgmlType]) -> dict[str, Choice]:
         """These types with their losses."""
@@ -535,8 +538,8 @@ def show_allocation(bench: Bench) -> None:
     runs = {
         "fixed rule, importance matrix": Run(IMPORTANCE, "rule"),
         "fixed rule": Run(types="rule"),
-        "chosen, the rule's bytes (at most 0.85)": Run(types="allocation 1.0"),
-        "chosen, the rule's bytes and slow weights": Run(types="allocation 1.0 fast"),
+        "chosen, the rule's bytes, K-quants (at most 0.85)": Run(types="allocation 1.0 fast"),
+        "chosen, the rule's bytes, all types": Run(types="allocation 1.0"),
         "chosen, 0.94 of the bytes (at most 1)": Run(types="allocation 0.94"),
     }
     _score_table(bench, runs, Run(types="rule"))

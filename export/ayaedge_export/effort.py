@@ -20,7 +20,7 @@ from ayaedge_export.survey import KINDS, Survey
 from ayaedge_quant.allocation import Choice, allocate, loss_of
 from ayaedge_quant.covariance import Covariance
 from ayaedge_quant.ggml import GgmlType, encode
-from ayaedge_quant.recipes import EMBEDDINGS, DecoderFormat, Recipe
+from ayaedge_quant.recipes import DecoderFormat, Recipe
 
 Effort = Literal["fast", "calibrated", "best"]
 """Weights as they are; weighed by an importance matrix; error feedback and types chosen for the tensors."""
@@ -43,8 +43,9 @@ _STREAMS = 16
 _BESIDE_PRODUCTS = 1.2
 """Attention, covariances and pictures: measured at the 8B's width."""
 
-FAST_TYPE = GgmlType.Q4_K
-"""What llama.cpp multiplies fastest on x86: it interleaves rows of this type only (ggml-cpu/repack.cpp)."""
+FAST_TYPES = (GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K)
+"""What llama.cpp multiplies about equally fast, with kernels for many positions at once: on x86 it has none for Q8_0,
+which takes twice as long there, and on Arm none for IQ4_XS."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Budget:
     bits_per_weight: float | None = None
     choose_types: bool = True
     """Whether tensors may get other types than the format has for them; without it there is no size to aim at."""
+
+    @property
+    def has_size(self) -> bool:
+        """Whether it is the user's own."""
+        return self.nbytes is not None or self.bits_per_weight is not None
 
 
 @dataclass(frozen=True)
@@ -96,26 +102,24 @@ def choose_types(
 ) -> Allocation:
     """The types with the least predicted loss within the budget; a user's own choices stay.
 
-    Without a budget no more weights get slowly multiplied types than the format has them. `header_bytes` is what the
-    file holds in front of its tensors. Raises InvalidOptionError if it cannot be kept.
+    Without a budget the bytes are the format's, and types only such that take its place at no cost in speed.
+    `header_bytes` is what the file holds in front of its tensors. Raises InvalidOptionError if it cannot be kept.
     """
     plan = plan_tensors(text, recipe)
     rule = {tensor.name: _choice(tensor, tensor.kind, survey) for tensor in plan}
     items = {
-        tensor.name: [_choice(tensor, kind, survey) for kind in _kinds(tensor, recipe, survey)]
+        tensor.name: [_choice(tensor, kind, survey) for kind in _kinds(tensor, recipe, survey, budget)]
         for tensor in plan
     }
     if not budget.choose_types:
         items = {name: [choice] for name, choice in rule.items()}
-    most, slow_limit = sum(choice.nbytes for choice in rule.values()), None
+    most = sum(choice.nbytes for choice in rule.values())
     if budget.nbytes is not None:
         most = budget.nbytes - header_bytes
     elif budget.bits_per_weight is not None:
         most = int(budget.bits_per_weight * sum(math.prod(tensor.shape) for tensor in plan) / 8)
-    else:
-        slow_limit = sum(choice.slow for choice in rule.values())
     try:
-        chosen = allocate(items, most, slow_limit=slow_limit)
+        chosen = allocate(items, most)
     except ValueError:
         least = sum(min(choice.nbytes for choice in choices) for choices in items.values())
         weights = sum(math.prod(tensor.shape) for tensor in plan)
@@ -137,21 +141,19 @@ def check_budget(text: TextConfig, recipe: Recipe, budget: Budget, *, header_byt
     choose_types(Survey(unmeasured, {}, Covariance(0)), text, recipe, budget, header_bytes=header_bytes)
 
 
-def _kinds(tensor: PlannedTensor, recipe: Recipe, survey: Survey) -> tuple[GgmlType, ...]:
-    measured = tuple(survey.losses.get(tensor.name, ()))
-    # a type that the format falls back to, for rows that are no whole blocks, is not measured
-    free = tensor.kind in measured and not recipe.wants(tensor.name)
-    return measured if free else (tensor.kind,)
+def _kinds(tensor: PlannedTensor, recipe: Recipe, survey: Survey, budget: Budget) -> tuple[GgmlType, ...]:
+    measured = survey.losses.get(tensor.name, ())
+    kinds = tuple(kind for kind in measured if budget.has_size or kind in FAST_TYPES)
+    # a type that the format falls back to, for rows that are no whole blocks, is none of them
+    return kinds if tensor.kind in kinds and not recipe.wants(tensor.name) else (tensor.kind,)
 
 
 def _choice(tensor: PlannedTensor, kind: GgmlType, survey: Survey) -> Choice:
     count = math.prod(tensor.shape)
     nbytes = count // tensor.shape[-1] * kind.row_bytes(tensor.shape[-1])
     padded = nbytes + -nbytes % int(gguf.GGUF_DEFAULT_ALIGNMENT)
-    # the head works on one position at a time, where all types are limited by memory
-    slow = tensor.name != EMBEDDINGS and len(tensor.shape) > 1 and kind is not FAST_TYPE
     loss = survey.losses.get(tensor.name, {}).get(kind, 0.0)
-    return Choice(kind, padded, loss, count if slow else 0)
+    return Choice(kind, padded, loss)
 
 
 def predict_seconds(checkpoint: Checkpoint, effort: Effort, tokens: int = MAX_TOKENS) -> float:

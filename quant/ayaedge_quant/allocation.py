@@ -15,8 +15,6 @@ from ayaedge_quant.ggml import GgmlType
 
 STATES = 8192
 """Partial allocations that are kept: with fewer there is no rounding, and the result is the best one."""
-_PENALTIES = 24
-"""Halvings of the interval in which the price of slow weights is searched."""
 
 
 class Choice(NamedTuple):
@@ -25,67 +23,23 @@ class Choice(NamedTuple):
     kind: GgmlType
     nbytes: int
     loss: float
-    slow: int = 0
-    """Weights that are multiplied more slowly than others when stored so."""
 
 
-def allocate(
-    items: Mapping[str, Sequence[Choice]], budget: int, *, slow_limit: int | None = None
-) -> dict[str, Choice]:
+def allocate(items: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choice]:
     """One choice for each tensor, at most `budget` bytes in all, with the least sum of losses.
 
-    `slow_limit` bounds the sum of `Choice.slow` too. Exact while there are at most `STATES` undominated partial
-    allocations; beyond that they are thinned out by size. Raises ValueError if nothing fits.
+    Exact while there are at most `STATES` undominated partial allocations; beyond that they are thinned out by size.
+    Raises ValueError if nothing fits.
     """
-    least = sum(min(choice.nbytes for choice in choices) for choices in items.values())
-    if least > budget:
-        raise ValueError(f"the smallest types need {least:,} bytes, and {budget:,} are allowed")
-    best = _cheapest(items, budget, 0.0)
-    if slow_limit is None or slow_of(best.values()) <= slow_limit:
-        return best
-    if sum(min(choice.slow for choice in choices) for choices in items.values()) > slow_limit:
-        raise ValueError("no allocation has so few slow weights")
-    low, high = 0.0, (loss_of(best.values()) or 1.0) / max(1, slow_limit)
-    while slow_of((found := _cheapest(items, budget, high)).values()) > slow_limit:
-        low, high = high, 16 * high
-        if not np.isfinite(high):
-            raise ValueError(f"no allocation of {budget:,} bytes has so few slow weights")
-    for _ in range(_PENALTIES):
-        middle = (low + high) / 2
-        tried = _cheapest(items, budget, middle)
-        if slow_of(tried.values()) > slow_limit:
-            low = middle
-        else:
-            high = middle
-            if loss_of(tried.values()) < loss_of(found.values()):
-                found = tried
-    return found
-
-
-def loss_of(choices: Iterable[Choice]) -> float:
-    """Sum of the losses."""
-    return sum(choice.loss for choice in choices)
-
-
-def slow_of(choices: Iterable[Choice]) -> int:
-    """Number of slow weights."""
-    return sum(choice.slow for choice in choices)
-
-
-def bytes_of(choices: Iterable[Choice]) -> int:
-    """Sum of the sizes."""
-    return sum(choice.nbytes for choice in choices)
-
-
-def _cheapest(items: Mapping[str, Sequence[Choice]], budget: int, price: float) -> dict[str, Choice]:
-    """The allocation with the least loss, each slow weight adding `price` to it."""
-    sizes, losses = np.zeros(1, np.int64), np.zeros(1)
     rest = sum(min(choice.nbytes for choice in choices) for choices in items.values())
+    if rest > budget:
+        raise ValueError(f"the smallest types need {rest:,} bytes, and {budget:,} are allowed")
+    sizes, losses = np.zeros(1, np.int64), np.zeros(1)
     steps: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     for choices in items.values():
         rest -= min(choice.nbytes for choice in choices)
         more = np.array([choice.nbytes for choice in choices], np.int64)
-        cost = np.array([choice.loss + price * choice.slow for choice in choices])
+        cost = np.array([choice.loss for choice in choices])
         all_sizes, all_losses = (sizes[:, None] + more).ravel(), (losses[:, None] + cost).ravel()
         kept = _undominated(all_sizes, all_losses, budget - rest)
         sizes, losses = all_sizes[kept], all_losses[kept]
@@ -96,6 +50,16 @@ def _cheapest(items: Mapping[str, Sequence[Choice]], budget: int, price: float) 
         chosen[name] = choices[picks[state]]
         state = int(parents[state])
     return {name: chosen[name] for name in items}
+
+
+def loss_of(choices: Iterable[Choice]) -> float:
+    """Sum of the losses."""
+    return sum(choice.loss for choice in choices)
+
+
+def bytes_of(choices: Iterable[Choice]) -> int:
+    """Sum of the sizes."""
+    return sum(choice.nbytes for choice in choices)
 
 
 def _undominated(sizes: NDArray[np.int64], losses: NDArray[np.float64], limit: int) -> NDArray[np.int64]:
