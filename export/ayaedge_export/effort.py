@@ -20,7 +20,7 @@ from ayaedge_export.survey import KINDS, Survey
 from ayaedge_quant.allocation import Choice, allocate, loss_of
 from ayaedge_quant.covariance import Covariance
 from ayaedge_quant.ggml import GgmlType, encode
-from ayaedge_quant.recipes import DecoderFormat, Recipe
+from ayaedge_quant.recipes import EMBEDDINGS, DecoderFormat, Recipe
 
 Effort = Literal["fast", "calibrated", "best"]
 """Weights as they are; weighed by an importance matrix; error feedback and types chosen for the tensors."""
@@ -44,8 +44,8 @@ _BESIDE_PRODUCTS = 1.2
 """Attention, covariances and pictures: measured at the 8B's width."""
 
 FAST_TYPES = (GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K)
-"""What llama.cpp multiplies about equally fast, with kernels for many positions at once: on x86 it has none for Q8_0,
-which takes twice as long there, and on Arm none for IQ4_XS."""
+"""What llama.cpp multiplies in a time that hardly grows by more than the bytes do. For many positions at once it has no
+kernel for Q8_0 on x86, which takes twice as long there, and none for IQ4_XS on Arm."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,9 @@ def choose_types(
 ) -> Allocation:
     """The types with the least predicted loss within the budget; a user's own choices stay.
 
-    Without a budget the bytes are the format's, and types only such that take its place at no cost in speed.
-    `header_bytes` is what the file holds in front of its tensors. Raises InvalidOptionError if it cannot be kept.
+    Without a budget it costs no speed either: the bytes are the format's, for the head as for all layers together, and
+    the types `FAST_TYPES`. `header_bytes` is what the file holds in front of its tensors. Raises InvalidOptionError if
+    it cannot be kept.
     """
     plan = plan_tensors(text, recipe)
     rule = {tensor.name: _choice(tensor, tensor.kind, survey) for tensor in plan}
@@ -144,8 +145,10 @@ def check_budget(text: TextConfig, recipe: Recipe, budget: Budget, *, header_byt
 def _kinds(tensor: PlannedTensor, recipe: Recipe, survey: Survey, budget: Budget) -> tuple[GgmlType, ...]:
     measured = survey.losses.get(tensor.name, ())
     kinds = tuple(kind for kind in measured if budget.has_size or kind in FAST_TYPES)
+    # bytes of the head spent on layers would cost time: a prefill needs those for each position, and the head once
+    fixed = recipe.wants(tensor.name) or (tensor.name == EMBEDDINGS and not budget.has_size)
     # a type that the format falls back to, for rows that are no whole blocks, is none of them
-    return kinds if tensor.kind in kinds and not recipe.wants(tensor.name) else (tensor.kind,)
+    return (tensor.kind,) if fixed or tensor.kind not in kinds else kinds
 
 
 def _choice(tensor: PlannedTensor, kind: GgmlType, survey: Survey) -> Choice:

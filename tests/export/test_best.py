@@ -18,7 +18,7 @@ from ayaedge_export.effort import FAST_TYPES, Budget
 from ayaedge_export.error_feedback import FeedbackOptions
 from ayaedge_export.evaluate import evaluate_bundle
 from ayaedge_export.exporter import export_checkpoint
-from ayaedge_quant.recipes import DecoderFormat, Recipe
+from ayaedge_quant.recipes import EMBEDDINGS, DecoderFormat, Recipe
 from random_checkpoint import Shape, write_random_checkpoint
 
 NEARER = 0.65
@@ -49,6 +49,11 @@ def stored(bundle: Bundle) -> Stored:
 @pytest.fixture(scope="module")
 def best(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export_checkpoint(tiny, tmp_path_factory.mktemp("best") / "b", effort="best")
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export_checkpoint(tiny, tmp_path_factory.mktemp("plain") / "b", effort="fast")
 
 
 @pytest.fixture(scope="module")
@@ -95,20 +100,19 @@ def test_the_manifest_says_what_was_done_and_what_it_should_give(best: Bundle) -
     assert 0 < chosen < fixed < 0.01
 
 
-def test_the_number_of_chosen_types_is_that_of_the_file(best: Bundle, tiny: Path, tmp_path: Path) -> None:
-    plain = stored(export_checkpoint(tiny, tmp_path / "b", effort="fast")).types
-    changed = [kind.lower() for name, kind in stored(best).types.items() if kind != plain[name]]
+def test_the_number_of_chosen_types_is_that_of_the_file(best: Bundle, plain: Bundle) -> None:
+    before = stored(plain).types
+    changed = [kind.lower() for name, kind in stored(best).types.items() if kind != before[name]]
     counts = ", ".join(f"{changed.count(kind)} {kind}" for kind in sorted(set(changed)))
     assert changed
     assert best.manifest.formats.adjustments[1] == f"types chosen by measurement ({counts})"
 
 
-def test_without_a_budget_it_is_no_larger_and_no_slower_than_the_format(
-    best: Bundle, tiny: Path, tmp_path: Path
-) -> None:
-    plain = export_checkpoint(tiny, tmp_path / "b", effort="fast")
+def test_without_a_budget_it_is_no_larger_and_no_slower_than_the_format(best: Bundle, plain: Bundle) -> None:
+    types = stored(best).types
     assert best.decoder_path.stat().st_size <= plain.decoder_path.stat().st_size
-    assert set(stored(best).types.values()) <= {"F32", *(kind.name for kind in FAST_TYPES)}
+    assert set(types.values()) <= {"F32", *(kind.name for kind in FAST_TYPES)}
+    assert types[EMBEDDINGS] == stored(plain).types[EMBEDDINGS]
     assert best.decoder_path.stat().st_size > 0.9 * plain.decoder_path.stat().st_size
 
 

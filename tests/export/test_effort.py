@@ -29,7 +29,7 @@ from ayaedge_export.effort import (
 from ayaedge_export.survey import KINDS, Survey
 from ayaedge_quant.covariance import Covariance
 from ayaedge_quant.ggml import GgmlType
-from ayaedge_quant.recipes import DecoderFormat, Recipe
+from ayaedge_quant.recipes import EMBEDDINGS, DecoderFormat, Recipe
 
 HEADER = 1000
 FORMAT = Budget()
@@ -145,6 +145,7 @@ def test_without_a_budget_nothing_is_larger_or_slower_and_less_is_lost(
     unchanged = Allocation({}, 0.0, 0.0)
     assert sizes(checkpoint, found, recipe)[0] <= sizes(checkpoint, unchanged, recipe)[0]
     assert set(found.kinds.values()) <= set(FAST_TYPES)
+    assert EMBEDDINGS not in found.kinds
     # the K-quant with most bits everywhere leaves nothing to choose
     assert found.predicted < found.fixed_rule or (fmt == "q6_k" and not found.kinds)
 
