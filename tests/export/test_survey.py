@@ -31,6 +31,10 @@ GROUPS = (
 )  # fmt: skip
 AGREEMENT = 2e-2
 """Covariances summed in another order move a few weights to the next code."""
+SENSITIVITY_AGREEMENT = 1e-1
+"""Two scales of a super-block that are equally good for the loss differ in what they do to the answers: importances
+that differ by 1e-6 moved one of the sensitivities by 5 %.
+"""
 
 
 def wide(text_type: str) -> Shape:
@@ -135,7 +139,7 @@ def test_a_sensitivity_is_what_rounding_this_group_alone_does(
     ]
     expected = divergence(*logits).kl.mean() / loss
     assert rounded
-    assert found.sensitivities[group] == pytest.approx(expected, rel=AGREEMENT)
+    assert found.sensitivities[group] == pytest.approx(expected, rel=SENSITIVITY_AGREEMENT)
 
 
 def test_every_linear_is_in_a_group_and_has_a_loss_for_each_type(

@@ -61,7 +61,7 @@ def test_positions_without_weight_do_not_count() -> None:
     some, all_of_them = Covariance(32, 32), Covariance(32, 32)
     some.add(x[:30], weights[:30])
     all_of_them.add(x, weights)
-    np.testing.assert_allclose(all_of_them.inputs(0), some.inputs(0), rtol=1e-6)
+    assert_near(all_of_them.inputs(0), some.inputs(0))
 
 
 def test_without_targets_there_are_none() -> None:
