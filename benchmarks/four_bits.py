@@ -35,7 +35,6 @@ from torch import Tensor
 from torch.nn import functional
 from whisper_model import LANGUAGES
 
-from ayaedge_export.effort import FAST_TYPES
 from ayaedge_export.survey import KINDS, PROBE, THIRDS
 from ayaedge_quant import kernels
 from ayaedge_quant.allocation import Choice, allocate, bytes_of, loss_of
@@ -414,7 +413,7 @@ class Bench:
         return Score(**self._kept(_key(run), lambda: asdict(self._score(run))))
 
     def types(self, name: str) -> dict[str, GgmlType]:
-        """By a type's name, `rule`, or `allocation SHARE` of its bytes; with ` fast` behind it of fast types."""
+        """By a type's name, `rule`, or `allocation SHARE` of its bytes; with ` own` behind it of the rule's types."""
         if name == "rule":
             return fixed_rule(self.decoder)
         if not name.startswith("allocation"):
@@ -423,12 +422,14 @@ class Bench:
 
     def allocation(self, name: str) -> dict[str, Choice]:
         """The choices that `types` gives for `allocation ...`."""
-        rule = self.choices(fixed_rule(self.decoder)).values()
-        _, share, *fast = name.split()
+        types = fixed_rule(self.decoder)
+        rule = self.choices(types).values()
+        _, share, *own = name.split()
         items = {
             of: [
                 choice_of(weights, kind, self._losses[of][kind.name])
-                for kind in (FAST_TYPES if fast else KINDS)
+                for kind in KINDS
+                if not own or kind in types.values()
             ]
             for of, weights in self.decoder.weights.items()
         }
@@ -538,7 +539,7 @@ def show_allocation(bench: Bench) -> None:
     runs = {
         "fixed rule, importance matrix": Run(IMPORTANCE, "rule"),
         "fixed rule": Run(types="rule"),
-        "chosen, the rule's bytes, K-quants (at most 0.85)": Run(types="allocation 1.0 fast"),
+        "chosen, the rule's bytes and types (at most 0.85)": Run(types="allocation 1.0 own"),
         "chosen, the rule's bytes, all types": Run(types="allocation 1.0"),
         "chosen, 0.94 of the bytes (at most 1)": Run(types="allocation 0.94"),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -42,10 +42,6 @@ _STREAMS = 16
 """Those that go through a layer, on average: a third's begin with it."""
 _BESIDE_PRODUCTS = 1.2
 """Attention, covariances and pictures: measured at the 8B's width."""
-
-FAST_TYPES = (GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K)
-"""What llama.cpp multiplies in a time that hardly grows by more than the bytes do. For many positions at once it has no
-kernel for Q8_0 on x86, which takes twice as long there, and none for IQ4_XS on Arm."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +98,16 @@ def choose_types(
 ) -> Allocation:
     """The types with the least predicted loss within the budget; a user's own choices stay.
 
-    Without a budget it costs no speed either: the bytes are the format's, for the head as for all layers together, and
-    the types `FAST_TYPES`. `header_bytes` is what the file holds in front of its tensors. Raises InvalidOptionError if
-    it cannot be kept.
+    Without a size the head keeps its type, and the layers get only types that the format has for them, within its
+    bytes: as much of each at other places, which no machine is slower with. `header_bytes` is what the file holds in
+    front of its tensors. Raises InvalidOptionError if the budget cannot be kept.
     """
     plan = plan_tensors(text, recipe)
     rule = {tensor.name: _choice(tensor, tensor.kind, survey) for tensor in plan}
     items = {
-        tensor.name: [_choice(tensor, kind, survey) for kind in _kinds(tensor, recipe, survey, budget)]
-        for tensor in plan
+        tensor.name: [_choice(tensor, kind, survey) for kind in kinds]
+        for tensor, kinds in zip(plan, _kinds(plan, recipe, survey, budget), strict=True)
     }
-    if not budget.choose_types:
-        items = {name: [choice] for name, choice in rule.items()}
     most = sum(choice.nbytes for choice in rule.values())
     if budget.nbytes is not None:
         most = budget.nbytes - header_bytes
@@ -142,13 +136,23 @@ def check_budget(text: TextConfig, recipe: Recipe, budget: Budget, *, header_byt
     choose_types(Survey(unmeasured, {}, Covariance(0)), text, recipe, budget, header_bytes=header_bytes)
 
 
-def _kinds(tensor: PlannedTensor, recipe: Recipe, survey: Survey, budget: Budget) -> tuple[GgmlType, ...]:
-    measured = survey.losses.get(tensor.name, ())
-    kinds = tuple(kind for kind in measured if budget.has_size or kind in FAST_TYPES)
-    # bytes of the head spent on layers would cost time: a prefill needs those for each position, and the head once
-    fixed = recipe.wants(tensor.name) or (tensor.name == EMBEDDINGS and not budget.has_size)
-    # a type that the format falls back to, for rows that are no whole blocks, is none of them
-    return (tensor.kind,) if fixed or tensor.kind not in kinds else kinds
+def _kinds(
+    plan: Sequence[PlannedTensor], recipe: Recipe, survey: Survey, budget: Budget
+) -> Iterator[tuple[GgmlType, ...]]:
+    """What each tensor may become."""
+
+    def is_free(tensor: PlannedTensor) -> bool:
+        # a type that the format falls back to, for rows that are no whole blocks, was not measured
+        measured = tensor.kind in survey.losses.get(tensor.name, ())
+        stays = recipe.wants(tensor.name) or (tensor.name == EMBEDDINGS and not budget.has_size)
+        return budget.choose_types and measured and not stays
+
+    own = {tensor.kind for tensor in plan if is_free(tensor)}
+    for tensor in plan:
+        if is_free(tensor):
+            yield tuple(kind for kind in survey.losses[tensor.name] if budget.has_size or kind in own)
+        else:
+            yield (tensor.kind,)
 
 
 def _choice(tensor: PlannedTensor, kind: GgmlType, survey: Survey) -> Choice:

@@ -14,7 +14,7 @@ from ayaedge import AyaVision, InvalidOptionError
 from ayaedge.bundle import Bundle, check_hashes
 from ayaedge_export.calibration_text import BUILTIN, CalibrationText
 from ayaedge_export.checkpoint import open_checkpoint
-from ayaedge_export.effort import FAST_TYPES, Budget
+from ayaedge_export.effort import Budget
 from ayaedge_export.error_feedback import FeedbackOptions
 from ayaedge_export.evaluate import evaluate_bundle
 from ayaedge_export.exporter import export_checkpoint
@@ -22,7 +22,7 @@ from ayaedge_quant.recipes import EMBEDDINGS, DecoderFormat, Recipe
 from random_checkpoint import Shape, write_random_checkpoint
 
 NEARER = 0.65
-"""Of the KL divergence of the effort calibrated on the trained checkpoint; measured are 0.36."""
+"""Of the KL divergence of the effort calibrated on the trained checkpoint; measured are 0.38."""
 SHORT = CalibrationText("short", {"en": BUILTIN.passages["en"][:1], "ja": BUILTIN.passages["ja"][:1]})
 
 
@@ -111,8 +111,9 @@ def test_the_number_of_chosen_types_is_that_of_the_file(best: Bundle, plain: Bun
 def test_without_a_budget_it_is_no_larger_and_no_slower_than_the_format(best: Bundle, plain: Bundle) -> None:
     types = stored(best).types
     assert best.decoder_path.stat().st_size <= plain.decoder_path.stat().st_size
-    assert set(types.values()) <= {"F32", *(kind.name for kind in FAST_TYPES)}
-    assert types[EMBEDDINGS] == stored(plain).types[EMBEDDINGS]
+    before = stored(plain).types
+    assert set(types.values()) <= set(before.values())
+    assert types[EMBEDDINGS] == before[EMBEDDINGS]
     assert best.decoder_path.stat().st_size > 0.9 * plain.decoder_path.stat().st_size
 
 
