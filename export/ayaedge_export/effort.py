@@ -99,7 +99,7 @@ def choose_types(
     """The types with the least predicted loss within the budget; a user's own choices stay.
 
     Without a size the head keeps its type, and the layers get only types that the format has for them, within its
-    bytes: as much of each at other places, which no machine is slower with. `header_bytes` is what the file holds in
+    bytes: as much of each at other places, which takes no longer. `header_bytes` is what the file holds in
     front of its tensors. Raises InvalidOptionError if the budget cannot be kept.
     """
     plan = plan_tensors(text, recipe)
