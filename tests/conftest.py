@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from ayaedge.decoder import Decoder
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.reference import Reference
 from random_checkpoint import write_shrunk_release
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs in the background
 
 WIDE_WINDOW = 512
 ROOT = Path(__file__).parents[1]
