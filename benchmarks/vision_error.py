@@ -24,6 +24,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ayaedge.machine import processor
+from ayaedge.vision import EXACT_PRODUCTS
 from ayaedge_export import vision_int8
 from ayaedge_export.config import VisionConfig
 from ayaedge_export.tensors import WeightSource
@@ -133,6 +135,9 @@ class Backbone:
 def session(model: bytes | Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    if processor().saturates:
+        for name, value in EXACT_PRODUCTS.items():
+            options.add_session_config_entry(name, value)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

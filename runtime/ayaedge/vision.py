@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 ON_PROCESSORS_ONLY = ("int8", "int8-block")
 """Formats whose operators exist for CPUs alone; a GPU would hand every product back."""
+EXACT_PRODUCTS = {"session.x64quantprecision": "1"}
+"""Lets ONNX Runtime multiply bytes in a slower way, which does not saturate on any processor."""
 _WARNINGS, _FATAL = 2, 4
 """Of ONNX Runtime's log: below warnings come hundreds of lines about every step of loading."""
 _WAITING = {
@@ -39,7 +41,7 @@ _WAITING = {
 busy process, where spinning without end cost 16 % and once three times. After a tile they stop at once, because the
 decoder needs the processor."""
 _LARGE_GRAPH = 64 << 20
-"""Bytes of weights from which arranging them takes long enough to keep the result."""
+"""Bytes of weights from which time matters: that for arranging them is worth keeping the result."""
 _PREPARED_GROWTH = 2.1
 """Size of a prepared graph to the bundle's: it holds the weights in both orders."""
 _NO_MEMORY = re.compile(r"bad_alloc|bad allocation|failed to allocate|out of memory", re.IGNORECASE)
@@ -178,13 +180,14 @@ def _open_session(
         if session is not None:
             return session
     saturates = manifest.formats.vision == "int8" and processor().saturates
-    if saturates:
-        logger.warning(
-            "this processor has no instruction for products of bytes: the int8 vision tower runs in a slower way that "
-            "cannot saturate; a bundle exported with --vision int8-block is faster here"
-        )
-    entries = {"session.x64quantprecision": "1"} if saturates else {}
     weights = manifest.vision_bytes
+    if saturates:
+        logger.log(
+            logging.WARNING if weights >= _LARGE_GRAPH else logging.INFO,
+            "this processor has no instruction for products of bytes: the int8 vision tower runs in a slower way that "
+            "cannot saturate; a bundle exported with --vision int8-block is faster here",
+        )
+    entries = EXACT_PRODUCTS if saturates else {}
     if prepared is not None and weights >= _LARGE_GRAPH:
         session = _prepared_session(
             path, options, entries, prepared, _prepared_key(manifest, saturates), weights
