@@ -33,6 +33,7 @@ from ayaedge.errors import CheckpointError, ExportError, InvalidOptionError
 from ayaedge_export.bundle_writer import check_target, staged_bundle, what_is_left, write_manifest
 from ayaedge_export.calibration_text import BUILTIN, CalibrationText
 from ayaedge_export.checkpoint import Checkpoint, check_finite, open_checkpoint, text_tensors
+from ayaedge_export.countdown import Countdown
 from ayaedge_export.decoder_gguf import ARCHITECTURES, Advance, write_decoder
 from ayaedge_export.effort import Budget, Effort, effort_faults
 from ayaedge_export.error_feedback import FeedbackOptions
@@ -264,9 +265,12 @@ def _measured(
 
     path = journal.directory / _IMPORTANCE
     if not journal.of(_IMPORTANCE):
-        write_imatrix(
-            path, collect(checkpoint, text, on_step=lambda done, of: advance(0, f"calibrating {done}/{of}"))
-        )
+        countdown = Countdown(checkpoint.config.text.num_layers)
+
+        def calibrated(done: int, of: int) -> None:
+            advance(0, countdown.label(f"calibrating {done}/{of}", done))
+
+        write_imatrix(path, collect(checkpoint, text, on_step=calibrated))
         journal.add_file(_IMPORTANCE)
     return read_imatrix(path)
 

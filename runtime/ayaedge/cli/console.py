@@ -58,11 +58,14 @@ def print_table(table: Table) -> None:
 
 
 @contextmanager
-def byte_progress(total: int) -> Iterator[Callable[[int, str], None]]:
-    """A bar over bytes; called with how many more are done, and what they belong to."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
+def byte_progress(total: int, *, even: bool = True) -> Iterator[Callable[[int, str], None]]:
+    """A bar over bytes; called with how many more are done, and what they belong to.
+
+    With speed and time left where bytes are all the work, at an `even` speed.
+    """
+    columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn()]
+    if even:
+        columns += [TransferSpeedColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=stderr, transient=True) as progress:
         task = progress.add_task("reading", total=total)
 

@@ -118,7 +118,8 @@ def export(
     if effort in ("calibrated", "best"):
         announce("expected", f"about {_minutes(predict_seconds(opened, effort))} for the decoder's weights")
     try:
-        with byte_progress(exporter.work_bytes(opened)) as advance:
+        even = effort not in ("calibrated", "best")  # these say themselves what is left
+        with byte_progress(exporter.work_bytes(opened), even=even) as advance:
             bundle = exporter.export_checkpoint(
                 opened, target, quant=recipe, vision=vision, importance=importance, calibrate=text,
                 effort=effort, budget=budget, feedback=feedback, trace=trace,
