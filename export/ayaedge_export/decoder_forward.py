@@ -1,4 +1,4 @@
-"""The decoder as plain numpy: the readable twin of llama.cpp's Cohere graphs, for collecting statistics.
+"""The decoder in numpy: the readable twin of llama.cpp's Cohere graphs, for collecting statistics.
 
 Many sequences go through it together, layer by layer, so that every weight is read once and at most one matrix
 is in memory. It knows nothing of files, of number formats or of what is done with the inputs that it shows.
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge_export.config import TextConfig
+from ayaedge_quant.products import multiply
 
 FloatArray = NDArray[np.float32]
 Observe = Callable[[str, int, FloatArray], None]
@@ -115,11 +116,11 @@ class StoredLinears:
 
     def rows(self, name: str, start: int, stop: int, x: FloatArray) -> FloatArray:
         """See `Linears.rows`."""
-        return x @ self._weights.read_rows(f"{name}.weight", start, stop).T
+        return multiply(x, self._weights.read_rows(f"{name}.weight", start, stop).T)
 
     def columns(self, name: str, start: int, stop: int, x: FloatArray) -> FloatArray:
         """See `Linears.columns`."""
-        return x @ self.matrix(name)[:, start:stop].T
+        return multiply(x, self.matrix(name)[:, start:stop].T)
 
     def matrix(self, name: str) -> FloatArray:
         """A whole weight (out, in), which is kept until another one is wanted."""

@@ -20,6 +20,7 @@ from ayaedge_export.survey import KINDS, Survey
 from ayaedge_quant.allocation import Choice, allocate, loss_of
 from ayaedge_quant.covariance import Covariance
 from ayaedge_quant.ggml import GgmlType, encode
+from ayaedge_quant.products import multiply
 from ayaedge_quant.recipes import EMBEDDINGS, DecoderFormat, Recipe
 
 Effort = Literal["fast", "calibrated", "best"]
@@ -189,7 +190,7 @@ def predict_seconds(checkpoint: Checkpoint, effort: Effort, tokens: int = MAX_TO
 def _matrix_speed() -> float:
     """Floating-point operations a second in products like the decoder's."""
     x, weights = np.ones((2048, 1024), np.float32), np.ones((1024, 1024), np.float32)
-    return 2 * x.size * len(weights) / _shortest(lambda: x @ weights)
+    return 2 * x.size * len(weights) / _shortest(lambda: multiply(x, weights))
 
 
 def _encoding_speed() -> float:

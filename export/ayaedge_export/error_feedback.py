@@ -22,6 +22,7 @@ from ayaedge_export.tensors import slabs
 from ayaedge_quant.covariance import BLOCK, DAMPING, Covariance
 from ayaedge_quant.feedback import TARGET_DAMPING, Compensator
 from ayaedge_quant.ggml import GgmlType, decode, encode
+from ayaedge_quant.products import multiply
 
 FloatArray = NDArray[np.float32]
 Blocks = NDArray[np.uint8]
@@ -131,11 +132,11 @@ class Rounder:
 
     def _product(self, x: FloatArray, exact: FloatArray, rounded: FloatArray) -> FloatArray:
         if not self._options.rounded_inputs:
-            return x @ exact.T
+            return multiply(x, exact.T)
         half = len(x) // 2
         result = np.empty((len(x), len(exact)), np.float32)
-        np.matmul(x[:half], exact.T, out=result[:half])
-        np.matmul(x[half:], rounded.T, out=result[half:])
+        multiply(x[:half], exact.T, out=result[:half])
+        multiply(x[half:], rounded.T, out=result[half:])
         return result
 
     def _observe(self, name: str, _column: int, x: FloatArray) -> None:

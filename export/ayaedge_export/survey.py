@@ -24,6 +24,7 @@ from ayaedge_quant.covariance import BLOCK, Covariance
 from ayaedge_quant.divergence import RunningDivergence
 from ayaedge_quant.feedback import Compensator
 from ayaedge_quant.ggml import GgmlType, decode, encode
+from ayaedge_quant.products import multiply
 
 FloatArray = NDArray[np.float32]
 OnStep = Callable[[int, int], None]
@@ -183,11 +184,11 @@ class _Survey:
         probed = hidden[self._probed]
         for start, stop in slabs(self._tensors.entries[f"{EMBEDDINGS}.weight"].shape):
             rows = self._tensors.read_rows(f"{EMBEDDINGS}.weight", start, stop)
-            expected = probed @ rows.T
+            expected = multiply(probed, rows.T)
             rounded = self._measure(EMBEDDINGS, start, rows, HEAD)
             for group, positions in self._streams.items():
                 matrix = rounded if group == HEAD else rows
-                running[group].add(expected, hidden[positions] @ matrix.T)
+                running[group].add(expected, multiply(hidden[positions], matrix.T))
         sensitivities = {
             group: float(running[group].result().mean()) / loss
             if (loss := self._probe_losses.get(group))
@@ -205,10 +206,10 @@ class _Survey:
     def rows(self, name: str, start: int, stop: int, x: FloatArray) -> FloatArray:
         """See `Linears.rows`."""
         weights = self._tensors.read_rows(f"{name}.weight", start, stop)
-        result = x @ weights.T
+        result = multiply(x, weights.T)
         rounded = self._measure(name, start, weights, self._group(name))
         positions = self._streams[self._group(name)]
-        result[positions] = x[positions] @ rounded.T
+        result[positions] = multiply(x[positions], rounded.T)
         return result
 
     def columns(self, name: str, start: int, stop: int, x: FloatArray) -> FloatArray:
@@ -217,7 +218,7 @@ class _Survey:
         weights = np.ascontiguousarray(self._stored.matrix(name)[:, start:stop])
         rounded = self._measure(name, 0, weights, self._group(name))
         positions = self._streams[self._group(name)]
-        result[positions] = x[positions] @ rounded.T
+        result[positions] = multiply(x[positions], rounded.T)
         return result
 
     def _measure(self, name: str, start: int, weights: FloatArray, group: str) -> FloatArray:

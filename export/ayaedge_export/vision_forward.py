@@ -1,4 +1,4 @@
-"""The vision tower and the connector as plain numpy: the readable twin of the ONNX graph.
+"""The vision tower and the connector in numpy: the readable twin of the ONNX graph.
 
 Used for two things: collecting activation statistics at export, one layer's weights in memory at a time,
 and checking the graphs. It knows nothing of files, of ONNX or of number formats; a caller who wants to
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ayaedge_export.config import VisionConfig
 from ayaedge_export.tensors import WeightSource
+from ayaedge_quant.products import multiply
 
 FloatArray = NDArray[np.float32]
 LinearFunction = Callable[[str, FloatArray], FloatArray]
@@ -69,7 +70,7 @@ def plain_linear(weights: WeightSource) -> LinearFunction:
     """Linears in float32, x W^T + b."""
 
     def apply(name: str, x: FloatArray) -> FloatArray:
-        return np.asarray(x @ weights(f"{name}.weight").T + weights(f"{name}.bias"))
+        return multiply(x, weights(f"{name}.weight").T) + weights(f"{name}.bias")
 
     return apply
 

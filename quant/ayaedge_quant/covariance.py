@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ayaedge_quant.products import multiply
+
 FloatArray = NDArray[np.float32]
 DoubleArray = NDArray[np.float64]
 
@@ -44,9 +46,9 @@ class Covariance:
         for number, span in enumerate(self.spans):
             part = x[:, span]
             weighed = weights[:, None] * part
-            self._inputs[number] += part.T @ weighed
+            self._inputs[number] += multiply(part.T, weighed)
             if self._targets is not None and targets is not None:
-                self._targets[number] += targets[:, span].T @ weighed
+                self._targets[number] += multiply(targets[:, span].T, weighed)
             if not np.isfinite(np.trace(self._inputs[number])):
                 raise ValueError("inputs of a linear are not finite")
         self._weight += float(weights.sum(dtype=np.float64))

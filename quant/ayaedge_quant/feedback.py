@@ -14,6 +14,7 @@ from ayaedge_quant import covariance, ggml, kernels
 from ayaedge_quant.blocks import CODES, SUPER_BLOCK
 from ayaedge_quant.covariance import Covariance
 from ayaedge_quant.ggml import GgmlType
+from ayaedge_quant.products import multiply
 
 FloatArray = NDArray[np.float32]
 
@@ -90,4 +91,4 @@ def processing_order(importance: FloatArray) -> NDArray[np.int32]:
 
 def _correct(weights: FloatArray, span: _Span) -> FloatArray:
     part = weights[:, span.columns]
-    return part if span.gain is None else part @ span.gain
+    return part if span.gain is None else multiply(part, span.gain)
