@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from ayaedge_export.calibration import calibration_passages
+from ayaedge.errors import ExportError
+from ayaedge_export.calibration import BestPassages, calibration_passages
 from ayaedge_export.calibration_text import CalibrationText
 from ayaedge_export.checkpoint import Checkpoint
 from ayaedge_export.countdown import Countdown
 from ayaedge_export.decoder_gguf import Advance, header_bytes
 from ayaedge_export.effort import (
-    MAX_TOKENS,
     PROBE_TOKENS,
     SURVEY_TOKENS,
     Allocation,
@@ -23,7 +25,8 @@ from ayaedge_export.effort import (
 from ayaedge_export.error_feedback import FeedbackOptions, Rounder
 from ayaedge_export.journal import Journal
 from ayaedge_export.states import Arrays, StateFile, Values
-from ayaedge_export.survey import OnStep, Passages, Survey, survey
+from ayaedge_export.survey import OnStep, Survey, survey
+from ayaedge_quant import kernels
 from ayaedge_quant.covariance import Covariance
 from ayaedge_quant.ggml import GgmlType
 from ayaedge_quant.recipes import Recipe
@@ -41,13 +44,14 @@ class BestDecoder:
     recipe: Recipe
     allocation: Allocation
     rounder: Rounder
+    text: str
+    """What was calibrated on."""
 
     @property
     def adjustments(self) -> tuple[str, ...]:
-        """For the manifest: how many tensors got another type than the format has for them."""
-        counts = Counter(kind.name.lower() for kind in self.allocation.kinds.values())
-        chosen = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-        return (f"types chosen by measurement ({chosen or 'as the format has them'})",)
+        """For the manifest: what was done, and which tensors got another type than the format has for them."""
+        chosen = list_types(self.allocation.kinds) or "as the format has them"
+        return (f"error feedback from {self.text}", f"types chosen by measurement ({chosen})")
 
     @property
     def figures(self) -> dict[str, float]:
@@ -58,6 +62,22 @@ class BestDecoder:
         }
 
 
+def check_possible(checkpoint: Checkpoint, recipe: Recipe, budget: Budget) -> None:
+    """Before anything is done: InvalidOptionError for a budget that cannot be kept, ExportError without kernels."""
+    try:
+        kernels.library_path()
+    except FileNotFoundError as error:
+        raise ExportError(f"the effort best needs the native kernels: {error}") from None
+    with TemporaryDirectory() as scratch:
+        size = header_bytes(checkpoint, Path(scratch), recipe)
+    check_budget(checkpoint.config.text, recipe, budget, header_bytes=size)
+
+
+def state_bytes(checkpoint: Checkpoint, tokens: int) -> int:
+    """Disk for what is kept for going on: two streams of hidden states, and once more while they are replaced."""
+    return 2 * 2 * 4 * tokens * checkpoint.config.text.hidden_size
+
+
 def prepare_best(
     checkpoint: Checkpoint,
     journal: Journal,
@@ -66,7 +86,6 @@ def prepare_best(
     text: CalibrationText,
     options: FeedbackOptions,
     *,
-    max_tokens: int = MAX_TOKENS,
     threads: int | None = None,
     advance: Advance,
 ) -> BestDecoder:
@@ -75,10 +94,10 @@ def prepare_best(
     Raises InvalidOptionError for a budget that cannot be kept.
     """
     text_config, size = checkpoint.config.text, header_bytes(checkpoint, journal.directory, recipe)
-    check_budget(text_config, recipe, budget, header_bytes=size)
     advance(0, "pictures to calibrate on")
-    passages, measured, probes = calibration_passages(
-        checkpoint, text, max_tokens=max_tokens, survey_tokens=min(SURVEY_TOKENS, max_tokens), probe_tokens=PROBE_TOKENS
+    passages = calibration_passages(
+        checkpoint, text, max_tokens=options.tokens, survey_tokens=min(SURVEY_TOKENS, options.tokens),
+        probe_tokens=PROBE_TOKENS,
     )  # fmt: skip
     layers = text_config.num_layers
     countdown = Countdown((1 + _ROUNDING) * layers + 1)
@@ -89,22 +108,44 @@ def prepare_best(
     def rounded(done: int, of: int) -> None:
         advance(0, countdown.label(f"rounded {done}/{of}", layers + 1 + _ROUNDING * done))
 
-    found = _surveyed(checkpoint, journal, measured, probes, options.block, threads, surveyed)
+    found = _surveyed(checkpoint, journal, passages, threads, surveyed)
     allocation = choose_types(found, text_config, recipe, budget, header_bytes=size)
     rounder = Rounder(
-        checkpoint, passages, found.head, options,
+        checkpoint, passages.rounding, found.head, options,
         state=StateFile(journal.directory / _ROUNDED, journal.fingerprint), threads=threads,
         on_step=rounded,
     )  # fmt: skip
-    return BestDecoder(replace(recipe, chosen=allocation.kinds), allocation, rounder)
+    return BestDecoder(replace(recipe, chosen=allocation.kinds), allocation, rounder, passages.text.name)
+
+
+def list_types(kinds: Mapping[str, GgmlType]) -> str:
+    """Types of tensors, by their GGUF names, in short: `q5_k: token_embd; q6_k: attn_v in 0-2 7, ffn_down in 0`."""
+    layers: dict[str, dict[str, list[int]]] = {}
+    for name, kind in kinds.items():
+        *layer, part = name.removeprefix("blk.").removesuffix(".weight").split(".")
+        layers.setdefault(kind.name.lower(), {}).setdefault(part, []).extend(map(int, layer))
+    return "; ".join(
+        f"{kind}: {', '.join(part + _ranges(found) for part, found in sorted(parts.items()))}"
+        for kind, parts in sorted(layers.items())
+    )
+
+
+def _ranges(layers: list[int]) -> str:
+    """` in 0-2 7` for the layers 0, 1, 2 and 7; nothing for none."""
+    runs: list[tuple[int, int]] = []
+    for layer in sorted(layers):
+        if runs and runs[-1][1] == layer - 1:
+            runs[-1] = runs[-1][0], layer
+        else:
+            runs.append((layer, layer))
+    names = [f"{first}-{last}" if last > first else f"{first}" for first, last in runs]
+    return f" in {' '.join(names)}" if names else ""
 
 
 def _surveyed(
     checkpoint: Checkpoint,
     journal: Journal,
-    text: Passages,
-    probes: Passages,
-    block: int,
+    passages: BestPassages,
     threads: int | None,
     on_step: OnStep,
 ) -> Survey:
@@ -113,7 +154,9 @@ def _surveyed(
     if known:
         return _from_state(*known)
     state = StateFile(journal.directory / _SURVEYED, journal.fingerprint)
-    found = survey(checkpoint, text, probes, block=block, threads=threads, state=state, on_step=on_step)
+    found = survey(
+        checkpoint, passages.survey, passages.probes, threads=threads, state=state, on_step=on_step
+    )
     file.write(*_to_state(found))
     journal.forget(_SURVEY)
     journal.add_file(_SURVEY)

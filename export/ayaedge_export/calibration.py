@@ -49,6 +49,10 @@ IMAGE_WEIGHT = 0.2
 SEQUENCE_TOKENS = 512
 """Longest sequence of text: what llama-imatrix takes by default."""
 _SMALLEST_BUDGET = 64
+"""Positions for each language."""
+_QUESTION = 200
+"""Characters of a passage that are asked about a picture, at most."""
+_SHORTEST_PROBE = 4
 _TILES = 8
 """Tiles that are encoded at once, which bounds the memory for their activations."""
 _PROBES = 64
@@ -156,6 +160,20 @@ def collect_from_bundle(
     return matrix
 
 
+@dataclass(frozen=True)
+class BestPassages:
+    """What `best` reads."""
+
+    rounding: Passages
+    """What is rounded on."""
+    survey: Passages
+    """What losses are measured on."""
+    probes: Passages
+    """The beginnings of all languages' texts, which sensitivities are measured on."""
+    text: CalibrationText
+    """What they are taken from."""
+
+
 def calibration_passages(
     checkpoint: Checkpoint,
     text: CalibrationText = BUILTIN,
@@ -164,32 +182,58 @@ def calibration_passages(
     max_tokens: int = MAX_TOKENS,
     survey_tokens: int,
     probe_tokens: int,
-) -> tuple[Passages, Passages, Passages]:
-    """What `best` reads: `max_tokens` positions to round on, others to measure losses on, and short probes.
+) -> BestPassages:
+    """At most so many positions of each kind, but some for each language; see `calibration_sequences`.
 
-    A probe is the beginning of each language's text, `probe_tokens` long. See `calibration_sequences`.
+    A text with less than half of `max_tokens` gets the builtin text beside it: few positions tell nothing of most
+    directions that a linear's input can take, and rounding errors would be moved there.
     """
     manifest = describe(checkpoint, EmbeddingTable("F32", 0, 0), Formats("fp32", "f32"))
     with checkpoint_vocabulary(checkpoint) as vocabulary:
+        text = _long_enough(text, vocabulary.tokenize, manifest.tokens.bos, max_tokens // 2)
+        least = _SMALLEST_BUDGET * len(text.passages)
         whole, measured = (
             calibration_sequences(
-                manifest, vocabulary.tokenize, text, image_weight=image_weight, max_tokens=tokens
+                manifest, vocabulary.tokenize, text, image_weight=image_weight, max_tokens=max(tokens, least)
             )
             for tokens in (max_tokens, survey_tokens)
         )
+        share = max(_SHORTEST_PROBE, probe_tokens // len(text.passages))
         starts = [
-            _text_sequences(vocabulary.tokenize, manifest.tokens.bos, passages, probe_tokens)[0]
+            ids
             for passages in text.passages.values()
+            for ids in _text_sequences(vocabulary.tokenize, manifest.tokens.bos, passages, share)
         ]
     probes = [CalibrationSequence(ids, np.ones(len(ids), np.float32)) for ids in starts]
     # pictures are encoded once for all
     rows = _embed(checkpoint, [*whole, *measured, *probes], manifest.tokens.image_patch)
     first, second = len(whole), len(whole) + len(measured)
-    return (
+    return BestPassages(
         _passages(whole, rows[:first], manifest.tokens.image_patch),
         _passages(measured, rows[first:second], manifest.tokens.image_patch),
         _passages(probes, rows[second:], manifest.tokens.image_patch),
+        text,
     )
+
+
+def _long_enough(
+    text: CalibrationText, tokenize: Callable[[str], list[int]], bos: int, positions: int
+) -> CalibrationText:
+    """`text`, with the builtin text beside it if it has fewer positions."""
+    found = 0
+    for passages in text.passages.values():
+        found += sum(map(len, _text_sequences(tokenize, bos, passages, positions)))
+    if found >= positions or text is BUILTIN:
+        return text
+    logger.warning(
+        "%s has %d tokens, and %d are needed for it alone: the builtin text is read as well",
+        text.name, found, positions,
+    )  # fmt: skip
+    both = {
+        language: (*text.passages.get(language, ()), *BUILTIN.passages.get(language, ()))
+        for language in dict.fromkeys((*text.passages, *BUILTIN.passages))
+    }
+    return CalibrationText(f"{text.name} and {BUILTIN.name}", both)
 
 
 def _passages(sequences: Sequence[CalibrationSequence], rows: Sequence[FloatArray], patch: int) -> Passages:
@@ -301,7 +345,7 @@ def _picture_prompts(
     prompts: list[_PicturePrompt] = []
     for number, picture in enumerate(pictures):
         tiles = split_tiles(picture, manifest.tiling)
-        question = text.passages[languages[number * len(languages) // len(pictures)]][-1]
+        question = text.passages[languages[number * len(languages) // len(pictures)]][-1][:_QUESTION]
         prompt = builder.build([Message("user", question, 1)], [len(tiles)])
         inside = np.zeros(len(prompt.ids), bool)
         for span in prompt.images:

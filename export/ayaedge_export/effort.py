@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
 from ayaedge.errors import InvalidOptionError
 from ayaedge_export.checkpoint import Checkpoint
@@ -23,6 +24,8 @@ from ayaedge_quant.ggml import GgmlType, encode
 from ayaedge_quant.products import multiply
 from ayaedge_quant.recipes import EMBEDDINGS, DecoderFormat, Recipe
 
+FloatArray = NDArray[np.float32]
+
 Effort = Literal["fast", "calibrated", "best"]
 """Weights as they are; weighed by an importance matrix; error feedback and types chosen for the tensors."""
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
@@ -34,15 +37,14 @@ BEST_FORMATS: tuple[DecoderFormat, ...] = ("q4_k_m", "q5_k_m", "q6_k")
 """Formats whose bytes `best` can spend otherwise."""
 SURVEY_TOKENS = 4096
 """Positions that losses are measured on."""
-PROBE_TOKENS = 20
-"""Positions of each language that the groups' sensitivities are measured on."""
-_LANGUAGES = 23
+PROBE_TOKENS = 460
+"""Positions, of all languages together, that the groups' sensitivities are measured on."""
 _ALL_STREAMS = 23
 """Streams of probes: 7 linears in each third of the layers, the head, and the exact one."""
 _STREAMS = 16
 """Those that go through a layer, on average: a third's begin with it."""
-_BESIDE_PRODUCTS = 1.2
-"""Attention, covariances and pictures: measured at the 8B's width."""
+_BESIDE_PRODUCTS = 0.2
+"""Attention, covariances and pictures, as a share of the products' time on a processor: measured at the 8B's width."""
 
 
 @dataclass(frozen=True)
@@ -178,19 +180,22 @@ def predict_seconds(checkpoint: Checkpoint, effort: Effort, tokens: int = MAX_TO
     if effort == "calibrated":
         operations = 2 * tokens * body
     elif effort == "best":
-        probes = PROBE_TOKENS * _LANGUAGES
-        positions = 2 * tokens + SURVEY_TOKENS + _STREAMS * probes
-        operations = 2 * positions * body + 2 * _ALL_STREAMS * probes * head
+        positions = 2 * tokens + SURVEY_TOKENS + _STREAMS * PROBE_TOKENS
+        operations = 2 * positions * body + 2 * _ALL_STREAMS * PROBE_TOKENS * head
     # best tries types on samples, rounds each group on one thread, and sweeps
     encodings = {"fast": 1, "calibrated": 1, "best": 4}[effort]
     encoding = encodings * (body + head) / (_encoding_speed() * (os.cpu_count() or 1))
-    return _BESIDE_PRODUCTS * operations / _matrix_speed() + encoding
+    return (
+        operations / _matrix_speed(multiply)
+        + _BESIDE_PRODUCTS * operations / _matrix_speed(np.matmul)
+        + encoding
+    )
 
 
-def _matrix_speed() -> float:
+def _matrix_speed(product: Callable[[FloatArray, FloatArray], object]) -> float:
     """Floating-point operations a second in products like the decoder's."""
     x, weights = np.ones((2048, 1024), np.float32), np.ones((1024, 1024), np.float32)
-    return 2 * x.size * len(weights) / _shortest(lambda: multiply(x, weights))
+    return 2 * x.size * len(weights) / _shortest(lambda: product(x, weights))
 
 
 def _encoding_speed() -> float:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from ayaedge_export.checkpoint import Checkpoint
 from ayaedge_export.decoder_forward import EMBEDDINGS, PART, StoredLinears, add_layer
 from ayaedge_export.decoder_gguf import PlannedTensor
+from ayaedge_export.effort import MAX_TOKENS
 from ayaedge_export.states import StateFile
 from ayaedge_export.survey import Passages
 from ayaedge_export.tensors import slabs
-from ayaedge_quant.covariance import BLOCK, DAMPING, Covariance
+from ayaedge_quant.covariance import DAMPING, Covariance
 from ayaedge_quant.feedback import TARGET_DAMPING, Compensator
 from ayaedge_quant.ggml import GgmlType, decode, encode
 from ayaedge_quant.products import multiply
@@ -30,17 +31,23 @@ OnStep = Callable[[int, int], None]
 
 _LAYERS = "language_model.model.layers."
 
+BLOCK = 1024
+"""Columns that make up for each other. The builtin text is 8,642 positions with the 8B's tokenizer, 8 for each column;
+more columns gave less KL divergence still with 6 for each (docs/quantization.md), and take longer."""
+
 
 @dataclass(frozen=True)
 class FeedbackOptions:
     """How tensors are rounded."""
 
     block: int = BLOCK
-    """Columns within which errors are made up for, a multiple of 256; more is slower and needs more text."""
+    """Columns within which errors are made up for, a multiple of 256; the head's are made up for within 256."""
     damping: float = DAMPING
     target_damping: float = TARGET_DAMPING
     rounded_inputs: bool = True
     """Whether covariances are those of the rounded model's activations, and products aim at the exact model's."""
+    tokens: int = MAX_TOKENS
+    """Most positions of text and pictures that are calibrated on."""
 
 
 class Rounder:

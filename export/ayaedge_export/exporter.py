@@ -39,6 +39,7 @@ from ayaedge_export.effort import Budget, Effort, effort_faults
 from ayaedge_export.error_feedback import FeedbackOptions
 from ayaedge_export.journal import Journal
 from ayaedge_export.plan import VisionFormat, check_disk, plan_recipe
+from ayaedge_export.states import forget_states
 from ayaedge_export.vision_graph import vision_tensors, write_vision_graph
 from ayaedge_export.vision_int8 import write_block_vision_graph, write_int8_vision_graph
 from ayaedge_quant.blocks import SUPER_BLOCK
@@ -123,16 +124,21 @@ def export_checkpoint(
     target = Path(target) if target is not None else Path(default_name(checkpoint, recipe.format, vision))
     plan = plan_recipe(checkpoint, recipe, vision, target)
     weighed_by = importance.datasets or ("a file",) if importance else (calibrate.name,) if calibrate else ()
-    what = "error feedback" if effort == "best" else "importance"
     formats = Formats(
-        vision, recipe.format, (*recipe.adjustments, *(f"{what} from {name}" for name in weighed_by))
+        vision, recipe.format, (*recipe.adjustments, *(f"importance from {name}" for name in weighed_by))
     )
     advance = advance or _ignore
+    extra_bytes = 0
+    if effort == "best":
+        from ayaedge_export.best import check_possible, state_bytes
+
+        check_possible(checkpoint, recipe, budget)
+        extra_bytes = state_bytes(checkpoint, feedback.tokens)
     try:
         settings = (effort, asdict(budget), asdict(feedback)) if effort == "best" else None
         mark = _fingerprint(checkpoint, formats, (importance or calibrate), settings, trace=trace)
         with staged_bundle(target, mark, force=force, resume=resume) as journal:
-            check_disk(plan, target, present=journal.present_bytes)
+            check_disk(plan, target, present=journal.present_bytes, extra=extra_bytes)
             if trace and not journal.of(VISION):
                 from ayaedge_export.vision_trace import check_memory
 
@@ -142,6 +148,8 @@ def export_checkpoint(
             else:
                 check_finite(checkpoint, threads or os.cpu_count() or 1, advance)
             journal.begin()
+            if not journal.pieces:
+                forget_states(journal.directory.parent)
             write_vision(checkpoint, journal, vision, trace=trace, advance=advance)
             source, figures = None, {}
             try:
@@ -159,8 +167,9 @@ def export_checkpoint(
                         advance=advance,
                     )
                     recipe, source, figures = best.recipe, best.rounder, best.figures
-                    formats = replace(formats, adjustments=(*formats.adjustments, *best.adjustments))
-                    check_disk(plan_recipe(checkpoint, recipe, vision), target, present=journal.present_bytes)
+                    formats = replace(formats, adjustments=(*recipe.adjustments, *best.adjustments))
+                    planned = plan_recipe(checkpoint, recipe, vision)
+                    check_disk(planned, target, present=journal.present_bytes, extra=extra_bytes)
                 elif calibrate:
                     importance = _measured(checkpoint, journal, calibrate, advance)
                 embeddings = write_decoder(

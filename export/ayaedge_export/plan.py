@@ -184,12 +184,12 @@ def plan_recipe(
     )
 
 
-def check_disk(plan: ExportPlan, target: Path, *, present: int = 0) -> None:
+def check_disk(plan: ExportPlan, target: Path, *, present: int = 0, extra: int = 0) -> None:
     """Raise ExportError, with both figures, if the disk of `target` cannot hold what is missing of the bundle.
 
-    `present` bytes of it are there already.
+    `present` bytes of it are there already; `extra` ones are needed until it is complete.
     """
-    missing = plan.disk_bytes - present
+    missing = plan.disk_bytes - present + extra
     free = shutil.disk_usage(_existing(target)).free
     if missing > free:
         raise ExportError(

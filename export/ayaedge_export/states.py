@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _HEADER = "header"
+_SUFFIX = ".npz"
 
 Values = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
@@ -43,3 +44,9 @@ class StateFile:
                 return header["values"], {name: file[name] for name in file.files if name != _HEADER}
         except (FileNotFoundError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
             return None
+
+
+def forget_states(directory: Path) -> None:
+    """Remove all state files in `directory`."""
+    for path in directory.glob(f"*{_SUFFIX}"):
+        path.unlink()

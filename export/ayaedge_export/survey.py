@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from ayaedge_export.checkpoint import Checkpoint
 from ayaedge_export.config import TextConfig
-from ayaedge_export.decoder_forward import EMBEDDINGS, PART, StoredLinears, add_layer, final_norm
+from ayaedge_export.decoder_forward import EMBEDDINGS, StoredLinears, add_layer, final_norm
 from ayaedge_export.decoder_gguf import gguf_name
 from ayaedge_export.states import StateFile
 from ayaedge_export.tensors import TensorSource, slabs
-from ayaedge_quant.covariance import BLOCK, Covariance
+from ayaedge_quant.covariance import Covariance
 from ayaedge_quant.divergence import RunningDivergence
 from ayaedge_quant.feedback import Compensator
 from ayaedge_quant.ggml import GgmlType, decode, encode
@@ -77,7 +77,6 @@ def survey(
     text: Passages,
     probes: Passages,
     *,
-    block: int = BLOCK,
     threads: int | None = None,
     state: StateFile | None = None,
     on_step: OnStep | None = None,
@@ -89,7 +88,7 @@ def survey(
     for each kind of linear and third of the layers that has begun.
     """
     config = checkpoint.config.text
-    run = _Survey(config, checkpoint.tensors, text, probes, block, threads)
+    run = _Survey(config, checkpoint.tensors, text, probes, threads)
     if state and (found := state.read()):
         run.restore(*found)
     while run.layer < config.num_layers:
@@ -121,11 +120,10 @@ class _Survey:
         tensors: TensorSource,
         text: Passages,
         probes: Passages,
-        block: int,
         threads: int | None,
     ):
         self.layer = 0
-        self._config, self._tensors, self._block, self._threads = config, tensors, block, threads
+        self._config, self._tensors, self._threads = config, tensors, threads
         self._stored = StoredLinears(tensors)
         self._weights = np.concatenate([text.weights, np.zeros(len(probes.ids), np.float32)])
         self._probed = slice(len(text.ids), len(self._weights))
@@ -169,10 +167,7 @@ class _Survey:
             groups = [self._group(f"language_model.model.layers.{self.layer}.{name}") for name in _LINEARS]
             self._begin(groups, np.repeat(self._probe_rows()[None], len(groups), axis=0))
         self._compensators.clear()
-        add_layer(
-            self._x, self._lengths, self._config, self.layer, self._tensors, self, self._observe,
-            part=max(PART, self._block),
-        )  # fmt: skip
+        add_layer(self._x, self._lengths, self._config, self.layer, self._tensors, self, self._observe)
         self.layer += 1
 
     def finish(self) -> Survey:
@@ -224,8 +219,8 @@ class _Survey:
     def _measure(self, name: str, start: int, weights: FloatArray, group: str) -> FloatArray:
         """Add up the losses of a part of a linear; returns it as rounded for its group's stream."""
         compensator = self._compensators[name]
-        kinds = [kind for kind in KINDS if weights.shape[1] % kind.block_size == 0]
-        total = self._tensors.entries[f"{name}.weight"].shape[0]
+        total, width = self._tensors.entries[f"{name}.weight"].shape
+        kinds = [kind for kind in KINDS if width % kind.block_size == 0]
         stride = max(1, total // _SAMPLED_ROWS)
         sample = weights[-start % stride :: stride]
         share = total / len(range(0, total, stride))
@@ -242,7 +237,7 @@ class _Survey:
 
     def _observe(self, name: str, _column: int, x: FloatArray) -> None:
         if x is not self._seen:  # linears that share an input share its covariance
-            moments = Covariance(x.shape[1], self._block)
+            moments = Covariance(x.shape[1])
             moments.add(x[: len(self._weights)], self._weights)
             self._latest, self._seen = Compensator(moments, threads=self._threads), x
         self._compensators[name] = self._latest

@@ -1,7 +1,7 @@
 """Second moments of a linear's input, and what error feedback derives from them.
 
-Only blocks along the diagonal are kept: spans of columns are rounded independently of each other, no matrix is larger
-than a span, and 256 columns keep most of what the whole matrix gives (docs/quantization.md).
+Only blocks along the diagonal are kept: spans of columns are rounded independently of each other, and no matrix is
+larger than a span. How wide they should be is measured in docs/quantization.md.
 """
 
 from __future__ import annotations

@@ -12,18 +12,22 @@ from scenes import held_out
 
 from ayaedge import AyaVision, InvalidOptionError
 from ayaedge.bundle import Bundle, check_hashes
+from ayaedge_export.best import list_types
 from ayaedge_export.calibration_text import BUILTIN, CalibrationText
 from ayaedge_export.checkpoint import open_checkpoint
 from ayaedge_export.effort import Budget
 from ayaedge_export.error_feedback import FeedbackOptions
 from ayaedge_export.evaluate import evaluate_bundle
 from ayaedge_export.exporter import export_checkpoint
+from ayaedge_quant.ggml import GgmlType
 from ayaedge_quant.recipes import EMBEDDINGS, DecoderFormat, Recipe
 from random_checkpoint import Shape, write_random_checkpoint
 
 NEARER = 0.65
 """Of the KL divergence of the effort calibrated on the trained checkpoint; measured are 0.38."""
-SHORT = CalibrationText("short", {"en": BUILTIN.passages["en"][:1], "ja": BUILTIN.passages["ja"][:1]})
+SHORT = CalibrationText("short", {language: BUILTIN.passages[language][:2] for language in ("en", "ja")})
+FEW = 400
+"""Positions that SHORT can half fill."""
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -74,7 +78,7 @@ def export_small(
 ) -> Bundle:
     return export_checkpoint(
         small, target, quant=quant, vision="fp16", effort="best", calibrate=SHORT, budget=budget or Budget(),
-        threads=threads,
+        feedback=FeedbackOptions(tokens=FEW), threads=threads,
     )  # fmt: skip
 
 
@@ -100,12 +104,18 @@ def test_the_manifest_says_what_was_done_and_what_it_should_give(best: Bundle) -
     assert 0 < chosen < fixed < 0.01
 
 
-def test_the_number_of_chosen_types_is_that_of_the_file(best: Bundle, plain: Bundle) -> None:
+def test_the_chosen_types_are_those_of_the_file(best: Bundle, plain: Bundle) -> None:
     before = stored(plain).types
-    changed = [kind.lower() for name, kind in stored(best).types.items() if kind != before[name]]
-    counts = ", ".join(f"{changed.count(kind)} {kind}" for kind in sorted(set(changed)))
+    changed = {name: GgmlType[kind] for name, kind in stored(best).types.items() if kind != before[name]}
     assert changed
-    assert best.manifest.formats.adjustments[1] == f"types chosen by measurement ({counts})"
+    assert best.manifest.formats.adjustments[1] == f"types chosen by measurement ({list_types(changed)})"
+
+
+def test_chosen_types_are_listed_in_short() -> None:
+    names = {f"blk.{layer}.attn_v.weight": GgmlType.Q6_K for layer in (10, 7, 0, 2, 1, 9)}
+    names |= {"token_embd.weight": GgmlType.Q5_K, "blk.3.ffn_down.weight": GgmlType.Q6_K}
+    assert list_types(names) == "q5_k: token_embd; q6_k: attn_v in 0-2 7 9-10, ffn_down in 3"
+    assert list_types({}) == ""
 
 
 def test_without_a_budget_it_is_no_larger_and_no_slower_than_the_format(best: Bundle, plain: Bundle) -> None:
@@ -178,14 +188,18 @@ def test_a_budget_that_cannot_be_kept_is_an_error_and_another_one_begins_anew(
         {"hidden_size": 64, "intermediate_size": 96},
         {"hidden_size": 320, "intermediate_size": 256, "num_attention_heads": 5, "num_key_value_heads": 1},
         {"hidden_size": 256, "intermediate_size": 1280},
+        {"hidden_size": 256, "intermediate_size": 1312},
     ],
-    ids=["no whole blocks", "some whole blocks", "two parts of the MLP"],
+    ids=["no whole blocks", "some whole blocks", "two parts of the MLP", "a part without whole blocks"],
 )
-def test_decoders_of_any_width_are_exported(tiny: Path, tmp_path: Path, text: dict[str, int]) -> None:
+@pytest.mark.parametrize("fmt", ["q4_k_m", "q6_k"])
+def test_decoders_of_any_width_are_exported(
+    tiny: Path, tmp_path: Path, text: dict[str, int], fmt: DecoderFormat
+) -> None:
     shape = Shape(text={**text, "num_hidden_layers": 2}, vision={"num_hidden_layers": 1})
     checkpoint = write_random_checkpoint(tmp_path / "c", tiny, shape)
-    bundle = export_small(checkpoint, tmp_path / "b")
-    plain = export_checkpoint(checkpoint, tmp_path / "plain", vision="fp16")
+    bundle = export_small(checkpoint, tmp_path / "b", quant=fmt)
+    plain = export_checkpoint(checkpoint, tmp_path / "plain", quant=fmt, vision="fp16")
     assert bundle.decoder_path.stat().st_size <= plain.decoder_path.stat().st_size
     with AyaVision.load(bundle.directory) as model:
         assert model.ask("What?", max_tokens=2) is not None

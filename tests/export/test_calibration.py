@@ -18,6 +18,7 @@ from ayaedge.errors import InvalidOptionError
 from ayaedge.prompt import Prompt
 from ayaedge_export.calibration import (
     CalibrationSequence,
+    calibration_passages,
     calibration_sequences,
     checkpoint_vocabulary,
     collect,
@@ -345,3 +346,48 @@ def test_calibration_on_all_languages_serves_the_others_better_than_english_alon
     assert english.error["en"] < ours.error["en"] < plain.error["en"]
     # measured: 7 % below both, every language below English-only; not asserted as a gain, for it is near the noise
     assert ours.of_others(ours.kl) <= KL_NOISE * min(plain.of_others(plain.kl), english.of_others(english.kl))
+
+
+def test_a_short_text_is_read_together_with_the_builtin_one(
+    tiny: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = open_checkpoint(tiny)
+    short = CalibrationText("mine", {"en": ("The circle is red.",), "?": ("Où est le carré ?",)})
+    found = calibration_passages(checkpoint, short, max_tokens=3000, survey_tokens=500, probe_tokens=460)
+    assert "the builtin text is read as well" in caplog.text
+    assert found.text.name == "mine and builtin"
+    assert found.text.passages["en"] == ("The circle is red.", *BUILTIN.passages["en"])
+    assert found.text.passages["?"] == ("Où est le carré ?",)
+    assert set(found.text.passages) == {"?", *BUILTIN.passages}
+    assert 2000 < sum(found.rounding.lengths) <= 3000
+    assert 24 * 64 >= sum(found.survey.lengths) > 1000  # some of each language, whatever was asked for
+
+
+def test_a_long_text_is_read_alone_and_its_probes_are_as_long_in_all(
+    tiny: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = open_checkpoint(tiny)
+    for text in (BUILTIN.only("en", "ja"), BUILTIN):
+        found = calibration_passages(checkpoint, text, max_tokens=1600, survey_tokens=1500, probe_tokens=460)
+        assert found.text is text
+        assert 450 <= sum(found.probes.lengths) <= 460
+    assert "builtin text is read" not in caplog.text
+
+
+def test_many_languages_have_enough_positions_and_probes(tiny: Path) -> None:
+    words = " ".join(BUILTIN.passages["en"])
+    many = CalibrationText("many", {str(number): (words,) for number in range(70)})
+    found = calibration_passages(
+        open_checkpoint(tiny), many, max_tokens=200, survey_tokens=100, probe_tokens=70
+    )
+    assert sum(found.survey.lengths) <= 70 * 64
+    assert found.probes.lengths == [4] * 70
+
+
+def test_a_long_passage_is_no_longer_a_question_than_others(exact_bundle: Bundle) -> None:
+    """A file without empty lines is one passage."""
+    lines = CalibrationText("lines", {"?": ("\n".join(PASSAGES["en"] * 20),)})
+    pictures = [part for part in sequences_of(exact_bundle, lines, max_tokens=4096) if part.tiles is not None]
+    usual = [part for part in sequences_of(exact_bundle, THREE, max_tokens=4096) if part.tiles is not None]
+    assert len(pictures) == len(usual) > 0
+    assert all(len(part.ids) < len(other.ids) + 200 for part, other in zip(pictures, usual, strict=True))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ayaedge import InvalidOptionError
 from ayaedge.bundle import DECODER
 from ayaedge_export.bundle_writer import staging_place
 from ayaedge_export.calibration import calibration_passages
@@ -16,6 +17,7 @@ from ayaedge_export.calibration_text import BUILTIN, CalibrationText
 from ayaedge_export.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.decoder_forward import EMBEDDINGS, decoder_forward, final_norm
 from ayaedge_export.decoder_gguf import PlannedTensor, plan_tensors
+from ayaedge_export.effort import Budget
 from ayaedge_export.error_feedback import FeedbackOptions, Rounder
 from ayaedge_export.exporter import export_checkpoint, work_bytes
 from ayaedge_export.states import StateFile
@@ -36,7 +38,9 @@ WIDE = Shape(
     text={"hidden_size": 256, "intermediate_size": 1280, "num_hidden_layers": LAYERS}, dtype="bfloat16"
 )
 """More inner columns than the 1024 that go through the MLP at a time, and an uneven rest."""
-SHORT = CalibrationText("short", {"en": BUILTIN.passages["en"][:1], "ja": BUILTIN.passages["ja"][:1]})
+SHORT = CalibrationText("short", {language: BUILTIN.passages[language][:2] for language in ("en", "ja")})
+FEW = 400
+"""Positions that SHORT can half fill."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,7 @@ class Rounding:
 
 
 def text_of(checkpoint: Checkpoint) -> Passages:
-    return calibration_passages(checkpoint, SHORT, max_tokens=400, survey_tokens=128, probe_tokens=4)[0]
+    return calibration_passages(checkpoint, SHORT, max_tokens=FEW, survey_tokens=128, probe_tokens=8).rounding
 
 
 def round_all(
@@ -196,7 +200,7 @@ class StopError(Exception):
     """An interruption."""
 
 
-def export(checkpoint: Path, target: Path, moment: str = "") -> list[str]:
+def export(checkpoint: Path, target: Path, moment: str = "", *, resume: bool = True) -> list[str]:
     """Export with error feedback until `moment`; returns what was done. Progress of a whole run covers all bytes."""
     opened, seen, counts = open_checkpoint(checkpoint), [], []
 
@@ -207,7 +211,10 @@ def export(checkpoint: Path, target: Path, moment: str = "") -> list[str]:
             raise StopError
 
     try:
-        export_checkpoint(opened, target, effort="best", calibrate=SHORT, vision="fp16", advance=advance)
+        export_checkpoint(
+            opened, target, effort="best", calibrate=SHORT, feedback=FeedbackOptions(tokens=FEW), vision="fp16",
+            resume=resume, advance=advance,
+        )  # fmt: skip
     except StopError:
         assert not target.exists()
     else:
@@ -253,6 +260,21 @@ def test_a_run_that_is_stopped_after_every_step_ends_as_an_undisturbed_one(
         assert export(small, target, moment)[-1] == moment
     export(small, target)
     assert (target / DECODER).read_bytes() == undisturbed[0]
+
+
+def test_a_run_that_shall_not_go_on_surveys_anew(small: Path, tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    export(small, target, "surveyed 2/4")
+    assert steps(export(small, target, "surveyed 1/4", resume=False)) == ["surveyed 1/4"]
+    assert steps(export(small, target, "surveyed 2/4")) == ["surveyed 2/4"]
+
+
+def test_a_budget_that_cannot_be_kept_costs_an_interrupted_run_nothing(small: Path, tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    export(small, target, "surveyed 2/4")
+    with pytest.raises(InvalidOptionError, match="cannot be made so small"):
+        export_checkpoint(small, target, effort="best", budget=Budget(1000))
+    assert steps(export(small, target, "surveyed 3/4")) == ["surveyed 3/4"]
 
 
 @pytest.mark.parametrize("file", ["rounded.npz", "survey.npz", "decoder"])

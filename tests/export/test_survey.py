@@ -271,13 +271,8 @@ def test_a_state_is_replaced_at_once(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
 
 
-def test_threads_do_not_matter_and_wider_blocks_do(small: Checkpoint) -> None:
-    found = survey_small(small, threads=1)
-    assert_same(survey_small(small, threads=3), found)
-    wider, down = survey_small(small, block=512), "blk.1.ffn_down.weight"
-    assert [span.stop for span in wider.head.spans] == [256]
-    assert wider.losses[down].keys() == found.losses[down].keys()
-    assert wider.losses[down][PROBE] != found.losses[down][PROBE]
+def test_threads_do_not_matter(small: Checkpoint) -> None:
+    assert_same(survey_small(small, threads=3), survey_small(small, threads=1))
 
 
 def test_widths_that_are_no_whole_blocks_are_measured_for_the_types_that_fit(

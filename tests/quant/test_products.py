@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ayaedge_quant import products
-from ayaedge_quant.products import Multiplier, find_gpu, is_worth_sending
+from ayaedge_quant.products import Multiplier, find_gpu, is_exact, is_worth_sending
 
 torch = pytest.importorskip("torch", reason="needs the extra trace")
 
@@ -85,6 +85,34 @@ def test_a_build_of_pytorch_for_processors_is_not_even_loaded(monkeypatch: pytes
     monkeypatch.setattr(metadata, "version", version)
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it would fail
     assert find_gpu() is None
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_any_pytorch_that_knows_accelerators_is_asked(
+    monkeypatch: pytest.MonkeyPatch, available: bool
+) -> None:
+    class Accelerator:  # of PyTorch 2.6, whose function takes no arguments
+        def is_available(self) -> bool:
+            return available
+
+        def current_accelerator(self) -> str:
+            return "a device"
+
+    def version(_name: str) -> str:
+        return "2.6.0+cu124"
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(torch, "accelerator", Accelerator())
+    assert find_gpu() == ("a device" if available else None)
+
+
+def test_a_device_that_does_not_multiply_in_float32_is_told_apart() -> None:
+    class Half(Multiplier):
+        def __call__(self, x: Any, weights: Any, out: Any = None) -> NDArray[np.float32]:
+            return (x.astype(np.float16) @ weights.astype(np.float16)).astype(np.float32)
+
+    assert is_exact(Multiplier(torch.device("cpu")))
+    assert not is_exact(Half(None))
 
 
 def test_without_pytorch_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,6 +252,7 @@ def test_an_importance_matrix_goes_from_calibration_into_a_bundle(tiny: Path, tm
         (["--effort", "best", "--target-bpw", "nan"], "must be positive"),
         (["--target-bpw", "4.5"], "only the effort best can aim at a size"),
         (["--effort", "best", "--feedback-block", "100"], "multiples of 256, not 100"),
+        (["--feedback-block", "512"], "only the effort best has columns"),
     ],
 )
 def test_options_of_an_export_that_cannot_be_followed_are_refused_first(
@@ -280,11 +281,14 @@ def test_the_best_effort_gives_a_bundle_that_says_so(tiny: Path, tmp_path: Path)
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "expected" in result.stderr
+    assert "the builtin text is read as well" in result.stderr
     assert (bundle / "decoder.gguf").stat().st_size <= 2_100_000
     shown = ayaedge("info", bundle).stdout
-    assert "error feedback from text.txt, types chosen by measurement" in shown
+    assert "error feedback from text.txt and builtin, types chosen by measurement" in shown
     figures = json.loads(ayaedge("info", bundle, "--json").stdout)["parity"]
-    assert figures["best, predicted KL divergence of the chosen types (nats)"] > 0
+    predicted = "best, predicted KL divergence of the chosen types (nats)"
+    assert figures[predicted] > 0
+    assert f"figure        {predicted}: {figures[predicted]:.3g}\n" in shown
     assert ayaedge("verify", bundle).returncode == 0
 
 

@@ -103,9 +103,17 @@ def step_progress() -> Iterator[Callable[[str, int, int], None]]:
         yield advance
 
 
+class _ConsoleHandler(logging.Handler):
+    """Writes messages above a progress bar, if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler.emit`."""
+        stderr.print(Text(self.format(record)))
+
+
 def show_messages(level: int) -> None:
     """Write what ayaedge and its libraries say to stderr, from this level of `logging` on."""
-    handler = logging.StreamHandler()
+    handler = _ConsoleHandler()
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     logger = logging.getLogger("ayaedge")
     logger.addHandler(handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,6 +19,7 @@ from ayaedge.cli.console import (
     byte_progress,
     count_progress,
     print_table,
+    show_messages,
     size_text,
     write,
 )
@@ -73,8 +75,12 @@ def export(
         float | None, typer.Option(metavar="BITS", help="With best: most bits per weight of the decoder.")
     ] = None,
     feedback_block: Annotated[
-        int, typer.Option(metavar="COLUMNS", help="With best: columns that make up for each other; 0 is all.")
-    ] = 256,
+        int | None,
+        typer.Option(
+            metavar="COLUMNS",
+            help="With best: columns that make up for each other; 0 is all. [default: 1024]",
+        ),
+    ] = None,
     calibrate: Annotated[
         str | None,
         typer.Option("--calibrate", help="What calibrated and best look at: a text file, or builtin."),
@@ -91,12 +97,14 @@ def export(
     threads: Annotated[int | None, typer.Option("-t", "--threads", help="Processor threads.")] = None,
 ) -> None:
     """Turn a Hugging Face checkpoint of Aya Vision into a bundle."""
+    show_messages(logging.WARNING)
     exporter = require_exporter("ayaedge export")
     from ayaedge_export.calibration import load_importance
     from ayaedge_export.calibration_text import read_calibration_text
     from ayaedge_export.effort import Budget, effort_faults, predict_seconds
     from ayaedge_export.error_feedback import FeedbackOptions
     from ayaedge_export.plan import make_recipe, plan_decoder
+    from ayaedge_quant.blocks import SUPER_BLOCK
 
     if calibrate and imatrix:
         raise InvalidOptionError("--calibrate and --imatrix exclude each other")
@@ -106,10 +114,15 @@ def export(
     recipe = make_recipe(quant, tensor_type or [], output_type)
     budget = Budget(parse_size(target_size) if target_size else None, target_bpw)
     check_options(
-        *effort_faults(effort, quant, budget, importance=imatrix is not None, text=calibrate is not None)
+        *effort_faults(effort, quant, budget, importance=imatrix is not None, text=calibrate is not None),
+        None
+        if feedback_block is None or effort == "best"
+        else "only the effort best has columns that make up for each other (--feedback-block)",
     )
     widest = max(opened.config.text.hidden_size, opened.config.text.intermediate_size)
-    feedback = FeedbackOptions(block=feedback_block or -(-widest // 256) * 256)
+    feedback = FeedbackOptions()
+    if feedback_block is not None:
+        feedback = FeedbackOptions(block=feedback_block or -(-widest // SUPER_BLOCK) * SUPER_BLOCK)
     plan_decoder(opened.config.text, recipe)  # says at once what cannot be followed
     target = output or Path(exporter.default_name(opened, quant, vision))
     exporter.check_target(target, force=force)
@@ -155,6 +168,7 @@ def calibrate(
     max_tokens: Annotated[int, typer.Option(help="Most positions to look at.")] = 12288,
 ) -> None:
     """Measure how much each column of the decoder's weights matters, for `export --imatrix`."""
+    show_messages(logging.WARNING)
     require_exporter("ayaedge calibrate")
     from ayaedge_export.calibration import collect, collect_from_bundle
     from ayaedge_export.calibration_text import read_calibration_text
@@ -248,6 +262,7 @@ def evaluate(
 ) -> None:
     """Measure how far a bundle's predictions are from its checkpoint's, in each language."""
     opened = read_bundle(bundle)
+    show_messages(logging.WARNING)
     require_exporter("ayaedge eval")
     from ayaedge_export.evaluate import evaluate_bundle
     from ayaedge_export.evaluation_report import draw_evaluation, evaluation_table, record_figures

@@ -217,6 +217,8 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "decoder", f"{manifest.formats.decoder}, {decoder.architecture}, {layers}{window}"
     if manifest.formats.adjustments:
         yield "adjusted by", ", ".join(manifest.formats.adjustments)
+    for name, value in manifest.parity.items():
+        yield "figure", f"{name}: {value:.3g}"
     yield "context", f"{decoder.context_length} tokens"
     for name, info in manifest.files.items():
         yield name, f"{size_text(info.size)}, SHA-256 {info.sha256}"
