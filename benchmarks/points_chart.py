@@ -36,7 +36,7 @@ def draw_points(
             _draw_mark(draw, centre, colour, ring=number >= JOINED)
     for x, y, label in labels:
         across, down = place(x, y)
-        draw.text((across + 14, down - 14), label, fill=INK, font=_font(TEXT - 6), anchor="ls")
+        draw.text((across, down - 2 * RADIUS), label, fill=INK, font=_font(TEXT - 6), anchor="ms")
     _draw_legend(draw, list(series))
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, "PNG", optimize=True)
