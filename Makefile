@@ -15,9 +15,9 @@ demo: $(BUNDLE)/manifest.json
 	@echo "$(PICTURE): $(QUESTION)"
 	@$(BIN)/ayaedge ask -m $(BUNDLE) --image $(PICTURE) "$(QUESTION)"
 
-## All tests but the slow ones.
+## All tests but the slow ones; a file's tests stay on one core.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 ## Style and types.
 lint: $(VENV)/.dev

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ayaedge import ort
 from ayaedge.machine import processor
 from ayaedge.vision import EXACT_PRODUCTS
 from ayaedge_export import vision_int8
@@ -132,13 +132,13 @@ class Backbone:
         return tuple(self._session.run(None, {"input_image": pixels.astype(np.float32)}))
 
 
-def session(model: bytes | Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
+def session(model: bytes | Path) -> Any:
+    options = ort.library().SessionOptions()
     options.intra_op_num_threads = 1
     if processor().saturates:
         for name, value in EXACT_PRODUCTS.items():
             options.add_session_config_entry(name, value)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return ort.library().InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def torch_forward(

@@ -40,8 +40,7 @@ LOAD = """
 import json, sys, time
 from pathlib import Path
 import numpy as np
-import onnxruntime
-from ayaedge import vision
+from ayaedge import ort, vision
 from ayaedge.prepared import PreparedGraphs
 from ayaedge.vision import VisionOptions
 from types import SimpleNamespace as Facts
@@ -49,6 +48,7 @@ path, cache, threads, tiles = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sy
 size = sum(f.stat().st_size for f in Path(path).parent.glob("vision.onnx*"))
 files = {"vision.onnx": Facts(size=size, sha256="")}
 manifest = Facts(formats=Facts(vision="int8"), files=files, vision_bytes=size)
+ort.library()
 started = time.perf_counter()
 session = vision._open_session(Path(path), manifest, VisionOptions(threads=threads), PreparedGraphs(Path(cache)))
 loaded = time.perf_counter() - started

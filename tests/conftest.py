@@ -115,3 +115,11 @@ def shrunk_release(
 def shrunk_release_bundle(shrunk_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     target = tmp_path_factory.mktemp("release-bundle") / shrunk_release.name
     return export_checkpoint(shrunk_release, target, quant="f16", vision="fp32")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what commands were seen to do outside of their processes (`test_offline.py`)."""
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    found = [value for report in reports for name, value in report.user_properties if name == "seen"]
+    for text in found:
+        terminalreporter.write_line(str(text))

@@ -11,16 +11,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ayaedge.errors import MissingExtraError
+from ayaedge.machine import usable_threads
 from ayaedge.prompt import Message
+from ayaedge_export.offline import stay_offline
 
 
 class Reference:
     """A checkpoint in transformers, computing in float32 on the CPU.
 
-    transformers (since 4.52) leaves out the decoder's `logit_scale`; `logits` puts it back.
+    transformers (since 4.52) leaves out the decoder's `logit_scale`; `logits` puts it back, or another one that a
+    bundle was exported with.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, logit_scale: float | None = None):
+        stay_offline()
         try:
             import torch
             from transformers import (
@@ -32,14 +36,17 @@ class Reference:
         except ImportError as error:
             raise MissingExtraError("comparing with a checkpoint", "trace") from error
         self._torch = torch
-        self.processor: Any = AutoProcessor.from_pretrained(directory)
+        torch.set_num_threads(min(torch.get_num_threads(), usable_threads()))
+        self.processor: Any = AutoProcessor.from_pretrained(directory, local_files_only=True)
         # the Pillow image processor: the one whose numbers do not depend on the machine
-        self.processor.image_processor = GotOcr2ImageProcessor.from_pretrained(directory)
-        config = AutoConfig.from_pretrained(directory)
+        self.processor.image_processor = GotOcr2ImageProcessor.from_pretrained(
+            directory, local_files_only=True
+        )
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
         self.model: Any = AyaVisionForConditionalGeneration.from_pretrained(
-            directory, config=config, dtype=torch.float32, attn_implementation="eager"
+            directory, config=config, dtype=torch.float32, attn_implementation="eager", local_files_only=True
         ).eval()
-        self._logit_scale = float(config.text_config.logit_scale)
+        self._logit_scale = float(config.text_config.logit_scale if logit_scale is None else logit_scale)
 
     def inputs(
         self, messages: Sequence[Message], images: Sequence[Image.Image], *, generate: bool = True

@@ -19,8 +19,9 @@ from functools import partial
 from typing import Any, Literal
 
 from ayaedge.errors import MissingExtraError
-from ayaedge.machine import memory
+from ayaedge.machine import memory, usable_threads
 from ayaedge_export.config import TextConfig, VisionConfig
+from ayaedge_export.offline import stay_offline
 from ayaedge_export.synthetic import MODELS, Shape
 
 Precision = Literal["bf16", "fp32"]
@@ -75,8 +76,7 @@ def measure(
 ) -> TransformersSpeed:
     """Build a model of this shape and time it, if the free memory holds it."""
     torch = _import("torch")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or usable_threads())
     parameters = count_parameters(vision, text)
     needed, available = parameters * _BYTES[precision] + _WORK_BYTES, memory().available
     speed = TransformersSpeed(precision, parameters, needed, available)
@@ -218,6 +218,7 @@ def _timed(run: Callable[[], object]) -> float:
 
 def _import(name: str) -> Any:
     """A library of the extra `trace`."""
+    stay_offline()
     try:
         return __import__(name)
     except ImportError as error:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ayaedge.bundle import Bundle
+from ayaedge import ort
+from ayaedge.bundle import Bundle, Manifest
 from ayaedge.decoder import Decoder, DecoderOptions
 from ayaedge.images import load_image
+from ayaedge.machine import usable_threads
 from ayaedge.prompt import Message, Prompt, PromptBuilder
 from ayaedge.tiling import normalize, split_tiles
 from ayaedge.vision import VisionEncoder
 from ayaedge_export.bundle_writer import replace_manifest
 from ayaedge_export.checkpoint import Checkpoint, open_checkpoint
+from ayaedge_export.logit_scale import scaled_like
 from ayaedge_export.reference import Reference
 from ayaedge_export.sample_text import SENTENCES
 from ayaedge_export.vision_graph import write_vision_graph
@@ -74,16 +78,16 @@ def verify_bundle(bundle: Bundle, directory: str | Path, *, trace: bool = False)
     Reads the whole checkpoint into memory as float32. With `trace` the vision graph built from the weights is also
     compared with the one that is traced from PyTorch. Raises CheckpointError, BundleError and MissingExtraError.
     """
-    checkpoint = open_checkpoint(directory)
+    checkpoint = scaled_like(open_checkpoint(directory), bundle.manifest)
     checks: list[Check] = []
     if trace:
         checks.append(
             _at_most("vision graph, direct against traced", compare_routes(checkpoint), TRACE_ERROR)
         )
-    reference = Reference(checkpoint.directory)
+    reference = Reference(checkpoint.directory, logit_scale=checkpoint.config.text.logit_scale)
     options = DecoderOptions(cache_type="f32", all_logits=True, context_size=_context(bundle))
     with Decoder(bundle.decoder_path, bundle.manifest, options) as decoder:
-        checks += _check_all(bundle, reference, decoder)
+        checks += _check_all(bundle, checkpoint, reference, decoder)
     report = Report(tuple(checks))
     figures = {check.name: check.value for check in report.checks}
     try:
@@ -108,9 +112,9 @@ def compare_routes(checkpoint: Checkpoint) -> float:
 
 def run_graph(path: Path, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Image embeddings (n, T, hidden) of a vision graph outside a bundle."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    settings = ort.library().SessionOptions()
+    settings.intra_op_num_threads = usable_threads()
+    session = ort.library().InferenceSession(path, settings, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"pixel_values": pixel_values})[0])
 
 
@@ -151,18 +155,23 @@ def prompt_logits(
     return np.concatenate(parts)
 
 
-def _check_all(bundle: Bundle, reference: Reference, decoder: Decoder) -> Iterator[Check]:
-    manifest = bundle.manifest
+def _check_all(
+    bundle: Bundle, checkpoint: Checkpoint, reference: Reference, decoder: Decoder
+) -> Iterator[Check]:
+    manifest, texts = bundle.manifest, [token.text for token in checkpoint.tokenizer.texts]
     builder = PromptBuilder(manifest, decoder.vocabulary.tokenize)
     vision = VisionEncoder(bundle.vision_path, manifest)
     pictures = [Image.fromarray(picture) for picture in _pictures(manifest.tiling.tile_size)]
     tiles = [split_tiles(load_image(picture), manifest.tiling) for picture in pictures]
-    conversations = list(_conversations(len(pictures)))
+    conversations = list(_conversations(len(pictures), texts))
     prompts = [builder.build(m, [len(tiles[i]) for i in used]) for m, used in conversations]
     expected = [reference.inputs(m, [pictures[i] for i in used]) for m, used in conversations]
 
     differing = sum(list(p.ids) != ids for p, (ids, _) in zip(prompts, expected, strict=True))
     yield _at_most("prompts with other token ids", differing, 0)
+    tokenize, tokenizer = decoder.vocabulary.tokenize, reference.processor.tokenizer
+    wrong_tokens = wrong_added_tokens(manifest, texts, tokenize, tokenizer)
+    yield _at_most("added tokens with other ids", len(wrong_tokens), 0)
     pixels = [normalize(part, manifest.tiling) for part in tiles]
     wrong = sum(
         not np.array_equal(np.concatenate([pixels[i] for i in used]), want)
@@ -189,6 +198,32 @@ def _check_all(bundle: Bundle, reference: Reference, decoder: Decoder) -> Iterat
         yield from _decoder_checks(
             name, reference.logits(ids, want), prompt_logits(decoder, prompt, embeddings, patch), fmt
         )
+
+
+def wrong_added_tokens(
+    manifest: Manifest, texts: Collection[str], tokenize: Callable[[str], list[int]], tokenizer: Any
+) -> set[str]:
+    """Added tokens that are not as in `tokenizer`, the reference's, between words, blanks and line breaks.
+
+    `texts`, which any text may hold, must have its ids in a user's text; the others where a template writes them, and
+    none of their ids may be in the prompt of a user who spells them.
+    """
+    user = "{{ messages[0].content }}"
+    typed = PromptBuilder(replace(manifest, chat_template=user), tokenize)
+    markers = set(manifest.tokens.special.values())
+    theirs = tokenizer.get_added_vocab()
+    wrong = {text for text, _ in theirs.items() ^ manifest.tokens.added.items()}
+    for token in manifest.tokens.added.keys() - {manifest.image_prompt.placeholder}:
+        text = f"{token} a{token}b{token}.\n{token}\né {token}  {token}"
+        ids = typed.build([Message("user", text)], []).ids
+        if token not in texts:
+            wrong |= {token} if markers.intersection(ids) else set()
+            named = replace(manifest.tokens, named={"text": text})
+            written = PromptBuilder(replace(manifest, tokens=named, chat_template="{{ text }}"), tokenize)
+            ids = written.build([Message("user", "")], []).ids
+        if list(ids) != tokenizer(text, add_special_tokens=False)["input_ids"]:
+            wrong.add(token)
+    return wrong
 
 
 def _vision_checks(reference: NDArray[np.float32], ours: NDArray[np.float32], fmt: str) -> Iterator[Check]:
@@ -218,8 +253,8 @@ def _at_least(name: str, value: float, bar: float) -> Check:
     return Check(name, float(value), f">= {bar:g}", not math.isnan(value) and value >= bar)
 
 
-def _conversations(pictures: int) -> Iterator[tuple[list[Message], list[int]]]:
-    """Conversations, and the numbers of the pictures in each."""
+def _conversations(pictures: int, added: list[str]) -> Iterator[tuple[list[Message], list[int]]]:
+    """Conversations, the last about all `added` tokens, and the numbers of the pictures in each."""
     sentences = list(SENTENCES.values())
     yield [Message("user", " ".join(sentences))], []
     yield [Message("user", sentences[0], 1)], [1 % pictures]
@@ -228,6 +263,8 @@ def _conversations(pictures: int) -> Iterator[tuple[list[Message], list[int]]]:
         [Message("user", sentences[3], 1), Message("assistant", sentences[4]), Message("user", sentences[5])],
         [3 % pictures],
     )
+    if added:
+        yield [Message("user", " ".join(added), 1), Message("assistant", "".join(added))], [0]
 
 
 def _long_text(decoder: Decoder, window: int | None) -> list[int]:

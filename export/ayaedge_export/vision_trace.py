@@ -14,7 +14,9 @@ from typing import Any
 import onnx
 
 from ayaedge.errors import ExportError, MissingExtraError
+from ayaedge.machine import memory, usable_threads
 from ayaedge_export.config import VisionConfig
+from ayaedge_export.offline import stay_offline
 from ayaedge_export.tensors import WeightSource
 from ayaedge_export.vision_forward import CONNECTOR, TOWER
 from ayaedge_export.vision_graph import (
@@ -29,8 +31,8 @@ from ayaedge_export.vision_graph import (
     weight_count,
 )
 
+stay_offline()
 try:
-    import psutil
     import torch
     from optimum.exporters.onnx import OnnxConfig, export
     from optimum.utils import DummyVisionInputGenerator, NormalizedVisionConfig
@@ -51,7 +53,7 @@ _BYTES_PER_WEIGHT, _BYTES_BESIDE = 9, 500_000_000
 def check_memory(config: VisionConfig) -> None:
     """Raise ExportError, with both figures, if less memory is available than tracing takes."""
     needed = _BYTES_PER_WEIGHT * weight_count(config) + _BYTES_BESIDE
-    available = psutil.virtual_memory().available
+    available = memory().available
     if needed > available:
         raise ExportError(
             f"tracing the vision tower takes about {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are "
@@ -138,6 +140,7 @@ def trace_vision_graph(path: Path, config: VisionConfig, weights: WeightSource) 
     shuffle or attention cannot divide.
     """
     check_divisible(config)
+    torch.set_num_threads(min(torch.get_num_threads(), usable_threads()))
     module = load_vision_module(config, weights)
     onnx_config = VisionOnnxConfig(module.config, task="feature-extraction")
     with warnings.catch_warnings():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from ayaedge import llama
+from ayaedge import llama, ort
 from ayaedge.errors import InvalidOptionError
 from ayaedge.gguf_file import DecoderFigures
 
@@ -114,9 +114,7 @@ def decoder_backends() -> list[str]:
 
 def vision_providers() -> list[str]:
     """The execution providers of the ONNX Runtime that is installed; a device for each need not be there."""
-    import onnxruntime
-
-    return list(onnxruntime.get_available_providers())
+    return list(ort.library().get_available_providers())
 
 
 def choose_vision(device: Device, available: Sequence[str]) -> tuple[str, ...]:

@@ -10,25 +10,26 @@ import hashlib
 import json
 import logging
 import platform
-import secrets
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ayaedge.bundle import Bundle, Manifest
+from ayaedge.bundle import Bundle, Manifest, read_bundle
 from ayaedge.costs import Speeds
 from ayaedge.decoder import Decoder, DecoderOptions, repacks_by_default
 from ayaedge.devices import Device
 from ayaedge.errors import BackendError
 from ayaedge.machine import memory, processor
 from ayaedge.placement import place
-from ayaedge.prepared import make_private
+from ayaedge.prepared import write_private
+from ayaedge.probes import Probe, Result, Verdicts, probe
+from ayaedge.repacking import repacking_of
 from ayaedge.states import CacheOptions
 from ayaedge.vision import VisionEncoder, VisionOptions, open_encoder
 
@@ -45,6 +46,8 @@ _GROWTH = 1.5e-4
 _ROUNDS = 2
 _TILES = 3
 _UBATCHES = (256, 512)
+_PATIENCE = 900.0
+"""Seconds after which a trial has failed: loading, or a prompt's sample, on the slowest disk or processor."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice of settings and what it took."""
+    """One choice of settings and what it took; no times if it ended the process that tried it."""
 
     settings: Settings
-    prompt_token: float
+    prompt_token: float | None = None
     """Seconds."""
-    answer_token: float
-    work_seconds: float
+    answer_token: float | None = None
+    work_seconds: float | None = None
     """For the work that is tuned for, without the vision tower."""
+    death: str | None = None
+    """How its process ended, `SIGSEGV` for one; None if it did not."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,10 @@ class Profile:
 
 def profile_path(cache: Path, bundle: Bundle) -> Path:
     """Where the profile of a bundle on this machine lies."""
-    import onnxruntime
-
-    from ayaedge import llama
+    from ayaedge import llama, ort
 
     hashes = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
-    versions = (llama.library().__version__, onnxruntime.__version__)
+    versions = (llama.library().__version__, ort.library().__version__)
     facts = (hashes, processor().name, processor().threads, platform.machine(), versions)
     return cache / "machine" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.json"
 
@@ -114,16 +117,10 @@ def load_profile(path: Path) -> Profile | None:
 
 def save_profile(path: Path, profile: Profile) -> None:
     """Write it; what goes wrong is logged and nothing else happens."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        make_private(path.parent.parent)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        temporary.write_text(json.dumps(dataclasses.asdict(profile)) + "\n", "utf-8")
-        temporary.replace(path)
+        write_private(path, json.dumps(dataclasses.asdict(profile)) + "\n")
     except OSError as error:
         logger.warning("what was measured could not be kept in %s: %s", path.parent, error)
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def measure_speeds(vision: VisionEncoder, decoder: Decoder, manifest: Manifest) -> Speeds:
@@ -162,26 +159,37 @@ def tune(
     """Compare settings, one kind after the other, and keep each change that makes the work faster.
 
     `options` sets everything that is not tuned; devices are chosen as `AyaVision.load` would. Those that are compared
-    take turns, because a machine's speed drifts; repacked weights are tried only where there is memory for them.
-    Raises what loading raises.
+    take turns, because a machine's speed drifts, each in a process of its own, because some end it on some machines:
+    these are not chosen. Repacked weights are tried only where there is memory for them, and whether they work is
+    remembered. Raises what loading raises, and BackendError if nothing works.
     """
     options, vision = place(bundle, device, options, VisionOptions())
+    cache = cache or CacheOptions()
     trials: list[Trial] = []
     best = _defaults()
     for changes in _changes(bundle):
         rivals = [best, *(dataclasses.replace(best, **change) for change in changes)]
-        found = _compare(bundle, options, rivals)
+        found = _compare(bundle, options, rivals, Verdicts(cache.root))
         trials += found
         if on_trial:
             for trial in found:
                 on_trial(trial)
-        best = min(found, key=lambda trial: trial.work_seconds).settings
-    encoder = open_encoder(bundle, vision, prepared=(cache or CacheOptions()).prepared())
+        best = _fastest(found)
+    encoder = open_encoder(bundle, vision, prepared=cache.prepared())
     try:
         tile = measure_tile(encoder, bundle.manifest)
     finally:
         encoder.close()
     return Profile(_all_speeds(bundle, options, best, tile), best), trials
+
+
+def _fastest(trials: Sequence[Trial]) -> Settings:
+    """Of those that worked."""
+    times = [(trial.work_seconds, trial) for trial in trials if trial.work_seconds is not None]
+    if not times:
+        deaths = ", ".join(sorted({trial.death or "" for trial in trials}))
+        raise BackendError(f"llama.cpp ended every process that tried the decoder's settings here ({deaths})")
+    return min(times, key=lambda pair: pair[0])[1].settings
 
 
 def _defaults() -> Settings:
@@ -203,46 +211,78 @@ def _changes(bundle: Bundle) -> Iterator[list[dict[str, Any]]]:
     yield [{"ubatch_size": size} for size in _UBATCHES[1:]]
 
 
-def _compare(bundle: Bundle, options: DecoderOptions, rivals: Sequence[Settings]) -> list[Trial]:
+def _compare(
+    bundle: Bundle, options: DecoderOptions, rivals: Sequence[Settings], verdicts: Verdicts
+) -> list[Trial]:
     """One trial of each, from the best of several rounds in which they take turns."""
-    manifest = bundle.manifest
-    work = (manifest.tiling.max_tiles + 1) * manifest.image_prompt.tokens_per_tile + _TEXT_TOKENS
-    prompts, answers = ([float("inf")] * len(rivals) for _ in range(2))
+    sample = max(_PROMPT_SAMPLE, *(settings.ubatch_size for settings in rivals))
     with ExitStack() as stack:
-        decoders = [
-            stack.enter_context(Decoder(bundle.decoder_path, manifest, _with(options, settings)))
+        probes = [
+            stack.enter_context(Probe(measure, *_arguments(bundle, options, settings), sample))
             for settings in rivals
         ]
-        sample = max(_PROMPT_SAMPLE, *(settings.ubatch_size for settings in rivals))
-        for _ in range(_ROUNDS):
-            for number, decoder in enumerate(decoders):
-                decoder.clear()
-                count = min(sample, decoder.context_size // 2)
-                decoder.reserve(count + _ANSWER_SAMPLE)
-                prompts[number] = min(prompts[number], _prompt_token(decoder, count))
-                answers[number] = min(answers[number], _answer_token(decoder))
-    return [
-        Trial(settings, prompt, answer, work * prompt + ANSWER_TOKENS * answer)
-        for settings, prompt, answer in zip(rivals, prompts, answers, strict=True)
-    ]
+        rounds = [[probe.ask(_PATIENCE) for probe in probes] for _ in range(1 + _ROUNDS)]
+    results = list(zip(*rounds, strict=True))
+    for settings, seen in zip(rivals, results, strict=True):
+        if settings.repack:
+            verdicts.remember(repacking_of(bundle, options), seen[-1])
+    return [_trial(bundle.manifest, *pair) for pair in zip(rivals, results, strict=True)]
 
 
-def _with(options: DecoderOptions, settings: Settings) -> DecoderOptions:
-    return dataclasses.replace(options, **dataclasses.asdict(settings))
+def _trial(manifest: Manifest, settings: Settings, results: Sequence[Result]) -> Trial:
+    """From what a probe of `measure` gave back."""
+    last = results[-1]
+    if last.death is not None:
+        return Trial(settings, death=last.death)
+    work = (manifest.tiling.max_tiles + 1) * manifest.image_prompt.tokens_per_tile + _TEXT_TOKENS
+    prompt, answer = (min(times) for times in zip(*(result.value for result in results[1:]), strict=True))
+    return Trial(settings, prompt, answer, work * prompt + ANSWER_TOKENS * answer)
+
+
+def measure(directory: str, options: dict[str, Any], sample: int) -> Iterator[list[float]]:
+    """Load a decoder, which gives nothing; then, as often as asked, seconds of a prompt's token and of an answer's."""
+    with _decoder(directory, options) as decoder:
+        count = min(sample, decoder.context_size // 2)
+        yield []
+        while True:
+            decoder.clear()
+            decoder.reserve(count + _ANSWER_SAMPLE)
+            yield [_prompt_token(decoder, count), _answer_token(decoder)]
+
+
+def _arguments(bundle: Bundle, options: DecoderOptions, settings: Settings) -> tuple[str, dict[str, Any]]:
+    """What a decoder with these settings is made of, for a probe."""
+    return str(bundle.directory), dataclasses.asdict(options) | dataclasses.asdict(settings)
+
+
+def _decoder(directory: str, options: dict[str, Any]) -> Decoder:
+    bundle = read_bundle(directory)
+    return Decoder(bundle.decoder_path, bundle.manifest, DecoderOptions(**options))
 
 
 def _all_speeds(bundle: Bundle, options: DecoderOptions, best: Settings, tile: float) -> Speeds:
-    """How the decoder's steps grow with what stands before them, from twice as much prompt as in a trial."""
-    with Decoder(bundle.decoder_path, bundle.manifest, _with(options, best)) as decoder:
-        count = min(max(_PROMPT_SAMPLE, best.ubatch_size), decoder.context_size // 4)
+    """Measured apart, as the trials are."""
+    found = probe(measure_growth, *_arguments(bundle, options, best), seconds=_PATIENCE)
+    if found.death is not None:
+        raise BackendError(f"llama.cpp ended the process that measured the decoder ({found.death}); {found.said}")
+    start, growth, answer = found.value
+    return Speeds(tile, start, growth, answer, answer * _GROWTH)
+
+
+def measure_growth(directory: str, options: dict[str, Any]) -> list[float]:
+    """Seconds of a prompt's first token, how these grow with each before it, and of an answer's token.
+
+    From twice as much prompt as in a trial.
+    """
+    with _decoder(directory, options) as decoder:
+        count = min(max(_PROMPT_SAMPLE, decoder.options.rows_at_once), decoder.context_size // 4)
         decoder.reserve(2 * count + _ANSWER_SAMPLE)
         decoder.decode_tokens(_tokens(decoder, 2))  # touches the weights
         decoder.clear()
         first, second = _prompt_token(decoder, count), _prompt_token(decoder, count)
         answer = _answer_token(decoder)
     growth = max(second - first, 0.0) / count
-    start = max(first - growth * count / 2, first / 2)
-    return Speeds(tile, start, growth, answer, answer * _GROWTH)
+    return [max(first - growth * count / 2, first / 2), growth, answer]
 
 
 def _prompt_token(decoder: Decoder, count: int) -> float:

@@ -14,8 +14,9 @@ from typing import Any, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ayaedge import ort
 from ayaedge.bundle import VISION, Bundle, Manifest
-from ayaedge.checks import check_options, one_of, whole_number
+from ayaedge.checks import check_options, make_plain, one_of, whole_number
 from ayaedge.decoder import MAX_THREADS
 from ayaedge.devices import CPU_PROVIDER, Device, choose_vision
 from ayaedge.errors import BackendError, BundleError, ClosedError, InvalidOptionError, OutOfMemoryError
@@ -63,6 +64,7 @@ class VisionOptions:
     """Let ONNX Runtime write its own warnings to stderr."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_options(
             whole_number("threads", self.threads, least=1, most=MAX_THREADS, optional=True),
             one_of("device", self.device, get_args(Device), optional=True),
@@ -108,10 +110,8 @@ class VisionEncoder:
     @property
     def identity(self) -> bytes:
         """What decides about the embeddings beside the bundle and the pixels, for keys."""
-        import onnxruntime
-
         cpu = processor()
-        return repr((self.provider, onnxruntime.__version__, cpu.name, sorted(cpu.features))).encode()
+        return repr((self.provider, ort.library().__version__, cpu.name, sorted(cpu.features))).encode()
 
     def warm_up(self) -> None:
         """Run one empty tile: the first run after loading reads the weights from the disk."""
@@ -199,9 +199,7 @@ def _open_session(
 
 def _choose_providers(device: Device, fmt: str) -> tuple[str, ...]:
     """The execution providers for a graph of this format; InvalidOptionError if a device cannot run it."""
-    import onnxruntime
-
-    providers = choose_vision(device, onnxruntime.get_available_providers())
+    providers = choose_vision(device, ort.library().get_available_providers())
     if providers[0] == CPU_PROVIDER or fmt not in ON_PROCESSORS_ONLY:
         return providers
     if device == "auto":
@@ -214,9 +212,7 @@ def _choose_providers(device: Device, fmt: str) -> tuple[str, ...]:
 
 
 def _session_options(options: VisionOptions, entries: Mapping[str, str]) -> Any:
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
+    settings = ort.library().SessionOptions()
     settings.log_severity_level = _WARNINGS if options.verbose else _FATAL
     settings.intra_op_num_threads = options.threads or usable_threads()
     settings.enable_cpu_mem_arena = False  # as fast, and activations go back to the system after each tile
@@ -245,11 +241,9 @@ def _start_on_device(path: Path, options: VisionOptions, providers: tuple[str, .
 
 def _prepared_key(manifest: Manifest, saturates: bool) -> str:
     """Names everything that decides about a prepared graph."""
-    import onnxruntime
-
     files = sorted((name, info.sha256) for name, info in manifest.files.items() if name.startswith(VISION))
     cpu = processor()
-    facts = (files, onnxruntime.__version__, cpu.name, sorted(cpu.features), saturates)
+    facts = (files, ort.library().__version__, cpu.name, sorted(cpu.features), saturates)
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
@@ -262,7 +256,6 @@ def _prepared_session(
     weights: int,
 ) -> Any:
     """A session from the cache, which is filled first if need be; None if that is not possible."""
-    import onnxruntime
 
     def write(target: Path) -> None:
         saving = _session_options(options, {**entries, **_SAVE_ENTRIES})
@@ -273,7 +266,9 @@ def _prepared_session(
     if graph is None:
         return None
     settings = _session_options(options, entries)
-    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
+    settings.graph_optimization_level = (
+        ort.library().GraphOptimizationLevel.ORT_DISABLE_ALL
+    )  # it is optimised
     try:
         return _make_session(graph, settings)
     except BundleError as error:
@@ -283,11 +278,9 @@ def _prepared_session(
 
 
 def _make_session(path: Path, settings: Any, providers: Sequence[str] = (CPU_PROVIDER,)) -> Any:
-    import onnxruntime
-
     try:
         # a fallback of ONNX Runtime's own would be announced on stdout
-        return onnxruntime.InferenceSession(
+        return ort.library().InferenceSession(
             os.fspath(path), settings, providers=list(providers), enable_fallback=False
         )
     except Exception as error:

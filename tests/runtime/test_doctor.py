@@ -25,6 +25,7 @@ LAPTOP = Facts(
     vision_providers=[CPU_PROVIDER],
     llama_build="CPU : AVX2 = 1",
     versions={"ayaedge": "0.1.0", "python": "3.13.0"},
+    telemetry=False,
     cache=Cache("/home/someone/.cache/ayaedge", 3, 900_000_000),
     speed=Speed(51.2e9, 640e9),
 )
@@ -47,6 +48,11 @@ def shown(facts: Facts) -> str:
     return stream.getvalue()
 
 
+def test_the_report_says_whether_anything_may_have_been_sent() -> None:
+    assert "off (ONNX Runtime's" in shown(LAPTOP)
+    assert "ORT_DISABLE_TELEMETRY=1" in shown(replace(LAPTOP, telemetry=True))
+
+
 def missing(facts: Facts) -> list[tuple[str, str]]:
     return [(found.half, found.device) for found in find_missing(facts)]
 
@@ -54,7 +60,7 @@ def missing(facts: Facts) -> list[tuple[str, str]]:
 def test_the_report_names_what_decides_about_speed() -> None:
     text = shown(LAPTOP)
     for part in (
-        "Made Up 7, x86_64", "8, 16 threads", "AVX2 yes, AVX-512 no, VNNI yes, AMX no, bf16 no", "16.00 GB",
+        "Made Up 7, x86_64", "8, 16 threads for this process", "AVX2 yes, AVX-512 no, VNNI yes, AMX no, bf16 no", "16.00 GB",
         "51.2 GB/s", "640 GFLOP/s", "no GPU", CPU_PROVIDER, "AVX2 = 1", "python 3.13.0", "3 files, 900.0 MB",
     ):  # fmt: skip
         assert part in text

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ayaedge import ort
 from ayaedge.machine import usable_threads
 
 Kind = Literal["int8", "float32"]
@@ -34,10 +35,9 @@ def matrix_peak(kind: Kind) -> float:
 
 
 def _peak(kind: Kind, shape: tuple[int, int, int]) -> float:
-    import onnxruntime
-
     rows, inner, columns = shape
     activations = np.ones((rows, inner), _OPERATORS[kind][1])
+    onnxruntime = ort.library()
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = usable_threads()
     settings.log_severity_level = 4

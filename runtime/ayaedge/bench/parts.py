@@ -19,15 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from ayaedge import llama
+from ayaedge import llama, ort
 from ayaedge.bench.limits import graph_work
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.decoder import Decoder, DecoderOptions
 from ayaedge.errors import BackendError
+from ayaedge.machine import usable_threads
 from ayaedge.model import AyaVision
 from ayaedge.placement import place
 from ayaedge.sampling import Sampler, SamplingOptions
-from ayaedge.states import CacheOptions, cache_directory
+from ayaedge.states import CacheOptions
 from ayaedge.text_stream import TextStream
 from ayaedge.tuning import load_profile, profile_path
 from ayaedge.vision import VisionEncoder, VisionOptions
@@ -44,12 +45,12 @@ def load(bundle: Bundle, *, threads: int | None) -> Result:
 
 def count(bundle: Bundle) -> Result:
     """Count the operations of a tile, in a run that ONNX Runtime profiles."""
-    import onnxruntime
-
+    onnxruntime = ort.library()
     side = bundle.manifest.tiling.tile_size
     with tempfile.TemporaryDirectory() as directory:
         settings = onnxruntime.SessionOptions()
         settings.enable_profiling = True
+        settings.intra_op_num_threads = usable_threads()
         settings.profile_file_prefix = str(Path(directory, "profile"))
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         settings.log_severity_level = 4
@@ -124,7 +125,8 @@ def _load(bundle: Bundle, threads: int | None) -> AyaVision:
 def _options(bundle: Bundle, threads: int | None) -> tuple[DecoderOptions, VisionOptions]:
     """What a loaded model would use: this machine's tuned settings, where there are any, and its devices."""
     options = DecoderOptions(threads=threads)
-    profile = load_profile(profile_path(cache_directory(), bundle))
+    root = CacheOptions().root
+    profile = load_profile(profile_path(root, bundle)) if root else None
     tuned = options if profile is None else profile.apply(options)
     return place(bundle, "auto", tuned, VisionOptions(threads=threads))
 

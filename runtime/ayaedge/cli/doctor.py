@@ -5,7 +5,6 @@ Facts are collected in one place; the report and the advice are made from them a
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ayaedge import llama, machine
+from ayaedge import __version__, llama, machine, ort
 from ayaedge.cli.console import JsonFlag, print_table, size_text, stderr, write
 from ayaedge.devices import (
     BACKENDS,
@@ -29,7 +28,8 @@ from ayaedge.devices import (
     vision_providers,
 )
 from ayaedge.machine import Memory, Processor
-from ayaedge.states import cache_directory
+from ayaedge.prepared import matching
+from ayaedge.states import NAME_ANOTHER, cache_directory
 
 _INSTRUCTIONS = {
     "x86_64": {
@@ -51,11 +51,15 @@ _SYSTEMS = {
 }  # fmt: skip
 
 
+_TELEMETRY = "ONNX Runtime was loaded before ayaedge and may have sent some: set ORT_DISABLE_TELEMETRY=1"
+
+
 @dataclass(frozen=True)
 class Cache:
     """The directory of everything that is kept between processes."""
 
-    directory: str
+    directory: str | None
+    """None for a user without a home directory."""
     files: int
     bytes: int
 
@@ -82,6 +86,8 @@ class Facts:
     llama_build: str
     """What llama.cpp says about itself."""
     versions: dict[str, str]
+    telemetry: bool
+    """Whether ONNX Runtime was loaded before it could be told to send nothing."""
     cache: Cache
     speed: Speed
 
@@ -128,6 +134,7 @@ def collect() -> Facts:
         vision_providers=vision_providers(),
         llama_build=llama.library().llama_print_system_info().decode().strip(" |"),
         versions=_versions(),
+        telemetry=ort.loaded_before,
         cache=_cache(),
         speed=Speed(machine.read_bandwidth(), machine.gemm_peak()),
     )
@@ -167,7 +174,7 @@ def _has_package(device: str, facts: Facts) -> bool:
 def _machine_rows(facts: Facts) -> Iterator[tuple[str, str]]:
     processor, speed = facts.processor, facts.speed
     yield "processor", f"{processor.name}, {processor.architecture}"
-    yield "cores", f"{processor.cores}, {processor.threads} threads"
+    yield "cores", f"{processor.cores}, {processor.threads} threads for this process"
     yield "instructions", _instructions(processor)
     yield "memory", f"{size_text(facts.memory.total)}, {size_text(facts.memory.available)} available"
     yield "memory speed", f"{speed.memory_bytes_per_second / 1e9:.1f} GB/s read"
@@ -188,7 +195,9 @@ def _device_rows(facts: Facts) -> Iterator[tuple[str, str]]:
 def _software_rows(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "llama.cpp build", facts.llama_build
     yield "versions", ", ".join(f"{name} {version}" for name, version in facts.versions.items())
-    yield "cache", f"{facts.cache.directory}: {facts.cache.files} files, {size_text(facts.cache.bytes)}"
+    yield "telemetry", _TELEMETRY if facts.telemetry else "off (ONNX Runtime's; nothing else has one)"
+    kept = f"{facts.cache.directory}: {facts.cache.files} files, {size_text(facts.cache.bytes)}"
+    yield "cache", kept if facts.cache.directory else f"none: no home directory; {NAME_ANOTHER}"
 
 
 def _instructions(processor: Processor) -> str:
@@ -203,12 +212,11 @@ def _instructions(processor: Processor) -> str:
 
 def _versions() -> dict[str, str]:
     import numpy
-    import onnxruntime
     import PIL
 
     return {
-        "ayaedge": importlib.metadata.version("ayaedge"),
-        "onnxruntime": onnxruntime.__version__,
+        "ayaedge": __version__,
+        "onnxruntime": ort.library().__version__,
         "llama-cpp-python": llama.library().__version__,
         "numpy": numpy.__version__,
         "pillow": PIL.__version__,
@@ -218,7 +226,9 @@ def _versions() -> dict[str, str]:
 
 def _cache() -> Cache:
     directory, sizes = cache_directory(), []
-    for path in directory.rglob("*"):
+    if directory is None:
+        return Cache(None, 0, 0)
+    for path in matching(directory, "**/*"):
         with suppress(OSError):  # another process may have removed it
             if path.is_file():
                 sizes.append(path.stat().st_size)
