@@ -23,7 +23,7 @@ Each also inherits the builtin that a caller would catch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ayaedge.answers import Answer
@@ -34,6 +34,18 @@ class AyaEdgeError(Exception):
 
     def __init__(self, message: str = ""):
         super().__init__(_readable(message))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are made of the message and attributes, as many classes are not called with a message."""
+        _, args, *state = super().__reduce__()
+        return _restored, (type(self), args), *state
+
+
+def _restored(kind: type[AyaEdgeError], args: tuple[Any, ...]) -> AyaEdgeError:
+    """An error as it was, without the `__init__` of ayaedge's own classes."""
+    error = kind.__new__(kind, *args)
+    super(AyaEdgeError, error).__init__(*args)
+    return error
 
 
 class BundleError(AyaEdgeError, ValueError):
