@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ayaedge import llama
 from ayaedge.bundle import Bundle
 from ayaedge.decoder import Decoder, DecoderOptions
 from ayaedge.errors import BackendError
-from ayaedge_quant.ggml import library_path
 
 FloatArray = NDArray[np.float32]
 ObserveInput = Callable[[str, FloatArray], None]
@@ -150,18 +150,14 @@ def known_product_number() -> int:
 
 def _ggml() -> Any:
     """Ggml's base library, with the types of what is called here."""
-    ggml = ctypes.CDLL(str(library_path()))
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    signatures: dict[str, tuple[Any, list[Any]]] = {
-        "ggml_init": (pointer, [_ScratchParameters]),
-        "ggml_free": (None, [pointer]),
-        "ggml_new_tensor_2d": (pointer, [pointer, ctypes.c_int, size, size]),
-        "ggml_set_name": (pointer, [pointer, ctypes.c_char_p]),
-        "ggml_mul_mat": (pointer, [pointer, pointer, pointer]),
-        "ggml_get_data": (pointer, [pointer]),
-        "ggml_op_name": (ctypes.c_char_p, [ctypes.c_int]),
-    }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(ggml, name)
-        function.restype, function.argtypes = result, arguments
-    return ggml
+    return llama.native_library(
+        "ggml-base",
+        ggml_init=(pointer, [_ScratchParameters]),
+        ggml_free=(None, [pointer]),
+        ggml_new_tensor_2d=(pointer, [pointer, ctypes.c_int, size, size]),
+        ggml_set_name=(pointer, [pointer, ctypes.c_char_p]),
+        ggml_mul_mat=(pointer, [pointer, pointer, pointer]),
+        ggml_get_data=(pointer, [pointer]),
+        ggml_op_name=(ctypes.c_char_p, [ctypes.c_int]),
+    )

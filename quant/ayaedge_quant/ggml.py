@@ -15,6 +15,7 @@ import sys
 from enum import IntEnum
 from functools import cache
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -192,16 +193,19 @@ def _library() -> ctypes.CDLL:
 
 
 def library_path() -> Path:
-    """Where ggml's base library is; FileNotFoundError if llama-cpp-python is not installed."""
+    """Where ggml's base library is; FileNotFoundError if llama-cpp-python is not installed.
+
+    Of several files with the same library it is the one that llama.cpp asks for, so that a process has one copy.
+    """
     names = {
         "win32": ["ggml-base.dll", "libggml-base.dll"],
-        "darwin": ["libggml-base.dylib", "libggml-base.so"],
-    }.get(sys.platform, ["libggml-base.so"])
+        "darwin": ["libggml-base.[0-9].dylib", "libggml-base.dylib", "libggml-base.so"],
+    }.get(sys.platform, ["libggml-base.so.[0-9]", "libggml-base.so"])
     spec = find_spec("llama_cpp")
     folders = [Path(place) / "lib" for place in (spec.submodule_search_locations or [])] if spec else []
-    for path in (folder / name for folder in folders for name in names):
-        if path.exists():
+    for folder, name in product(folders, names):
+        for path in folder.glob(name):
             return path
     raise FileNotFoundError(
-        f"ggml's library ({names[0]}) was not found; `pip install llama-cpp-python` brings it"
+        f"ggml's library ({names[-1]}) was not found; `pip install llama-cpp-python` brings it"
     )

@@ -84,7 +84,8 @@ class DecoderOptions:
     are as fast without it during prefill, and faster with each token of an answer behind a long prompt."""
     repack: bool | None = None
     """Arrange 4-bit weights anew for the processor, in memory of their own; by default where it was measured to be
-    faster, or on Arm."""
+    faster, or on Arm. True is tried in a process of its own first, once for a bundle and machine: some processors end
+    the process with it. That takes as long as loading the bundle, and its memory for this time."""
     device: Device | None = None
     """`auto`, the default, takes the best that this build of llama.cpp sees."""
     gpu_layers: int | None = None
@@ -640,7 +641,7 @@ def open_vocabulary(path: Path) -> Iterator[Vocabulary]:
     """The tokenizer of a GGUF file, without its weights; BundleError if it cannot be loaded."""
     library = llama.library()
     parameters = library.llama_model_default_params()
-    parameters.vocab_only = True
+    parameters.vocab_only, parameters.use_extra_bufts = True, False
     llama.forget_errors()
     model = library.llama_model_load_from_file(os.fsencode(path), parameters)
     if not model:

@@ -13,6 +13,7 @@ import os
 import threading
 from collections import deque
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger("ayaedge.llama")
@@ -43,19 +44,26 @@ def library() -> Any:
 
 
 def native_library(name: str, **signatures: tuple[Any, list[Any]]) -> Any:
-    """A library that llama-cpp-python ships and llama.cpp has loaded already, such as ggml-base.
+    """A library that llama.cpp itself uses, such as ggml-base, with the very functions that llama.cpp calls.
 
     Each caller gets an object of its own, on which the result and argument types of its functions are declared.
     """
     library()
-    from llama_cpp import _ctypes_extensions as extensions
-    from llama_cpp._ggml import libggml_base_path
-
-    native = extensions.load_shared_library(name, libggml_base_path)
+    native = _loaded(name)
     for function, (result, arguments) in signatures.items():
         getattr(native, function).restype = result
         getattr(native, function).argtypes = arguments
     return native
+
+
+def _loaded(name: str) -> Any:
+    """A new object for what is loaded already: opening a file by its name could load a second copy of it."""
+    from llama_cpp import _ctypes_extensions as extensions
+    from llama_cpp import llama_cpp
+
+    if os.name == "nt":  # where a library does not answer for those that it uses, and has one file
+        return extensions.load_shared_library(name, Path(llama_cpp.__file__).parent / "lib")
+    return ctypes.CDLL(llama_cpp._lib._name, handle=llama_cpp._lib._handle)
 
 
 def forget_errors() -> None:

@@ -27,6 +27,7 @@ from ayaedge.options import AnswerOptions, answer_options
 from ayaedge.pictures import EncodedImage, Picture
 from ayaedge.placement import place
 from ayaedge.prompt import Message
+from ayaedge.repacking import require_repacking
 from ayaedge.service import Service
 from ayaedge.states import CacheOptions
 from ayaedge.text_stream import Piece
@@ -80,7 +81,8 @@ class AyaVision:
         the last question. An answer does not depend on it. Beyond `queue_size` waiting requests there is BusyError.
 
         Raises BundleError if the bundle is damaged or its halves do not belong together, InvalidOptionError for a
-        device that is missing, with the command that installs it, OutOfMemoryError if the context does not fit.
+        device that is missing, with the command that installs it, OutOfMemoryError if the context does not fit,
+        BackendError where weights that were to be repacked would end the process.
         """
         check_options(
             whole_number("queue_size", queue_size, least=1),
@@ -96,6 +98,7 @@ class AyaVision:
         profile = load_profile(profile_path(cache.root, opened))
         decoder = profile.apply(decoder) if profile else decoder
         decoder, vision = place(opened, device, decoder, vision or VisionOptions())
+        require_repacking(opened, decoder, cache.root)
         with ThreadPoolExecutor(1) as pool:  # the tower warms up while the decoder loads
             loading = pool.submit(
                 open_encoder, opened, vision, keep_bytes=cache.embedding_bytes, prepared=cache.prepared()

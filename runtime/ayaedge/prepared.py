@@ -105,6 +105,20 @@ def make_private(directory: Path) -> None:
             directory.chmod(0o700)
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write a file whole, into a directory that only its owner may look into; OSError, and nothing left, if not."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+    try:
+        make_private(path.parent.parent)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        temporary.write_text(text, "utf-8")
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
 def _facts(entry: Path) -> dict[str, list[int]]:
     """Size and time of the last change (ns) of both files."""
     stats = {name: (entry / name).stat() for name in (GRAPH, DATA)}

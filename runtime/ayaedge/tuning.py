@@ -264,7 +264,9 @@ def _all_speeds(bundle: Bundle, options: DecoderOptions, best: Settings, tile: f
     """Measured apart, as the trials are."""
     found = probe(measure_growth, *_arguments(bundle, options, best), seconds=_PATIENCE)
     if found.death is not None:
-        raise BackendError(f"llama.cpp ended the process that measured the decoder ({found.death}); {found.said}")
+        raise BackendError(
+            f"llama.cpp ended the process that measured the decoder ({found.death}); {found.said}"
+        )
     start, growth, answer = found.value
     return Speeds(tile, start, growth, answer, answer * _GROWTH)
 

@@ -6,8 +6,11 @@ import gguf
 import numpy as np
 import pytest
 
-from ayaedge import CheckpointError, llama
+import stock_llama
+from ayaedge import AyaVision, CheckpointError
 from ayaedge.bundle import Bundle
+from ayaedge.probes import probe
+from ayaedge.prompt import Message
 from ayaedge_export.checkpoint import open_checkpoint
 from ayaedge_export.decoder_gguf import plan_tensors, write_decoder
 from ayaedge_export.exporter import export_checkpoint
@@ -75,47 +78,23 @@ def test_progress_covers_every_byte_of_the_decoder(tiny: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("fmt", DECODER_FORMATS)
 def test_stock_llama_cpp_loads_every_format_and_talks(tiny: Path, tmp_path: Path, fmt: DecoderFormat) -> None:
-    llama.library()
-    from llama_cpp import Llama
-
     bundle = export_checkpoint(tiny, tmp_path / "b", quant=fmt, vision="fp16")
-    stock = Llama(str(bundle.decoder_path), n_ctx=256, verbose=False, logits_all=False)
-    try:
-        reply = stock.create_chat_completion(
-            [{"role": "user", "content": "Hello"}], max_tokens=4, temperature=0.0
-        )
-        assert reply["usage"]["completion_tokens"] >= 1
-        assert stock.metadata["tokenizer.chat_template"] == bundle.manifest.chat_template
-        assert stock.metadata["tokenizer.ggml.pre"] == "command-r"
-    finally:
-        stock.close()
+    found = probe(stock_llama.chat, str(bundle.decoder_path), "Hello", seconds=120)
+    assert found.death is None, found.said
+    assert found.value["tokens"] >= 1
+    assert found.value["metadata"]["tokenizer.chat_template"] == bundle.manifest.chat_template
+    assert found.value["metadata"]["tokenizer.ggml.pre"] == "command-r"
 
 
 def test_stock_llama_cpp_says_what_we_say(exact_bundle: Bundle) -> None:
-    llama.library()
-    from llama_cpp import Llama
-
-    from ayaedge import AyaVision
-
     with AyaVision.load(exact_bundle.directory) as model:
         ours = model.ask("Hello", max_tokens=8)
-        prompt = model._engine.prompts.build([*_messages("Hello")], [])
-    stock = Llama(str(exact_bundle.decoder_path), n_ctx=256, verbose=False)
-    try:
-        stock.eval(list(prompt.ids))
-        ids = []
-        for _ in ours.ids:
-            ids.append(int(stock.sample(temp=0.0, top_k=1)))
-            stock.eval(ids[-1:])
-        assert tuple(ids) == ours.ids
-    finally:
-        stock.close()
-
-
-def _messages(text: str) -> list:  # type: ignore[type-arg]
-    from ayaedge.prompt import Message
-
-    return [Message("user", text)]
+        prompt = model._engine.prompts.build([Message("user", "Hello")], [])
+    stock = probe(
+        stock_llama.continued, str(exact_bundle.decoder_path), list(prompt.ids), len(ours.ids), seconds=120
+    )
+    assert stock.death is None, stock.said
+    assert tuple(stock.value) == ours.ids
 
 
 def test_added_tokens_are_control_and_padding_is_unused(exact_bundle: Bundle) -> None:

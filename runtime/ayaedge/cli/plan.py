@@ -182,15 +182,27 @@ def _trial_table(trials: Sequence[Trial], profile: Profile) -> Table:
     for column in ("prompt, tokens/s", "answer, tokens/s", "a picture and 200 tokens, s"):
         table.add_column(column, justify="right")
     for trial in trials:
+        style = "bold" if trial.settings == profile.settings else None
         table.add_row(
-            _settings_text(trial), f"{1 / trial.prompt_token:.1f}", f"{1 / trial.answer_token:.1f}",
-            f"{trial.work_seconds:.1f}", style="bold" if trial.settings == profile.settings else None,
-        )  # fmt: skip
+            _settings_text(trial),
+            _rate(trial.prompt_token),
+            _rate(trial.answer_token),
+            _outcome(trial),
+            style=style,
+        )
     return table
 
 
+def _rate(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1 / seconds:.1f}"
+
+
+def _outcome(trial: Trial) -> str:
+    return f"died: {trial.death}" if trial.work_seconds is None else f"{trial.work_seconds:.1f}"
+
+
 def _line(trial: Trial) -> str:
-    return f"{_settings_text(trial)}: {trial.work_seconds:.1f} s"
+    return f"{_settings_text(trial)}: {_outcome(trial)}{'' if trial.death else ' s'}"
 
 
 def _settings_text(trial: Trial) -> str:

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FIRST = {
+    "llama.cpp": "from ayaedge import devices, llama; from ayaedge.gguf_file import _ggml; llama.library()",
+    "the quantizer": "from ayaedge_quant.ggml import _library; _library()",
+    "the kernels": "from ayaedge_quant import ggml; ggml._kernel_agrees(ggml.GgmlType.Q4_K, weighted=True)",
+}
+"""What may be the first to load ggml."""
+
+EVERYTHING = """
+import ctypes, re
+from ayaedge import devices, llama
+from ayaedge.gguf_file import _ggml
+from ayaedge_export.observed_decoder import _ggml as observed
+from ayaedge_quant.ggml import _library
+
+def address(library, name):
+    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+
+devices.decoder_gpus(), _ggml(), observed(), _library()
+its_own = llama.library().llama_cpp._lib
+registry, base = devices._registry()
+libraries = {"ggml_backend_dev_count": [registry], "ggml_quantize_chunk": [_library()],
+             "gguf_free": [_ggml()], "ggml_backend_dev_name": [base], "ggml_mul_mat": [observed(), base]}
+for name, ours in libraries.items():
+    for library in ours:
+        assert address(library, name) == address(its_own, name), name
+with open("/proc/self/maps") as maps:
+    files = {line.split()[-1] for line in maps if "ggml" in line or "llama" in line}
+names = sorted(re.sub(r"^.*/|[.]so.*$", "", file) for file in files)
+print(*names)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is loaded")
+@pytest.mark.parametrize("first", FIRST)
+def test_there_is_one_copy_of_each_library_whoever_loads_first(first: str) -> None:
+    code = f"{FIRST[first]}\n{EVERYTHING}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    names = done.stdout.split()
+    assert {"libggml", "libggml-base", "libllama"} <= set(names)
+    assert len(names) == len(set(names))
