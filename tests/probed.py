@@ -10,7 +10,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ayaedge import BackendError, BundleError
+import numpy as np
+
+from ayaedge import BackendError, BundleError, DecoderOptions, InvalidOptionError, OutOfMemoryError
+from ayaedge.bundle import read_bundle
+from ayaedge.decoder import Decoder
 
 
 def add(first: int, second: int) -> int:
@@ -87,3 +91,32 @@ def measure_until_repacking_dies(
         die("SIGSEGV")
     while True:
         yield [0.002, 0.002]
+
+
+def use_decoder(directory: str, choices: list[dict[str, Any]]) -> Iterator[str]:
+    """Everything that a question does to a decoder, with each of these options: `done`, or what is refused."""
+    bundle = read_bundle(directory)
+    for options in choices:
+        try:
+            with Decoder(bundle.decoder_path, bundle.manifest, DecoderOptions(**options)) as decoder:
+                _use(decoder)
+        except (InvalidOptionError, OutOfMemoryError) as error:
+            yield f"{type(error).__name__}: {error}"
+        else:
+            yield "done"
+
+
+def _use(decoder: Decoder) -> None:
+    room = decoder.context_size
+    decoder.decode_tokens([1] * min(40, room - 1))
+    decoder.reserve(room)
+    state, position = decoder.state(), decoder.position
+    decoder.clear()
+    if not decoder.append_state(state, position):
+        decoder.decode_tokens([1] * position)
+    if decoder.options.draft_tokens and position + decoder.options.draft_tokens < room:
+        decoder.decode_tokens([1] * (1 + decoder.options.draft_tokens), all_logits=True)
+        decoder.likeliest()
+        decoder.cut(position)
+    decoder.decode_embeddings(decoder.embed([2]))
+    assert np.isfinite(decoder.logits()).all()

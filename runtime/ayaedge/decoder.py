@@ -60,6 +60,8 @@ _CAPACITY_STEP = 512
 _BF16 = 30
 """ggml's number of the one type that llama-cpp-python has no name for."""
 _FLOAT_TYPES = ("f16", "bf16", "f32")
+_CACHE_BLOCK = 32
+"""Values of a head that share a block in the other types."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ class Decoder:
         """Layers that are on a GPU."""
         self._cancellation = Cancellation()
         self._gpus: list[Gpu] = []
+        self._check_cache(path)
         try:
             self._load(path)
             self._check_fits(path, manifest)
@@ -464,6 +467,17 @@ class Decoder:
                 f"{count} more tokens do not fit: {self.position} of {self.context_size} are used"
             )
         self.reserve(self.position + count)
+
+    def _check_cache(self, path: Path) -> None:
+        """Without flash attention llama.cpp would abort the process, with it blame something else."""
+        types = [self.options.cache_type, self.options.value_type]
+        quantized = [name for name in types if name not in _FLOAT_TYPES]
+        head = read_figures(path).head_dim if quantized else 0
+        if head % _CACHE_BLOCK:
+            raise InvalidOptionError(
+                f"a KV cache of {quantized[0]} needs heads of a multiple of {_CACHE_BLOCK} values, and those of this "
+                f"model have {head}: take {', '.join(_FLOAT_TYPES[:-1])} or {_FLOAT_TYPES[-1]}"
+            )
 
     def _load(self, path: Path) -> None:
         """Weights and context; on a GPU that has not memory enough for both, with ever fewer layers there."""
