@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads that wait spin, next to another worker's tests
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from safetensors.torch import load_file, save_file
 
 from ayaedge import AyaVision, DecoderOptions
 from ayaedge.bundle import Bundle
@@ -79,6 +82,22 @@ def wide_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["text_config"]["sliding_window"] = WIDE_WINDOW
     (checkpoint / "config.json").write_text(json.dumps(config))
     return export_checkpoint(checkpoint, directory / "b").directory
+
+
+@pytest.fixture(scope="session")
+def endless(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options with which every answer goes on for minutes, on the fastest machine and on a busy one."""
+    directory = tmp_path_factory.mktemp("endless")
+    checkpoint = shutil.copytree(tiny, directory / "c")
+    config = json.loads((checkpoint / "config.json").read_text("utf-8"))
+    config["text_config"]["max_position_embeddings"] = 1 << 17
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    weights = load_file(checkpoint / "model.safetensors")
+    (name,) = (name for name in weights if name.endswith("embed_tokens.weight"))
+    weights[name][config["text_config"]["eos_token_id"]] = 0  # the end of a turn is never the likeliest token
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    bundle = export_checkpoint(checkpoint, directory / "b").directory
+    return ["-m", str(bundle), "-c", "100000"]
 
 
 @pytest.fixture

@@ -19,8 +19,6 @@ from pseudo_terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, TAB, UP, Terminal
 PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
 SIX = PICTURES / "six-cells.png"
 NUMBER = "What number is at the bottom left?"
-ENDLESS = ("--temperature", "50", "--seed", "1")
-"""The demonstration model writes nonsense up to the end of its context then."""
 EDITOR = """
 from ayaedge.cli.chat_input import open_lines
 lines = open_lines()
@@ -175,9 +173,9 @@ def test_answers_stream_about_pictures_and_what_was_said_before(folder: Path) ->
         assert terminal.finish() == 0
 
 
-def test_an_answer_is_stopped_and_the_chat_goes_on(folder: Path) -> None:
+def test_an_answer_is_stopped_and_the_chat_goes_on(folder: Path, endless: list[str]) -> None:
     file = folder / "stopped.ayachat"
-    with chat(*ENDLESS) as terminal:
+    with chat(*endless) as terminal:
         terminal.wait_for_prompt()
         terminal.enter("Hi")
         terminal.wait_until(lambda screen: len(screen) > 1000, "a long answer")
@@ -193,6 +191,7 @@ def test_an_answer_is_stopped_and_the_chat_goes_on(folder: Path) -> None:
         terminal.enter("Again")
         terminal.wait_until(lambda screen: len(screen.partition("> Again")[2]) > 500, "another one")
         terminal.type(CTRL_C)
+        terminal.wait_until(lambda screen: "stopped" in screen.partition("> Again")[2], "the second stop")
         terminal.wait_for_prompt()
         terminal.type(CTRL_C)
         terminal.wait_for("once more leaves")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -37,6 +38,15 @@ def test_lines_of_a_pipe_are_questions_and_commands() -> None:
     assert "attached" in result.stderr
     assert ">" not in result.stderr
     assert "demonstration" not in result.stderr
+
+
+def test_a_picture_may_be_the_url_of_a_file_or_the_file_itself() -> None:
+    data = "data:image/png;base64," + base64.b64encode(SIX.read_bytes()).decode()
+    for picture in (SIX.as_uri(), SIX.as_uri().replace("file:///", "FILE://localhost/"), data):
+        result = chat(f"{NUMBER}\n", "--image", picture)
+        assert (result.returncode, result.stdout) == (0, "2675\n"), result.stderr
+    result = chat(f"/image {SIX.as_uri()}\n{NUMBER}\n")
+    assert (result.returncode, result.stdout) == (0, "2675\n"), result.stderr
 
 
 def test_the_last_line_needs_no_end_and_windows_writes_others() -> None:
@@ -109,13 +119,9 @@ def test_answers_that_cannot_be_written_are_an_error() -> None:
     assert b"Traceback" not in result.stderr
 
 
-ENDLESS = ["--temperature", "50", "--seed", "1"]
-"""The demonstration model writes nonsense up to the end of its context then."""
-
-
-def test_a_reader_that_leaves_early_is_no_accident() -> None:
+def test_a_reader_that_leaves_early_is_no_accident(endless: list[str]) -> None:
     with subprocess.Popen(
-        [*COMMAND, *ENDLESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, *endless], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -129,9 +135,9 @@ def test_a_reader_that_leaves_early_is_no_accident() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that stands for Ctrl-C in one process")
-def test_an_interrupt_ends_a_chat_that_nobody_types() -> None:
+def test_an_interrupt_ends_a_chat_that_nobody_types(endless: list[str]) -> None:
     with subprocess.Popen(
-        [*COMMAND, *ENDLESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, *endless], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
