@@ -8,17 +8,15 @@ pictures; a caller that is not trusted can therefore only ever name data that it
 from __future__ import annotations
 
 import difflib
-import os
-import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from ayaedge.errors import InvalidOptionError, PromptError
+from ayaedge.images import file_url_path
 from ayaedge.pictures import Picture
 from ayaedge.prompt import Role
 
@@ -131,8 +129,8 @@ def _check_picture(image: object, place: str, trusted: bool) -> None:
         raise PromptError(f"{place}: such parts are for programs that embed ayaedge; send an image_url")
     if image is None or isinstance(image, (bool, int, float, list, tuple, Mapping)):
         raise PromptError(
-            f"{place} must be a path, bytes, a PIL image, an array, a data URL or an encoded image, "
-            f"not {_shown(image)}"
+            f"{place} must be a path, bytes, an open file, a PIL image, an array, a data URL, a file URL or an encoded "
+            f"image, not {_shown(image)}"
         )
 
 
@@ -146,6 +144,7 @@ def _url_picture(value: object, place: str, trusted: bool) -> Picture:
             raise PromptError(f"{place.removesuffix('.url')}.detail must be a string, not {_shown(detail)}")
     if not isinstance(value, str):
         raise PromptError(f"{place} must be the URL of a picture, not {_shown(value)}")
+    value = value.strip()
     scheme = value[: value.find(":") + 1][:_SHOWN].lower()
     advice = "send the picture itself as data:image/...;base64,..."
     if scheme == "data:":
@@ -166,32 +165,6 @@ def _unicode_path(url: str, place: str) -> str:
     if path is None:
         raise PromptError(f"{place} is {_shown(url)}, not of the form file:///path/of/a/picture")
     return path
-
-
-_DRIVE = re.compile(r"/?([A-Za-z])[:|](/.*)", re.DOTALL)
-
-
-def file_url_path(url: str, *, windows: bool = os.name == "nt") -> str | None:
-    """The path that a `file:` URL names, or None if it is relative or, except on Windows, of another computer.
-
-    Percent-encoded bytes are those of the file's name. `?` and `#` are taken as parts of the name: pictures in files
-    have neither queries nor fragments, and those who put a path behind `file://` seldom encode them.
-    """
-    rest = url[len("file:") :]
-    if windows:
-        rest = rest.replace("\\", "/")
-    host, path = "", rest
-    if rest.startswith("//"):
-        host, slash, path = rest[2:].partition("/")
-        path = slash + path
-    host, path = (unquote(part, errors="surrogateescape") for part in (host, path))
-    if windows and (drive := _DRIVE.fullmatch(host + path)):
-        return f"{drive[1]}:{drive[2]}"
-    if not path.startswith("/"):
-        return None
-    if host.lower() in ("", "localhost"):
-        return path
-    return f"//{host}{path}" if windows else None
 
 
 def _fields(value: object, place: str, what: str) -> Mapping[Any, Any]:

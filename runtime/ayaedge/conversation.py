@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -18,7 +18,7 @@ from ayaedge.checks import check_options, function, path_of
 from ayaedge.costs import PictureCost
 from ayaedge.engine import Dialogue, Engine, OnProgress
 from ayaedge.errors import CancelledError, ChatFileError, PromptError
-from ayaedge.images import ImageInput, list_images
+from ayaedge.images import ImageInput, list_images, take_image
 from ayaedge.options import AnswerOptions, answer_options
 from ayaedge.pictures import EncodedImage, Picture
 from ayaedge.prompt import Message
@@ -108,16 +108,16 @@ class Conversation:
         listener = _nobody if on_text is None else on_text
         return AnswerHandle(self._request(question, images, on_progress, answer_options(**options), listener))
 
-    async def aask(
+    def aask(
         self,
         question: str,
         *,
         images: Images = (),
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerKeywords],
-    ) -> Answer:
-        """The whole answer, for asyncio."""
-        return await self.astream(question, images=images, on_progress=on_progress, **options).whole()
+    ) -> Coroutine[Any, Any, Answer]:
+        """The whole answer, for asyncio; see `AyaVision.aask`."""
+        return self._whole(self._work(question, images, on_progress, answer_options(**options)))
 
     def astream(
         self,
@@ -192,13 +192,25 @@ class Conversation:
         options: AnswerOptions,
         listener: Callable[[Piece], object] | None = None,
     ) -> AnswerRequest:
+        check_options(function("on_text", listener))
+        return self._service.request(self._work(question, images, on_progress, options), listener)
+
+    def _work(
+        self, question: str, images: Images, on_progress: OnProgress | None, options: AnswerOptions
+    ) -> Callable[[Engine, AnswerRequest], Answer]:
+        """What the model's thread is to do, with the pictures as they are now."""
         if not isinstance(question, str):
             raise PromptError(f"a question must be a string, not {type(question).__name__}")
-        pictures = [images] if isinstance(images, EncodedImage) else list_images(images)
-        check_options(function("on_progress", on_progress), function("on_text", listener))
+        check_options(function("on_progress", on_progress))
+        given = [images] if isinstance(images, EncodedImage) else list_images(images)
+        pictures = [take_image(picture) for picture in given]
         report = _no_progress if on_progress is None else on_progress
-        work = partial(self._answer, self.system, question, pictures, options, report)
-        return self._service.request(work, listener)
+        return partial(self._answer, self.system, question, pictures, options, report)
+
+    async def _whole(self, work: Callable[[Engine, AnswerRequest], Answer]) -> Answer:
+        stream = AsyncAnswerStream(self._service.request(work))
+        del work  # an error's traceback would hold its pictures
+        return await stream.whole()
 
     def _answer(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -22,7 +22,7 @@ from ayaedge.decoder import Decoder, DecoderOptions
 from ayaedge.devices import Device
 from ayaedge.engine import Dialogue, Engine, OnProgress
 from ayaedge.errors import InvalidOptionError
-from ayaedge.images import list_images
+from ayaedge.images import take_image
 from ayaedge.options import AnswerOptions, answer_options
 from ayaedge.pictures import EncodedImage, Picture
 from ayaedge.placement import place
@@ -149,9 +149,11 @@ class AyaVision:
     ) -> AnswerStream:
         """The answer in pieces of text, as the model writes it. It begins at once, not with the first iteration.
 
-        `images` are paths, bytes, PIL images, arrays, data URLs or results of `encode_image`, or a single one;
-        `system` is an instruction before the question. `on_progress` is called with "vision" or "prefill", how many
-        tiles or tokens are done, and of how many.
+        `images` are paths, `file://` or data URLs, bytes, open binary files, PIL images, arrays (H, W), (H, W, 3) or
+        (H, W, 4) uint8, results of `encode_image`, or a single one. Arrays, buffers, PIL images and open files are
+        taken before this returns: what happens to them afterwards changes nothing. Named files are read when their
+        turn comes. `system` is an instruction before the question. `on_progress` is called with "vision" or
+        "prefill", how many tiles or tokens are done, and of how many.
 
         Options: `max_tokens` of the answer; `temperature` (0, the default: always the same answer), `top_p`, `top_k`,
         `seed`; `stop`, a string or several before which the answer ends; `response_format` (OpenAI's `json_object` or
@@ -162,8 +164,9 @@ class AyaVision:
         first token. `overflow` is for conversations that do not fit: `error`, or `drop_oldest`.
 
         Raises at once InvalidOptionError for a senseless option, PromptError for a question that is no text,
-        BusyError and ClosedError; from the iteration ImageError for a picture that cannot be read, ContextLengthError
-        for a prompt that does not fit, PromptError, BackendError, OutOfMemoryError, and CancelledError.
+        ImageError for an array, PIL image or open file that is no picture, BusyError and ClosedError; from the
+        iteration ImageError for any other picture that cannot be read, ContextLengthError for a prompt that does not
+        fit, PromptError, BackendError, OutOfMemoryError, and CancelledError.
         """
         return self._once(system).stream(question, images=images, on_progress=on_progress, **options)
 
@@ -186,7 +189,7 @@ class AyaVision:
             question, images=images, on_progress=on_progress, on_text=on_text, **options
         )
 
-    async def aask(
+    def aask(
         self,
         question: str,
         *,
@@ -194,9 +197,12 @@ class AyaVision:
         system: str | None = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerKeywords],
-    ) -> Answer:
-        """The whole answer, for asyncio; cancelling the task cancels the answer."""
-        return await self._once(system).aask(question, images=images, on_progress=on_progress, **options)
+    ) -> Coroutine[Any, Any, Answer]:
+        """The whole answer, for asyncio: `await model.aask(...)`; cancelling the task cancels the answer.
+
+        Pictures are taken at this call, and the question is asked when it is awaited.
+        """
+        return self._once(system).aask(question, images=images, on_progress=on_progress, **options)
 
     def astream(
         self,
@@ -235,12 +241,9 @@ class AyaVision:
         """Read a picture once, to ask about it later, as often as wanted; arguments and errors as `stream`."""
         choice = TileChoice(tiles, max_tiles, budget)
         check_options(function("on_progress", on_progress))
-
-        def work(engine: Engine, request: Request[None, EncodedImage]) -> EncodedImage:
-            (picture,) = engine.read([image], choice, engine.speeds, request.cancellation)
-            return engine.encode(picture, request.cancellation, on_progress or _no_progress)
-
-        return self._service.call(work)
+        work = partial(_encode, take_image(image), choice, on_progress or _no_progress)
+        encoded: EncodedImage = self._service.call(work)
+        return encoded
 
     def count_tokens(
         self,
@@ -317,6 +320,17 @@ def _answer(dialogue: Dialogue, options: AnswerOptions, engine: Engine, request:
     return engine.answer(request, dialogue, options, _no_progress)
 
 
+def _encode(
+    image: Picture,
+    choice: TileChoice,
+    report: OnProgress,
+    engine: Engine,
+    request: Request[None, EncodedImage],
+) -> EncodedImage:
+    (picture,) = engine.read([image], choice, engine.speeds, request.cancellation)
+    return engine.encode(picture, request.cancellation, report)
+
+
 def _with_context(decoder: DecoderOptions, context: int | None) -> DecoderOptions:
     if context is None:
         return decoder
@@ -331,7 +345,7 @@ def _dialogue(messages: Sequence[Mapping[str, Any]]) -> Dialogue:
     from ayaedge.chat_completion import parse_messages
 
     parsed = parse_messages(messages, trusted=True)
-    pictures = [picture for message in parsed for picture in list_images(message.images)]
+    pictures = [take_image(picture) for message in parsed for picture in message.images]
     texts = tuple(Message(message.role, message.text, len(message.images)) for message in parsed)
     goes_on = any(message.role == "assistant" for message in parsed)
     return Dialogue(texts, tuple(pictures), goes_on)

@@ -56,6 +56,19 @@ def test_a_named_bundle_answers_quietly(picture: Path, exact_bundle: Bundle) -> 
     assert same.stdout == result.stdout
 
 
+def test_a_picture_may_be_the_url_of_a_file(picture: Path) -> None:
+    question = "What color is in the picture?"
+    expected = ayaedge("ask", "--image", picture, question)
+    assert ayaedge("ask", "--image", picture.as_uri(), question).stdout == expected.stdout != ""
+    planned = [
+        json.loads(ayaedge("plan", "--json", "--image", one).stdout) for one in (picture, picture.as_uri())
+    ]
+    assert planned[0]["pictures"] == planned[1]["pictures"]
+    missing = ayaedge("ask", "--image", "file:///no/such.png", question)
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert "no picture at /no/such.png" in missing.stderr
+
+
 def test_json_is_one_object_on_stdout(picture: Path) -> None:
     result = ayaedge(
         "ask", "--image", picture, "--image", picture, "--json", "-n", "3", "--max-tiles", "1", "-s", "Be brief.",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import codecs
 import ctypes
+import decimal
 import enum
 import json
 import random
@@ -898,6 +899,29 @@ def test_a_pydantic_model_gives_grammar_and_value(machine: Machine) -> None:
     assert narrow is not None
     for seed in range(20):
         assert isinstance(parse_answer(machine.walk(narrow, random.Random(seed), 20), Cat), Cat)
+
+
+def test_bounds_are_the_same_whatever_the_programs_decimals_are_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    schemas = [
+        {"type": "number", "minimum": 0.123456789, "maximum": 12345.678901},
+        {"type": "number", "exclusiveMinimum": -1.5},
+        {"type": "number", "minimum": 0.1, "exclusiveMaximum": 0.3},
+    ]
+
+    def grammars() -> list[str | None]:
+        return [grammar_text(response_format={"type": "json_schema", "schema": one}) for one in schemas]
+
+    expected = grammars()
+    monkeypatch.setattr(decimal.DefaultContext, "prec", 2)
+    for own in (
+        decimal.Context(prec=3),
+        decimal.Context(traps=[decimal.Inexact, decimal.Rounded, decimal.FloatOperation]),
+        decimal.Context(Emax=1, Emin=-1),
+        decimal.Context(rounding=decimal.ROUND_UP, traps=[]),
+    ):
+        with decimal.localcontext(own) as context:
+            assert grammars() == expected
+            assert not any(context.flags.values())
 
 
 def test_a_model_without_a_schema_is_refused() -> None:

@@ -31,7 +31,7 @@ from ayaedge.cli.pasted_paths import find_path, find_paths, is_file, is_picture_
 from ayaedge.conversation import Conversation
 from ayaedge.costs import TileChoice
 from ayaedge.errors import AyaEdgeError, CancelledError, ChatFileError, ImageError, InvalidOptionError
-from ayaedge.images import load_image
+from ayaedge.images import load_image, read_file
 from ayaedge.model import AyaVision
 from ayaedge.options import AnswerKeywords
 from ayaedge.pictures import Picture
@@ -52,10 +52,8 @@ class Attachment:
 def attach(path: str) -> Attachment:
     """Read a picture file whole, since it may be gone when the question is asked. Raises ImageError."""
     height, width = load_image(path).shape[:2]
-    try:
-        return Attachment(f"{path} ({width} x {height} pixels)", Path(path).read_bytes())
-    except OSError as error:  # it was there just now
-        raise ImageError(str(error)) from error
+    name = _excerpt(path) if path[:5].lower() == "data:" else path
+    return Attachment(f"{name} ({width} x {height} pixels)", read_file(path))
 
 
 class ChatLoop:

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import unquote_to_bytes
 
 from PIL import Image
+
+from ayaedge.images import file_url_path
 
 WINDOWS = os.name == "nt"
 BLANKS = " \t\r\n"
@@ -105,21 +106,13 @@ def _readings(line: str, windows: bool) -> list[list[str]]:
 def _expanded(word: str) -> str:
     """A word as a path: file URLs and ~ resolved."""
     if word[:5].lower() == "file:":
-        return _path_of_url(word[5:])
+        return file_url_path(word, windows=True) or word  # pasted text may be of another computer
     if word.startswith("~"):
         try:
             return str(Path(word).expanduser())
         except RuntimeError:  # there is no such user
             return word
     return word
-
-
-def _path_of_url(rest: str) -> str:
-    path = os.fsdecode(unquote_to_bytes(rest))
-    if path.startswith("//"):
-        host, slash, behind = path[2:].partition("/")
-        path = slash + behind if host.lower() in ("", "localhost") else path
-    return path[1:] if re.match(r"/[A-Za-z]:[/\\]", path) else path
 
 
 def quote_path(path: str, *, quote: str = "", complete: bool = True, windows: bool = WINDOWS) -> str:

@@ -11,7 +11,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterator
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation, localcontext
 from typing import Any
 
 from ayaedge.grammar import gbnf, gbnf_check
@@ -36,6 +36,11 @@ _MOST_BRANCHES = 200
 """Of anyOf and oneOf: each is compared with each."""
 _MOST_VALUE_CHARACTERS = 100_000
 """Of all values of an enum."""
+_DECIMALS = Context(
+    prec=28, rounding=ROUND_HALF_EVEN, Emin=-999_999, Emax=999_999, capitals=1, clamp=0, flags=[],
+    traps=[InvalidOperation],
+)  # fmt: skip
+"""Of bounds, whatever the program's own decimals are like."""
 
 
 def schema_grammar(schema: object) -> str:
@@ -356,15 +361,16 @@ class _Converter:
         return integer_between(low, high)
 
     def _number(self, schema: dict[str, Any], found: dict[str, Any]) -> str:
-        bounds: dict[str, Decimal] = {key: decimal_of(value) for key, value in found.items()}
-        low = _tightest(bounds, "minimum", "exclusiveMinimum", max)
-        high = _tightest(bounds, "maximum", "exclusiveMaximum", min)
-        body = number_between(
-            low,
-            high,
-            open_low=low is not None and bounds.get("exclusiveMinimum") == low,
-            open_high=high is not None and bounds.get("exclusiveMaximum") == high,
-        )
+        with localcontext(_DECIMALS):
+            bounds: dict[str, Decimal] = {key: decimal_of(value) for key, value in found.items()}
+            low = _tightest(bounds, "minimum", "exclusiveMinimum", max)
+            high = _tightest(bounds, "maximum", "exclusiveMaximum", min)
+            body = number_between(
+                low,
+                high,
+                open_low=low is not None and bounds.get("exclusiveMinimum") == low,
+                open_high=high is not None and bounds.get("exclusiveMaximum") == high,
+            )
         return body or self._fault(schema, "no number of at most 15 digits lies within its bounds")
 
 
