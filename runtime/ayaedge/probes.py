@@ -37,7 +37,8 @@ from ayaedge.prepared import write_private
 logger = logging.getLogger(__name__)
 
 _FLAG = "--ayaedge-probe"
-_START = "import json, sys; sys.path[:] = json.loads(sys.stdin.readline()); from ayaedge.probes import serve; serve()"
+_START = "import sys; sys.path[:] = eval(sys.stdin.readline()); from ayaedge.probes import serve; serve()"
+"""With nothing imported before the path is this program's: the working directory would come first."""
 _WINDOWS_FAULTS = {0xC0000005: "ACCESS_VIOLATION", 0xC000001D: "ILLEGAL_INSTRUCTION", 0xC0000409: "FAIL_FAST"}
 _FAULTS = {"SIGSEGV", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE", "SIGTRAP", "SIGSYS", *_WINDOWS_FAULTS.values()}
 """Deaths that come again; others, such as SIGKILL where memory ran out, may not."""
@@ -88,7 +89,8 @@ class Probe:
         except OSError as error:
             self._stderr.close()
             raise BackendError(f"{command[0]} cannot be started to try something apart: {error}") from None
-        self._write(json.dumps(sys.path), json.dumps(call, default=operator.index))
+        path = ascii([entry for entry in sys.path if isinstance(entry, str)])
+        self._write(path, json.dumps(call, default=operator.index))
 
     def __enter__(self) -> Probe:
         return self
