@@ -14,6 +14,7 @@ from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from ayaedge import __version__
 
 from ayaedge.bundle import (
     DECODER,
@@ -64,8 +65,8 @@ _USUAL_FEEDBACK = FeedbackOptions()
 _IMPORTANCE = "../importance.gguf"
 """Beside the bundle's files, to which it does not belong."""
 _VISION_DATA = f"{VISION}.data"
-_WRITERS = ("ayaedge", "onnx", "gguf", "llama-cpp-python", "numpy")
-"""Packages whose versions decide about the bytes of a bundle."""
+_WRITERS = ("onnx", "gguf", "llama-cpp-python", "numpy")
+"""Packages, beside ayaedge itself, whose versions decide about the bytes of a bundle."""
 
 
 def export_checkpoint(
@@ -263,7 +264,15 @@ def describe(checkpoint: Checkpoint, embeddings: EmbeddingTable, formats: Format
 
 def describe_writers() -> dict[str, str]:
     """Versions of everything that decides about the bytes of a bundle."""
-    return {name: metadata.version(name) for name in _WRITERS} | {"machine": platform.machine()}
+    versions = {"ayaedge": __version__} | {name: _version_of(name) for name in _WRITERS}
+    return versions | {"machine": platform.machine()}
+
+
+def _version_of(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:  # in a frozen program
+        return "unknown"
 
 
 def _measured(

@@ -21,7 +21,7 @@ from ayaedge.costs import Speeds, TileChoice
 from ayaedge.decoder import Decoder, DecoderOptions
 from ayaedge.devices import Device
 from ayaedge.engine import Dialogue, Engine, OnProgress
-from ayaedge.errors import InvalidOptionError
+from ayaedge.errors import BundleError, InvalidOptionError
 from ayaedge.images import take_image
 from ayaedge.options import AnswerOptions, answer_options
 from ayaedge.pictures import EncodedImage, Picture
@@ -371,4 +371,10 @@ def _no_progress(step: str, done: int, of: int) -> None: ...
 
 def demo_bundle() -> Path:
     """Where the small demonstration model lies that ships with the package."""
-    return Path(str(files("ayaedge") / "demo"))
+    directory = Path(str(files("ayaedge") / "demo"))
+    if not directory.is_dir():
+        raise BundleError(
+            f"the demonstration model is not at {directory}: this copy of ayaedge is packed, or was packed without it; "
+            "name the directory of a bundle"
+        )
+    return directory

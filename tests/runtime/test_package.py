@@ -1,10 +1,17 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import json
+import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 import ayaedge
 
@@ -74,3 +81,67 @@ def test_only_the_command_line_knows_the_exporter() -> None:
 def test_quant_does_not_import_the_exporter() -> None:
     for path in (ROOT / "quant").rglob("*.py"):
         assert "ayaedge_export" not in path.read_text("utf-8").replace("`ayaedge_export", ""), path
+
+
+class Frozen:
+    """Runs commands as a frozen program has them: every package can be imported, and none has metadata."""
+
+    def __init__(self, directory: Path) -> None:
+        for place in map(Path, {sysconfig.get_path(name) for name in ("purelib", "platlib")}):
+            for entry in place.iterdir():
+                own = entry.name.startswith(("ayaedge", "_ayaedge", "__editable__", "_editable"))
+                if not own and entry.suffix not in (".dist-info", ".egg-info", ".pth"):
+                    (directory / entry.name).symlink_to(entry)
+        self.path = [*(str(ROOT / name) for name in ("runtime", "export", "quant")), str(directory)]
+
+    def __call__(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(self.path), "COLUMNS": "200"}
+        command = [sys.executable, "-S", *map(str, arguments)]
+        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> Frozen:
+    run = Frozen(tmp_path_factory.mktemp("frozen"))
+    found = run("-c", "import importlib.metadata as m; print(*m.distributions())")
+    assert (found.returncode, found.stdout) == (0, "\n")
+    return run
+
+
+def test_the_version_is_that_of_the_metadata() -> None:
+    assert ayaedge.__version__ == importlib.metadata.version("ayaedge")
+
+
+def test_the_version_is_shown_with_and_without_metadata(frozen: Frozen) -> None:
+    command = ["-m", "ayaedge", "--version"]
+    installed = subprocess.run([sys.executable, *command], check=False, capture_output=True, text=True)
+    for done in (frozen(*command), installed):
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"ayaedge {ayaedge.__version__}\n", "")
+
+
+def test_a_frozen_program_asks_and_looks_at_the_machine(frozen: Frozen, tmp_path: Path) -> None:
+    versions = json.loads(frozen("-m", "ayaedge", "doctor", "--json").stdout)["versions"]
+    assert versions["ayaedge"] == ayaedge.__version__
+    assert all(versions.values())
+    table = frozen("-m", "ayaedge", "doctor")
+    assert (table.returncode, "Traceback" in table.stderr) == (0, False)
+    assert f"ayaedge {ayaedge.__version__}" in table.stdout
+    asked = frozen("-m", "ayaedge", "ask", "-n", "3", "What?")
+    assert (asked.returncode, bool(asked.stdout)) == (0, True), asked.stderr
+
+
+def test_a_frozen_program_exports(frozen: Frozen, tiny: Path, tmp_path: Path) -> None:
+    done = frozen("-m", "ayaedge", "export", tiny, "-o", tmp_path / "b", "--quant", "f16", "--vision", "fp32")
+    assert done.returncode == 0, done.stderr
+    made = ayaedge.read_bundle(tmp_path / "b").manifest.created_by
+    assert made["ayaedge"] == ayaedge.__version__
+    assert made["onnx"] == "unknown"
+
+
+def test_a_packed_package_says_that_its_model_cannot_be_opened(frozen: Frozen, tmp_path: Path) -> None:
+    packed = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", ROOT / "runtime", "ayaedge"))
+    code = f"import sys; sys.path.insert(0, {str(packed)!r}); from ayaedge.cli.main import main; main()"
+    done = frozen("-c", code, "ask", "What?")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "the demonstration model is not at" in done.stderr
+    assert str(packed) in done.stderr

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ayaedge import NO_CACHE, Answer, AyaEdgeError, AyaVision, Timings, VisionOptions
+from ayaedge import NO_CACHE, Answer, AyaEdgeError, AyaVision, Timings, VisionOptions, __version__
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.cli import export as exporting
 from ayaedge.cli.bench import bench
@@ -88,6 +88,21 @@ def main() -> None:
 def _fail(message: str) -> None:
     stderr.print(Text("error: ", "bold red").append(message, "default not bold"))
     sys.exit(1)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        write(f"ayaedge {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None: ...
 
 
 @app.command()
