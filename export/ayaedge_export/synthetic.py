@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ayaedge.bundle import DECODER, Formats
-from ayaedge.checks import check_options, whole_number
+from ayaedge.checks import check_options, plain, whole_number
 from ayaedge.errors import ExportError
 from ayaedge_export.bundle_writer import staged_bundle, what_is_left, write_manifest
 from ayaedge_export.checkpoint import Checkpoint, text_tensors
@@ -102,8 +102,8 @@ def write_synthetic_bundle(
         whole_number("seed", seed, least=0),
     )
     return write_drawn_bundle(
-        Path(target), f"synthetic-aya-vision-{shape}", model.cut(layers),
-        vision=vision, quant=quant, threads=threads, seed=seed, on_progress=on_progress,
+        Path(target), f"synthetic-aya-vision-{shape}", model.cut(plain(layers)),
+        vision=vision, quant=quant, threads=plain(threads), seed=plain(seed), on_progress=on_progress,
     )  # fmt: skip
 
 

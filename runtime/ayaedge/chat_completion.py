@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ayaedge.checks import plain
 from ayaedge.errors import InvalidOptionError, PromptError
 from ayaedge.images import file_url_path
 from ayaedge.pictures import Picture
@@ -228,12 +229,14 @@ others are refused."""
 def _whole(name: str, value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
+    value = plain(value)
     raise InvalidOptionError(f"{name} must be a whole number, not {_shown(value)}")
 
 
 def _real(name: str, value: object) -> float:
     try:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
+    value = plain(value)
             return float(value)
     except OverflowError:
         raise InvalidOptionError(f"{name} is far too large") from None
@@ -243,6 +246,7 @@ def _real(name: str, value: object) -> float:
 def _flag(name: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
+    value = plain(value)
     raise InvalidOptionError(f"{name} must be true or false, not {_shown(value)}")
 
 
@@ -313,7 +317,7 @@ def parse_options(arguments: Mapping[str, object]) -> CompletionOptions:
 
 def _refuse_what_we_lack(given: Mapping[str, object]) -> None:
     for name, (neutral, reason) in _NEUTRAL.items():
-        value = given.get(name)
+        value = plain(given.get(name))
         if value is None or _is_empty(value) or (type(value) in (int, float, str, list) and value in neutral):
             continue
         only = f"; the only value is {' or '.join(map(repr, neutral))}" if neutral else ""

@@ -1,11 +1,20 @@
-"""What is wrong with the values of options, in words; each check gives None if nothing is."""
+"""What is wrong with the values of options, in words; each check gives None if nothing is.
+
+Numbers of numpy and other libraries count as numbers; `plain` and `make_plain` turn them into Python's own, so that
+what is stored can be written as JSON and handed to C.
+"""
 
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ayaedge.errors import InvalidOptionError
 
@@ -19,10 +28,32 @@ def check_options(*faults: str | None) -> None:
         raise InvalidOptionError("; ".join(found))
 
 
+def plain(value: Any) -> Any:
+    """A number or truth value of numpy, or anything that Python takes for a whole number, as Python's own.
+
+    Anything else stays as it is: whether it is wanted is for the checks to say.
+    """
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, np.floating):
+        return float(value)
+    try:
+        return value if isinstance(value, bool) else operator.index(value)
+    except Exception:  # noqa: BLE001 - of a foreign object
+        return value
+
+
+def make_plain(options: Any) -> None:
+    """Do so with all fields of a frozen dataclass; for its `__post_init__`."""
+    for field in fields(options):
+        object.__setattr__(options, field.name, plain(getattr(options, field.name)))
+
+
 def whole_number(
     name: str, value: object, *, least: int, most: int | None = None, optional: bool = False
 ) -> str | None:
     """A whole number in a range; True and False are none."""
+    value = plain(value)
     if optional and value is None:
         return None
     if isinstance(value, int) and not isinstance(value, bool) and least <= value <= (most or value):
@@ -36,6 +67,7 @@ def real_number(
     limits: str, optional: bool = False,
 ) -> str | None:  # fmt: skip
     """A finite number; `limits` says in words what `above`, `least` and `most` say."""
+    value = plain(value)
     if optional and value is None:
         return None
     if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from ayaedge.bundle import Manifest
-from ayaedge.checks import check_options, one_of, real_number, whole_number
+from ayaedge.checks import check_options, make_plain, one_of, real_number, whole_number
 from ayaedge.devices import GpuPlan, work_bytes
 from ayaedge.gguf_file import DecoderFigures
 from ayaedge.machine import Memory
@@ -148,6 +148,7 @@ class TileChoice:
     """Seconds to the first token for the policy `auto`; `DEFAULT_BUDGET` unless given."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_options(
             whole_number("max_tiles", self.max_tiles, least=1, optional=True),
             one_of("tiles", self.policy, get_args(TilePolicy)),

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ayaedge import llama
 from ayaedge.bundle import Manifest
-from ayaedge.checks import check_options, instance, one_of, shown, whole_number
+from ayaedge.checks import check_options, instance, make_plain, one_of, shown, whole_number
 from ayaedge.devices import Device, Gpu, choose_decoder, decoder_gpus, device_list, fewer_layers
 from ayaedge.embeddings import TokenEmbeddings
 from ayaedge.errors import (
@@ -98,6 +98,7 @@ class DecoderOptions:
     """Keep the logits of every token of a batch, not of the last alone (for verification)."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         types = get_args(CacheType)
         check_options(
             whole_number("context_size", self.context_size, least=2, optional=True),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args
 
-from ayaedge.checks import check_options, one_of, shown, whole_number
+from ayaedge.checks import check_options, make_plain, one_of, shown, whole_number
 from ayaedge.costs import TileChoice
 from ayaedge.sampling import MOST_LOGPROBS, SamplingOptions
 from ayaedge.tiling import TilePolicy
@@ -54,6 +54,7 @@ class AnswerOptions:
     """What happens to a conversation that does not fit into the context."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_options(
             whole_number("max_tokens", self.max_tokens, least=1, optional=True),
             whole_number("top_logprobs", self.top_logprobs, least=0, most=MOST_LOGPROBS, optional=True),

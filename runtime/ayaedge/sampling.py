@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ayaedge import llama
 from ayaedge.bundle import Tokens
-from ayaedge.checks import check_options, real_number, whole_number
+from ayaedge.checks import check_options, make_plain, real_number, whole_number
 from ayaedge.decoder import Decoder, Vocabulary
 from ayaedge.errors import AyaEdgeError, BackendError, InvalidOptionError
 from ayaedge.text_stream import TokenLogprob
@@ -49,6 +49,7 @@ class SamplingOptions:
     """Of the random numbers, 0 to 2**32 - 2; None draws one."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_options(
             real_number("temperature", self.temperature, least=0, limits="0 or more"),
             real_number("top_p", self.top_p, above=0, most=1, limits="above 0 and at most 1"),

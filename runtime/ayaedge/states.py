@@ -21,7 +21,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from ayaedge.checks import check_options, path_of, whole_number
+from ayaedge.checks import check_options, make_plain, path_of, whole_number
 from ayaedge.prepared import ABANDONED, PreparedGraphs, make_private
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class CacheOptions:
     """Of the files; by default `cache_directory()`."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_options(
             whole_number("disk_bytes", self.disk_bytes, least=0),
             whole_number("memory_bytes", self.memory_bytes, least=0),

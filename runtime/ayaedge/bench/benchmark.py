@@ -24,7 +24,7 @@ from PIL import Image
 from ayaedge.bench.limits import Limits, Work, answer_work, measure_limits, prompt_work
 from ayaedge.bench.process_watch import Finished, Resident, run_watched
 from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.checks import check_options, whole_number
+from ayaedge.checks import check_options, plain, whole_number
 from ayaedge.decoder import DEFAULT_CONTEXT
 from ayaedge.errors import InvalidOptionError
 from ayaedge.gguf_file import DecoderFigures, read_figures
@@ -191,6 +191,7 @@ def measure_bundle(
         whole_number("rounds", rounds, least=1),
     )
     bundle = read_bundle(path)
+    threads, answer_tokens, tiles, rounds = map(plain, (threads, answer_tokens, tiles, rounds))
     steps = _Steps(on_step)
     steps.next()
     limits = measure_limits()
