@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ayaedge.errors import InvalidOptionError
+from ayaedge.text_file import read_text
 from ayaedge_export.calibration_passages import PASSAGES
 
 UNKNOWN = "?"
@@ -50,7 +51,7 @@ def read_calibration_text(source: str | Path) -> CalibrationText:
         return BUILTIN
     path = Path(source)
     try:
-        content = path.read_text("utf-8-sig")
+        content = read_text(path)
     except UnicodeDecodeError as error:
         raise InvalidOptionError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:

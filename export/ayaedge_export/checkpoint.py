@@ -18,6 +18,7 @@ import numpy as np
 from ayaedge.bundle import ImagePrompt
 from ayaedge.errors import CheckpointError, PromptError, list_faults
 from ayaedge.template import ChatTemplate
+from ayaedge.text_file import read_text
 from ayaedge.tiling import MOST_TILES, Tiling
 from ayaedge_export.config import ModelConfig, TextConfig, parse_config
 from ayaedge_export.fields import Fields
@@ -307,7 +308,7 @@ class _Files:
 
     def _read_text(self, name: str, *, optional: bool) -> str | None:
         try:
-            return (self.directory / name).read_text("utf-8-sig")
+            return read_text(self.directory / name)
         except FileNotFoundError:
             if not optional:
                 self.faults.append(f"{name} is missing")

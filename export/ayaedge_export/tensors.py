@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ayaedge.errors import CheckpointError, list_faults
+from ayaedge.text_file import read_text
 
 WeightSource = Callable[[str], NDArray[np.float32]]
 """Gives a whole tensor as float32 by the name it has on the hub."""
@@ -183,7 +184,7 @@ def _weight_files(directory: Path, faults: list[str]) -> list[Path]:
 
 def _shards(index: Path, faults: list[str]) -> list[Path]:
     try:
-        weight_map: dict[str, object] = json.loads(index.read_text("utf-8"))["weight_map"]
+        weight_map: dict[str, object] = json.loads(read_text(index))["weight_map"]
         names = sorted({str(name) for name in weight_map.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         faults.append(f"{index.name} cannot be read ({error})")

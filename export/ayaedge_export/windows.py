@@ -21,6 +21,7 @@ from ayaedge.bundle import Manifest
 from ayaedge.errors import InvalidOptionError
 from ayaedge.images import load_image
 from ayaedge.prompt import Message, Prompt, PromptBuilder
+from ayaedge.text_file import read_text
 from ayaedge.tiling import split_tiles
 from ayaedge_export.sample_text import SENTENCES
 
@@ -80,7 +81,7 @@ def read_passages(source: str | Path) -> Passages:
         return {language: [sentence] for language, sentence in SENTENCES.items()}
     path = Path(source)
     try:
-        content = path.read_text("utf-8-sig")
+        content = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidOptionError(f"the text {path} cannot be read: {error}") from None
     passages: dict[str, list[str]] = {}

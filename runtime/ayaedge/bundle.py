@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ayaedge.errors import BundleError, list_faults
+from ayaedge.text_file import read_text
 from ayaedge.tiling import MOST_TILES, Tiling
 
 FORMAT_VERSION = 1
@@ -215,7 +216,7 @@ def read_manifest(directory: Path) -> Manifest:
             hint = f"; it looks like a checkpoint: ayaedge export {directory}"
         raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}{hint}")
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is damaged: {error}") from None
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import BinaryIO, Protocol, TextIO
 
 from ayaedge.cli.chat_commands import joins_next_line
 from ayaedge.cli.console import stderr
+from ayaedge.text_file import encoding_of
 
 _PLAIN_TERMINALS = ("", "dumb", "unknown")
 
@@ -27,11 +28,12 @@ class LineReader(Protocol):
 
 
 class PlainLines:
-    """Lines as they come; one that ends in a backslash goes on in the next."""
+    """Lines as they come, in UTF-8 or as a byte-order mark says; one that ends in a backslash goes on in the next."""
 
     def __init__(self, stream: BinaryIO, *, interactive: bool = False):
         self.interactive = interactive
         self._stream = stream
+        self._begun = False
 
     def read(self, prompt: str) -> str | None:
         """See `LineReader`; a prompt is shown only where somebody types."""
@@ -43,10 +45,20 @@ class PlainLines:
     def _read(self, prompt: str) -> str | None:
         if self.interactive:
             stderr.print(prompt, end="", markup=False)
-        data = self._stream.readline()
+        data = self._next_line()
         if not data and self.interactive:
             stderr.print()
         return _decode(data).rstrip("\r\n") if data else None
+
+    def _next_line(self) -> bytes:
+        """A line in UTF-8; input that begins with another mark is read to its end, as its lines end in another way."""
+        line = self._stream.readline()
+        encoding, begun, self._begun = encoding_of(line), self._begun, True
+        if begun or encoding.startswith("utf-8"):
+            return line
+        text = (line + self._stream.read()).decode(encoding, "replace")
+        self._stream = io.BytesIO(text.encode())
+        return self._stream.readline()
 
 
 def _decode(data: bytes) -> str:

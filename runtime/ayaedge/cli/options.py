@@ -11,6 +11,7 @@ import typer
 from ayaedge.decoder import CacheType, DecoderOptions
 from ayaedge.devices import Device
 from ayaedge.errors import InvalidOptionError
+from ayaedge.text_file import read_text
 from ayaedge.tiling import TilePolicy
 
 _DECODING, _DEVICES, _FORM = "Decoding", "Devices", "Form of the answer"
@@ -138,9 +139,9 @@ def grammar_of(text: str | None) -> str | None:
 
 def _itself_or_file(text: str, sign: str) -> str:
     if sign in text:
-        return text
+        return text.removeprefix("\ufeff")  # "$(cat FILE)" passes it on
     try:
-        return Path(text).read_text("utf-8")
+        return read_text(Path(text))
     except (OSError, ValueError) as error:
         raise InvalidOptionError(f"{text} cannot be read: {error}") from None
 

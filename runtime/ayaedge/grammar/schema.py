@@ -123,6 +123,7 @@ def _of_schema(schema: object) -> str:
 def _checked(grammar: object) -> str:
     if not isinstance(grammar, str):
         raise InvalidOptionError(f"grammar must be GBNF text, not {shortened(grammar)}")
+    grammar = grammar.removeprefix("\ufeff")  # of a file that was read as it is
     if faults := gbnf_check.faults(grammar):
         reasons = [
             f"the rule {fault.rule!r} {fault.reason}" if fault.rule else fault.reason for fault in faults
