@@ -53,7 +53,7 @@ for cache in (CACHES):
         AyaVision.load(decoder=DecoderOptions(repack=True), cache=cache)
     except BackendError as error:
         print(error)
-with AyaVision.load(cache=NO_CACHE) as model:
+with AyaVision.load(decoder=DecoderOptions(repack=False), cache=NO_CACHE) as model:
     print(len(model.ask("Hi", max_tokens=1).ids), "token")
 """
 
