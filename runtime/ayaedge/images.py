@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import unquote, unquote_to_bytes
@@ -47,7 +48,7 @@ MAX_FILE_BYTES = 1 << 30
 _SHOWN, _SHOWN_OF_PATH = 60, 400
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _DRIVE = re.compile(r"/?([A-Za-z])[:|](/.*)", re.DOTALL)
-_BASE64_OF_PICTURE = re.compile(r"(?:^|/)(?:iVBORw0KGgo|9j/4|R0lGOD|UklGR)[\w+/-]{40}")
+_BASE64_OF_PICTURE = re.compile(r"(?:iVBORw0KGgo|/9j/4|R0lGOD|UklGR)[\w+/-]{40}")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _ORIENTATION = 0x0112
 
@@ -78,7 +79,7 @@ def take_image(image: Any) -> Any:
     if isinstance(image, (bytearray, memoryview)):
         return _bytes_of(image)
     if isinstance(image, (str, os.PathLike)):
-        return image if _is_url(image) else _absolute(image)
+        return image if _is_url(image) else _take_path(image)
     return _read_open_file(image) if _is_open_file(image) else image
 
 
@@ -143,12 +144,14 @@ def _file_of(image: Any) -> tuple[bytes, str]:
         return _of_url(image.strip())
     if isinstance(image, str) and not image:
         raise ImageError("the path of a picture is empty")
+    if isinstance(image, _TakenPath):
+        return _read_path(image.path, image.given), image.given
     if isinstance(image, (str, os.PathLike)):
         try:
-            path = Path(os.fsdecode(image))
+            path = os.fsdecode(image)
         except TypeError:  # of a PathLike that gives something else
             raise ImageError(_no_picture(image)) from None
-        return _read_path(path), str(path)
+        return _read_path(Path(path), path), path
     if _is_open_file(image):
         return _read_open_file(image), "the open file"
     raise ImageError(_no_picture(image))
@@ -177,14 +180,23 @@ def _of_url(url: str) -> tuple[bytes, str]:
     path = file_url_path(url)
     if path is None:
         raise ImageError(f"{_shorten(url)} is not of the form file:///path/of/a/picture")
-    return _read_path(Path(path)), path
+    return _read_path(Path(path), path), path
 
 
-def _absolute(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The same path, whatever becomes the current directory."""
+@dataclass(frozen=True)
+class _TakenPath:
+    """A path that leads to the same file whatever becomes the current directory."""
+
+    given: str
+    """What it is called."""
+    path: Path
+
+
+def _take_path(path: str | os.PathLike[str]) -> str | os.PathLike[str] | _TakenPath:
     try:
-        return str(Path(os.fsdecode(path)).absolute()) if os.fspath(path) else path
-    except (TypeError, ValueError, OSError):  # said when it is read
+        given = os.fsdecode(path)
+        return _TakenPath(given, Path(given).absolute()) if given else path
+    except (TypeError, OSError):  # said when it is read
         return path
 
 
@@ -238,19 +250,19 @@ def _read_all(file: Any, what: str) -> bytes:
     return b"".join(parts)
 
 
-def _read_path(path: Path) -> bytes:
-    shown = _shorten(str(path), _SHOWN_OF_PATH)
-    if _BASE64_OF_PICTURE.search(path.as_posix()):
+def _read_path(path: Path, name: str) -> bytes:
+    shown = _shorten(name, _SHOWN_OF_PATH)
+    if _BASE64_OF_PICTURE.match(name):
         shown += " (if this is base64, write data:image/png;base64, before it)"
     try:
         kind = path.stat()
         if stat.S_ISDIR(kind.st_mode):
-            raise ImageError(f"{path} is a directory, not a picture")
+            raise ImageError(f"{shown} is a directory, not a picture")
         if not stat.S_ISREG(kind.st_mode):  # a pipe or a device may never end
-            raise ImageError(f"{path} is not a file")
+            raise ImageError(f"{shown} is not a file")
         if kind.st_size > MAX_FILE_BYTES:
             raise ImageError(
-                f"{path} has {kind.st_size} bytes, more than a picture of {MAX_FILE_BYTES} may have"
+                f"{shown} has {kind.st_size} bytes, more than a picture of {MAX_FILE_BYTES} may have"
             )
         return path.read_bytes()
     except ImageError:

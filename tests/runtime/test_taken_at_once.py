@@ -141,7 +141,10 @@ def test_a_named_file_is_the_one_of_the_directory_in_which_it_was_named(
     with busy(demo_model):
         handles = [demo_model.submit(QUESTION, images=[named]) for named in (SIX.name, Path(SIX.name))]
         monkeypatch.chdir(tmp_path)
+        missing = demo_model.submit(QUESTION, images=["no.png"])
     assert [handle.result(60).text for handle in handles] == [ANSWER] * 2
+    with pytest.raises(ImageError, match=r"no picture at no\.png"):
+        missing.result(60)
 
 
 @pytest.mark.parametrize("way", WAYS)
