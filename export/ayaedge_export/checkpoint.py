@@ -5,32 +5,29 @@ Reads configuration files and the headers of the weights; a tensor's values are 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ayaedge.bundle import ImagePrompt
 from ayaedge.errors import CheckpointError, PromptError, list_faults
 from ayaedge.template import ChatTemplate
-from ayaedge.text_file import read_text
 from ayaedge.tiling import MOST_TILES, Tiling
+from ayaedge_export.checkpoint_files import CheckpointFiles, checkpoint_name
 from ayaedge_export.config import ModelConfig, TextConfig, parse_config
 from ayaedge_export.fields import Fields
+from ayaedge_export.handed_over import adapter_faults, check_directory, quantized_by, quantized_fault
 from ayaedge_export.tensors import TensorIndex, TensorSource, slabs
-from ayaedge_export.tokenizer import Tokenizer, parse_tokenizer
+from ayaedge_export.tokenizer import Tokenizer, keep_markers, parse_tokenizer
 from ayaedge_export.vision_graph import vision_tensors
 
 _UNUSED = re.compile(r"vision_tower\.vision_model\.head\.|\.position_ids$|\.rotary_emb\.inv_freq$")
 """Tensors that some versions write and the model does not use."""
 _HEAD = "language_model.lm_head.weight"
 _EMBEDDINGS = "language_model.model.embed_tokens.weight"
-_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,8 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The directory's name."""
-        return self.directory.resolve().name
+        """What the model is called: its directory's name, unless that is a hash or a number of steps."""
+        return checkpoint_name(self.directory)
 
     @property
     def parameters(self) -> int:
@@ -61,16 +58,12 @@ class Checkpoint:
 def open_checkpoint(directory: str | Path) -> Checkpoint:
     """Open and check a checkpoint directory; CheckpointError lists everything that is wrong with it."""
     directory = Path(directory)
-    if not directory.is_dir():
-        raise CheckpointError(f"there is no checkpoint directory at {directory}")
-    if not (directory / "config.json").is_file():
-        raise CheckpointError(
-            f"{directory} is not a checkpoint: it has no config.json (give the directory that holds it and the "
-            "*.safetensors files)"
-        )
-    files = _Files(directory)
+    check_directory(directory)
+    files = CheckpointFiles(directory)
     faults = files.faults
-    model, settings = files.read("config.json"), files.read("tokenizer_config.json")
+    model = files.read("config.json")
+    faults += adapter_faults(directory)
+    settings = files.read_tokenizer_settings()
     before = len(faults)
     config = parse_config(model, faults, tokenizer_max_length=settings.get("model_max_length"))
     sizes_known = len(faults) == before  # without them every tensor would look misshapen
@@ -78,23 +71,32 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
     processor = files.read("processor_config.json", optional=True)
     tiling = _parse_tiling(files.read_image_processor(processor), config, faults)
     image_prompt = _parse_image_prompt(processor, config, faults)
-    template = files.read_template(settings)
+    template = files.read_template(processor, settings)
     stop_ids: tuple[int, ...] = ()
     if tokenizer:
         _check_tokens(tokenizer, image_prompt, config, faults)
         stop_ids = _stop_ids(files.read("generation_config.json", optional=True), model, tokenizer, faults)
+        tokenizer = keep_markers(tokenizer, template, image_prompt, stop_ids, faults)
         _check_template(template, tokenizer, image_prompt, faults)
-    try:
-        tensors = TensorIndex(directory)
-    except CheckpointError as error:
-        faults.append(str(error))
+    tensors, weight_faults = _open_tensors(directory, config if sizes_known else None)
+    if quantized := quantized_by(directory, model):  # which explains whatever is wrong with the weights
+        faults.insert(0, quantized_fault(quantized, whole=not weight_faults))
     else:
-        faults += _tensor_faults(tensors, config) if sizes_known else []
-    if faults or tokenizer is None:
+        faults += weight_faults
+    if faults or tokenizer is None or tensors is None:
         raise CheckpointError(list_faults(f"the checkpoint {directory}", faults))
     return Checkpoint(
         directory, config, tokenizer, tiling, image_prompt, template, stop_ids, files.read_license(), tensors
     )
+
+
+def _open_tensors(directory: Path, config: ModelConfig | None) -> tuple[TensorIndex | None, list[str]]:
+    """The weights, and what is wrong with them, also by the sizes of `config` if they are known."""
+    try:
+        tensors = TensorIndex(directory)
+    except CheckpointError as error:
+        return None, [str(error)]
+    return tensors, _tensor_faults(tensors, config) if config else []
 
 
 def text_tensors(text: TextConfig) -> dict[str, tuple[int, ...]]:
@@ -138,11 +140,26 @@ def _tensor_faults(tensors: TensorIndex, config: ModelConfig) -> list[str]:
             faults.append(
                 f"tensor {entry.stored_name} has shape {_shape(entry.shape)} instead of {_shape(shape)}"
             )
-    if not faults and _HEAD in found and not _heads_equal(tensors):
-        faults.append(
-            f"{found[_HEAD].stored_name} differs from the embeddings; llama.cpp's Cohere graphs require them tied"
+    return faults or _head_faults(tensors, tied=config.tied)
+
+
+def _head_faults(tensors: TensorIndex, *, tied: bool) -> list[str]:
+    """A fault unless the output head is the embeddings, of which it may be a copy."""
+    head = tensors.entries.get(_HEAD)
+    if head and not tensors.equal(_HEAD, _EMBEDDINGS):
+        told = f"{head.stored_name} differs from the embeddings; llama.cpp's Cohere graphs require them tied"
+        if tied:
+            told += (
+                " (so does config.json: transformers would leave this tensor out; remove it if that is meant)"
+            )
+        return [told]
+    if not head and not tied:
+        told = (
+            "the output head is not tied to the embeddings (tie_word_embeddings), but there is no lm_head.weight; set "
+            "it to true in config.json if the model was trained with a tied head"
         )
-    return faults
+        return [told]
+    return []
 
 
 def check_finite(
@@ -174,19 +191,6 @@ def check_finite(
         raise CheckpointError(
             list_faults(f"the checkpoint {checkpoint.directory} is damaged; download it again", faults)
         )
-
-
-def _heads_equal(tensors: TensorIndex) -> bool:
-    rows = tensors.entries[_HEAD].shape[0]
-    return all(
-        np.array_equal(tensors.read_rows(_HEAD, start, stop), tensors.read_rows(_EMBEDDINGS, start, stop))
-        for start, stop in _row_ranges(rows)
-    )
-
-
-def _row_ranges(rows: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, rows, _ROWS_AT_ONCE):
-        yield start, min(start + _ROWS_AT_ONCE, rows)
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -258,7 +262,7 @@ def _stop_ids(
     """The ids at which an answer ends: as the first file states that states any."""
     text = config.get("text_config")
     text = text if isinstance(text, dict) else {}
-    for place in (generation, text, config):
+    for place in (generation, config, text):
         stated = place.get("eos_token_id")
         if stated is None:
             continue
@@ -282,68 +286,3 @@ def _check_template(template: str, tokenizer: Tokenizer, image: ImagePrompt, fau
         return
     if template and image.placeholder not in rendered:
         faults.append(f"the chat template writes no {image.placeholder} for a picture")
-
-
-class _Files:
-    """The text files of a checkpoint directory; what is wrong with them is collected in `faults`."""
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-        self.faults: list[str] = []
-
-    def read(self, name: str, *, optional: bool = False) -> dict[str, Any]:
-        """The JSON object in a file; empty if it is missing or damaged."""
-        text = self._read_text(name, optional=optional)
-        if text is None:
-            return {}
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            self.faults.append(f"{name} is damaged: {error}")
-            return {}
-        if not isinstance(data, dict):
-            self.faults.append(f"{name} must hold a JSON object")
-            return {}
-        return data
-
-    def _read_text(self, name: str, *, optional: bool) -> str | None:
-        try:
-            return read_text(self.directory / name)
-        except FileNotFoundError:
-            if not optional:
-                self.faults.append(f"{name} is missing")
-        except (OSError, UnicodeDecodeError) as error:
-            self.faults.append(f"{name} cannot be read: {error}")
-        return None
-
-    def read_image_processor(self, processor: dict[str, Any]) -> dict[str, Any]:
-        """The image processor's settings: a file of their own, or in newer versions inside the processor's."""
-        nested = processor.get("image_processor")
-        if isinstance(nested, dict) and not (self.directory / "preprocessor_config.json").exists():
-            return nested
-        return self.read("preprocessor_config.json")
-
-    def read_template(self, settings: dict[str, Any]) -> str:
-        """The chat template: a file of its own (two spellings), or inside tokenizer_config.json."""
-        jinja = self._read_text("chat_template.jinja", optional=True)
-        if jinja is not None:
-            return jinja
-        template = self.read("chat_template.json", optional=True).get("chat_template")
-        template = template or settings.get("chat_template")
-        if isinstance(template, list):  # several named ones
-            named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
-            template = named.get("default")
-        if not isinstance(template, str):
-            self.faults.append(
-                "there is no chat template: neither chat_template.jinja, chat_template.json nor one in "
-                "tokenizer_config.json"
-            )
-            return ""
-        return template
-
-    def read_license(self) -> str:
-        """The licence that the model card states in its front matter."""
-        text = self._read_text("README.md", optional=True) or ""
-        front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-        stated = re.search(r"^license:[ \t]*(\S+)", front[1], re.MULTILINE) if front else None
-        return stated[1] if stated else "not stated by the checkpoint"

@@ -83,6 +83,10 @@ class ModelConfig:
     text: TextConfig
     image_token_id: int
     """The token whose embedding is replaced by image embeddings."""
+    transformers_version: str | None = None
+    """What wrote config.json; None if it does not say."""
+    tied: bool = True
+    """Whether the output head is the embeddings, by the configuration."""
 
 
 ARCHITECTURE = "AyaVisionForConditionalGeneration"
@@ -122,18 +126,21 @@ def parse_config(
             f"supported is {MODEL_TYPE!r} ({ARCHITECTURE}): Aya Vision 8B, 32B and fine-tuned versions of them"
         )
     fields = Fields(config, "config.json", faults)
-    text = _parse_text(
-        fields.section("text_config", _COHERE_DEFAULTS, required=True), tokenizer_max_length, faults
-    )
+    decoder = fields.section("text_config", _COHERE_DEFAULTS, required=True)
+    text = _parse_text(decoder, tokenizer_max_length, faults)
     vision = _parse_vision(fields, text.hidden_size, faults)
-    if not fields.flag("tie_word_embeddings", default=True):
-        faults.append(
-            "the output head is not tied to the embeddings, which llama.cpp's Cohere graphs require"
-        )
     key = "image_token_id" if "image_token_id" in fields else "image_token_index"
     if key not in fields:
         faults.append("config.json names no image token (image_token_index)")
-    return ModelConfig(vision, text, fields.integer(key, 0, low=0))
+    version = fields.get("transformers_version")
+    tied = [part.flag("tie_word_embeddings", default=True) for part in (fields, decoder)]
+    return ModelConfig(
+        vision,
+        text,
+        fields.integer(key, 0, low=0),
+        version if isinstance(version, str) else None,
+        tied=all(tied),
+    )
 
 
 def _architectures(config: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge.bundle import EmbeddingTable
+from ayaedge.bundle import EmbeddingTable, TextToken
 from ayaedge_export.checkpoint import Checkpoint, text_tensors
 from ayaedge_export.config import TextConfig
 from ayaedge_export.journal import Journal, Piece
@@ -325,8 +325,10 @@ def _add_importance(writer: gguf.GGUFWriter, importance: ImportanceMatrix) -> No
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> None:
     """The vocabulary, padded to the rows of the embeddings.
 
-    Added tokens are CONTROL, so that llama.cpp parses none of them in a user's text and prints none of them.
+    Added tokens are CONTROL, so that llama.cpp parses none of them in a user's text and prints none of them; but those
+    that any text may hold are USER_DEFINED, unless they have flags that it does not know (`ayaedge.added_tokens` does).
     """
+    anywhere = {token.text for token in tokenizer.texts if token == TextToken(token.text, token.id)}
     names, kinds = [], []
     for index, token in enumerate(tokenizer.token_list(rows)):
         if token is None:
@@ -334,7 +336,13 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> N
             kinds.append(gguf.TokenType.UNUSED)
         else:
             names.append(token)
-            kinds.append(gguf.TokenType.CONTROL if token in tokenizer.added else gguf.TokenType.NORMAL)
+            kinds.append(
+                gguf.TokenType.USER_DEFINED
+                if token in anywhere and index not in tokenizer.hidden
+                else gguf.TokenType.CONTROL
+                if token in tokenizer.added
+                else gguf.TokenType.NORMAL
+            )
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(PRE_TOKENIZER)
     writer.add_token_list(names)

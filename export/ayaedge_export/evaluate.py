@@ -134,14 +134,14 @@ def check_comparable(manifest: Manifest, against: Bundle | Checkpoint) -> None:
     """Raise BundleError unless both predict the same tokens and cut pictures up in the same way."""
     if isinstance(against, Bundle):
         other = against.manifest
-        vocabulary, special = other.decoder.vocab_size, other.tokens.special
+        vocabulary, added = other.decoder.vocab_size, other.tokens.added
         image, tiling = other.image_prompt, other.tiling
     else:
-        vocabulary, special = against.config.text.vocab_size, against.tokenizer.added
+        vocabulary, added = against.config.text.vocab_size, against.tokenizer.added
         image, tiling = against.image_prompt, against.tiling
     pairs = {
         "vocabulary sizes": (manifest.decoder.vocab_size, vocabulary),
-        "special tokens": (manifest.tokens.special, special),
+        "special tokens": (manifest.tokens.added, added),
         "image markers": (manifest.image_prompt, image),
         "tilings": (manifest.tiling, tiling),
     }

@@ -241,12 +241,13 @@ def describe(checkpoint: Checkpoint, embeddings: EmbeddingTable, formats: Format
         tiling=checkpoint.tiling,
         image_prompt=checkpoint.image_prompt,
         tokens=Tokens(
-            special=dict(sorted(tokenizer.added.items(), key=lambda item: item[1])),
+            special=tokenizer.markers,
             named=tokenizer.named,
             image_patch=checkpoint.config.image_token_id,
             bos=tokenizer.added[tokenizer.bos],
             stop=checkpoint.stop_ids,
             hidden=tokenizer.hidden,
+            texts=tokenizer.texts,
         ),
         decoder=Decoder(
             architecture=ARCHITECTURES[text.model_type],

@@ -8,6 +8,7 @@ released vocabulary, and every row of the embeddings is a piece of text.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import as_file, files
 from itertools import product
 
@@ -54,7 +55,13 @@ def read_demo() -> tuple[Manifest, Tokenizer]:
     }
     special = manifest.tokens
     tokenizer = Tokenizer(
-        ordinary, tuple(merges), special.special, special.hidden, special.named, adds_bos=True
+        ordinary,
+        tuple(merges),
+        special.added,
+        special.hidden,
+        special.named,
+        adds_bos=True,
+        texts=special.texts,
     )
     return manifest, tokenizer
 
@@ -67,9 +74,7 @@ def fill_vocabulary(tokenizer: Tokenizer, size: int) -> Tokenizer:
     for index, (left, right) in zip(free, _joined_words(tokenizer), strict=False):
         vocab[left + right] = index
         merges.append(f"{left} {right}")
-    return Tokenizer(
-        vocab, tuple(merges), tokenizer.added, tokenizer.hidden, tokenizer.named, tokenizer.adds_bos
-    )
+    return replace(tokenizer, vocab=vocab, merges=tuple(merges))
 
 
 def chat_template(repeats: int) -> str:

@@ -6,13 +6,27 @@ calls it `command-r`. Another kind is an error, never a silent approximation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+import unicodedata
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ayaedge.bundle import ImagePrompt, TextToken
 from ayaedge_export.fields import LARGEST
 
 PRE_TOKENIZER = "command-r"
+_FLAGS = ("normalized", "single_word", "lstrip", "rstrip")
+_COHERE_CONTROL = re.compile(
+    r"<(?:PAD|UNK|CLS|SEP|(?:MASK|BOS|EOS)_TOKEN|EOP_TOKEN)>"
+    r"|<\|(?:START|END)_OF_(?:TURN_TOKEN|IMG)\|>"
+    r"|<\|(?:START|END)_(?:THINKING|RESPONSE|ACTION|TOOL_RESULT)\|>"
+    r"|<\|(?:YES|NO|GOOD|BAD|USER|CHATBOT|SYSTEM|USER_\d|EXTRA_\d)_TOKEN\|>"
+    r"|<\|(?:BEGINNING_OF_(?:PREFIX|MIDDLE|SUFFIX)|END_OF_MIDDLE)_FIM_TOKEN\|>"
+    r"|<\|(?:NEW_FILE|IMG_LINE_BREAK|IMG_PATCH)\|>"
+)
+"""Cohere's own added tokens. Most are not marked as special, and none is meant for a user's text."""
+_WORDS = re.compile(r"[\w\s-]+")
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,8 @@ class Tokenizer:
     named: dict[str, str]
     """Text of `bos_token`, `eos_token` and, where there is one, `pad_token`."""
     adds_bos: bool
+    texts: tuple[TextToken, ...] = ()
+    """Added tokens that any text may hold; all of them, with their flags, until `keep_markers` has chosen."""
 
     @property
     def bos(self) -> str:
@@ -38,6 +54,16 @@ class Tokenizer:
     @property
     def eos(self) -> str:
         return self.named["eos_token"]
+
+    @property
+    def markers(self) -> dict[str, int]:
+        """Added tokens that only the template and pictures may write, by id."""
+        texts = {token.id for token in self.texts}
+        return {
+            text: index
+            for text, index in sorted(self.added.items(), key=lambda item: item[1])
+            if index not in texts
+        }
 
     @property
     def size(self) -> int:
@@ -63,7 +89,9 @@ def parse_tokenizer(
     model = data.get("model")
     model = model if isinstance(model, Mapping) else {}
     _check_kind(data, model, faults)
-    added, hidden = _added_tokens(data.get("added_tokens"), faults)
+    listed = _merged(data.get("added_tokens"), settings.get("added_tokens_decoder"), faults)
+    texts, hidden = _added_tokens(listed, faults)
+    added = {token.text: token.id for token in texts}
     vocab = _vocabulary(model.get("vocab"), added, faults)
     merges = _merges(model.get("merges"), vocab, faults)
     named = {
@@ -76,9 +104,72 @@ def parse_tokenizer(
             faults.append(
                 f"tokenizer_config.json must name a {key} that tokenizer.json has, not {named.get(key)!r}"
             )
-    if len(faults) > before:
+    if len(faults) == before:
+        _check_ids(texts, vocab, faults)
+    usable = len(faults) == before
+    _check_settings(settings, added, faults)
+    if not usable:
         return None
-    return Tokenizer(vocab, merges, added, hidden, named, bool(settings.get("add_bos_token", True)))
+    return Tokenizer(vocab, merges, added, hidden, named, bool(settings.get("add_bos_token", True)), texts)
+
+
+def keep_markers(
+    tokenizer: Tokenizer, template: str, image: ImagePrompt, stop_ids: Collection[int], faults: list[str]
+) -> Tokenizer:
+    """The tokenizer with those added tokens in `texts` that any text may hold, as in the reference.
+
+    All others stay what only the template and the picture prompt write: what ends an answer or is named in the
+    settings, Cohere's control tokens, the image markers and tile tags, and what stands in the template. Plain words
+    are the exception: a preamble may well speak of what a fine-tune has made a token of.
+    """
+    tag = re.compile(rf"{re.escape(image.tile)}_\d+")
+    written = {
+        image.placeholder,
+        image.start,
+        image.end,
+        image.patch,
+        image.thumbnail,
+        *tokenizer.named.values(),
+    }
+
+    def is_marker(token: TextToken) -> bool:
+        word = token.id not in tokenizer.hidden and _WORDS.fullmatch(token.text)
+        return (
+            token.text in written
+            or token.id in stop_ids
+            or bool(_COHERE_CONTROL.fullmatch(token.text) or tag.fullmatch(token.text))
+            or (token.text in template and not word)
+        )
+
+    markers = {token for token in tokenizer.texts if is_marker(token)}
+    faults += [
+        f"tokenizer.json: added token {token.text!r} has {flag}, which is not supported for what the template writes"
+        for token in tokenizer.texts
+        if token in markers
+        for flag in _FLAGS[1:]
+        if getattr(token, flag)
+    ]
+    texts = tuple(token for token in tokenizer.texts if token not in markers)
+    _check_findable(texts, faults)
+    return replace(tokenizer, texts=texts)
+
+
+def _check_findable(texts: Collection[TextToken], faults: list[str]) -> None:
+    """Faults where it depends on chance which of two tokens the reference finds."""
+    composed: dict[str, str] = {}
+    for token in texts:
+        if not token.normalized:
+            continue
+        text = unicodedata.normalize("NFC", token.text)
+        if composed.setdefault(text, token.text) != token.text:
+            faults.append(f"tokenizer.json adds {text!r} twice, in two Unicode spellings: leave one")
+    takes = [token.text for token in texts if token.rstrip]
+    begins = [token.text for token in texts if token.text[0].isspace()]
+    if takes and begins:
+        faults.append(
+            f"tokenizer.json: added token {takes[0]!r} takes the blanks behind it (rstrip), and {begins[0]!r} begins "
+            "with a blank, which is not supported together"
+        )
 
 
 def _check_kind(data: Mapping[str, Any], model: Mapping[str, Any], faults: list[str]) -> None:
@@ -102,26 +193,81 @@ def _check_kind(data: Mapping[str, Any], model: Mapping[str, Any], faults: list[
         )
 
 
-def _added_tokens(listed: object, faults: list[str]) -> tuple[dict[str, int], tuple[int, ...]]:
-    """Added tokens by their text, and the ids of those that are marked as special."""
-    added: dict[str, int] = {}
+def _merged(listed: object, settings: object, faults: list[str]) -> object:
+    """The added tokens of tokenizer.json, with the flags of tokenizer_config.json, which transformers prefers."""
+    if not isinstance(listed, list) or not isinstance(settings, Mapping):
+        return listed
+    stated = {
+        text: token for token in settings.values() if isinstance(token, Mapping) and (text := _content(token))
+    }
+    merged: list[object] = []
+    for token in listed:
+        if not isinstance(token, Mapping) or not (other := stated.get(_content(token) or "")):
+            merged.append(token)
+            continue
+        merged.append({**token, **other})
+        faults += [
+            f"added token {token['content']!r} has {flag} in tokenizer.json and not in tokenizer_config.json"
+            for flag in _FLAGS[1:]
+            if token.get(flag) and not other.get(flag, True)
+        ]
+    return merged
+
+
+def _added_tokens(listed: object, faults: list[str]) -> tuple[tuple[TextToken, ...], tuple[int, ...]]:
+    """Added tokens with their flags, and the ids of those that are marked as special."""
+    added: dict[str, TextToken] = {}
+    taken: set[int] = set()
     hidden = []
     for token in listed if isinstance(listed, list) else []:
         if not isinstance(token, Mapping) or not token.get("content") or not _is_id(token.get("id")):
             faults.append(f"tokenizer.json has an added token without a text and an id: {token!r:.80}")
             continue
         text, index = str(token["content"]), int(token["id"])
-        if text in added or index in added.values():
+        if text in added or index in taken:
             faults.append(
                 f"tokenizer.json adds {text!r} with id {index}, but one of the two is taken already"
             )
-        for flag in ("lstrip", "rstrip", "single_word"):
-            if token.get(flag):
-                faults.append(f"tokenizer.json: added token {text!r} has {flag}, which is not supported")
-        added[text] = index
-        if token.get("special"):
+        taken.add(index)
+        special = bool(token.get("special"))
+        flags = {flag: bool(token.get(flag)) for flag in _FLAGS[1:]}
+        added[text] = TextToken(text, index, normalized=bool(token.get("normalized", not special)), **flags)
+        if special:
             hidden.append(index)
-    return added, tuple(sorted(hidden))
+    return tuple(added.values()), tuple(sorted(hidden))
+
+
+def _check_ids(texts: Collection[TextToken], vocab: Mapping[str, int], faults: list[str]) -> None:
+    """A fault unless the tokenizers library, which numbers added tokens itself, gives them the ids that are listed."""
+    last = -1
+    for token in texts:
+        expected = vocab.get(token.text, max(last + 1, len(vocab)))
+        if token.id != expected:
+            faults.append(
+                f"added token {token.text!r} has id {token.id} in the tokenizer's files, and {expected} where "
+                "transformers loads them; ids of added tokens must follow the vocabulary's without gaps"
+            )
+            return
+        last = max(last, token.id)
+
+
+def _check_settings(settings: Mapping[str, Any], added: Mapping[str, int], faults: list[str]) -> None:
+    """Faults for what transformers would change in the tokenizer when it reads its settings."""
+    if settings.get("add_prefix_space"):
+        faults.append("tokenizer_config.json has add_prefix_space, which is not supported")
+    named: list[object] = []
+    for key in ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"):
+        listed = settings.get(key)
+        named += (
+            listed.values() if isinstance(listed, Mapping) else listed if isinstance(listed, list) else ()
+        )
+    missing = [text for text in dict.fromkeys(map(_content, named)) if text and text not in added]
+    if missing:
+        shown = ", ".join(map(repr, missing[:3])) + ", ..." * (len(missing) > 3)
+        faults.append(
+            f"tokenizer_config.json adds {shown}, which tokenizer.json lacks: load the tokenizer with transformers and "
+            "save it with save_pretrained"
+        )
 
 
 def _vocabulary(vocab: object, added: Mapping[str, int], faults: list[str]) -> dict[str, int]:

@@ -89,11 +89,27 @@ class ImagePrompt:
 
 
 @dataclass(frozen=True)
+class TextToken:
+    """An added token that any text may hold, and how the reference finds it there."""
+
+    text: str
+    id: int
+    normalized: bool = True
+    """Found in composed text (NFC), not in the text as it is."""
+    single_word: bool = False
+    """Not found inside a word."""
+    lstrip: bool = False
+    """Takes the blanks in front of it."""
+    rstrip: bool = False
+    """Takes the blanks behind it."""
+
+
+@dataclass(frozen=True)
 class Tokens:
     """Ids that the runtime treats in a special way."""
 
     special: dict[str, int]
-    """Every added token: text that only the template may write."""
+    """Added tokens that only the template and pictures may write: in other text they are spelled out."""
     named: dict[str, str]
     """What the tokenizer calls `bos_token`, `eos_token`, `pad_token`: templates use these names."""
     image_patch: int
@@ -102,6 +118,13 @@ class Tokens:
     """An answer ends at any of these."""
     hidden: tuple[int, ...]
     """Never shown: what the tokenizer marks as special."""
+    texts: tuple[TextToken, ...] = ()
+    """All other added tokens, as those of a fine-tune; a user's text may hold them."""
+
+    @property
+    def added(self) -> dict[str, int]:
+        """Every added token, by its text."""
+        return self.special | {token.text: token.id for token in self.texts}
 
 
 @dataclass(frozen=True)
@@ -261,15 +284,16 @@ def check_values(manifest: Manifest) -> list[str]:
         zero = name != "mean" and 0 in values
         if len(values) != 3 or not all(map(math.isfinite, values)) or zero:
             faults.append(f"tiling.{name} is {values}, which is no number for each of three channels")
-    for name, ids in (("stop", tokens.stop), ("special", tuple(tokens.special.values()))):
+    texts = tuple(token.id for token in tokens.texts)
+    for name, ids in (("stop", tokens.stop), ("special", tuple(tokens.special.values())), ("texts", texts)):
         wrong = [token for token in ids if not 0 <= token < decoder.vocab_size]
-        if wrong or not ids:
+        if wrong or (not ids and name != "texts"):
             faults.append(f"tokens.{name} must hold ids below {decoder.vocab_size}, it is {wrong or 'empty'}")
     for name in ("start", "end", "patch"):
         if getattr(image, name) not in tokens.special:
             faults.append(f"image_prompt.{name} is {getattr(image, name)!r}, which is no special token")
-    if not image.placeholder or "" in tokens.special:
-        faults.append("image_prompt.placeholder and special tokens must not be empty")
+    if not image.placeholder or "" in tokens.added:
+        faults.append("image_prompt.placeholder and added tokens must not be empty")
     return faults
 
 
@@ -326,6 +350,6 @@ def _convert(hint: Any, value: object, place: str, faults: list[str]) -> Any:
         return {key: _convert(arguments[1], item, f"{place}.{key}", faults) for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not (isinstance(hint, type) and isinstance(value, hint)) or isinstance(value, bool):
+    if not (isinstance(hint, type) and isinstance(value, hint)) or isinstance(value, bool) != (hint is bool):
         faults.append(f"{place} has the wrong type: {value!r}")
     return value

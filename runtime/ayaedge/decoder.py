@@ -550,7 +550,7 @@ class Decoder:
         ]
         faults += [
             f"its token {token_id} is {self.vocabulary.text(token_id)!r}, the manifest says {token!r}"
-            for token, token_id in manifest.tokens.special.items()
+            for token, token_id in manifest.tokens.added.items()
             if not faults and self.vocabulary.text(token_id) != token
         ]
         if faults:

@@ -1,17 +1,18 @@
 """Conversations to token ids: the chat template, the places of pictures, and text that cannot pose as either.
 
 The ids equal those of the reference's processor. The template decides where turns begin and pictures go; what
-a user writes is plain text, even where it spells a turn marker or an image marker.
+a user writes is plain text, even where it spells a turn marker or an image marker. Other added tokens, as those of a
+fine-tune, may stand in any text.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ayaedge.added_tokens import AddedTokens
 from ayaedge.bundle import Manifest
 from ayaedge.errors import PromptError
 from ayaedge.template import ChatTemplate
@@ -62,7 +63,7 @@ class PromptBuilder:
     """Builds prompts for one bundle; `tokenize` gives the ids of plain text, recognising no added token."""
 
     def __init__(self, manifest: Manifest, tokenize: Callable[[str], list[int]]):
-        self._tokenize = tokenize
+        self._tokenize = AddedTokens(manifest.tokens.texts, tokenize).tokenize
         self._tokens = manifest.tokens
         self._image = manifest.image_prompt
         self._template = ChatTemplate(manifest.chat_template)
@@ -95,10 +96,10 @@ class PromptBuilder:
             if plain.count(edge) == 2 and plain[0] == plain[-1] == edge:
                 message, text = next(written), plain[1:-1].replace(guard, "")
                 verbatim = message.ids if text == message.text else None
-                ids += self._plain_ids(text) if verbatim is None else verbatim
+                ids += self._tokenize(text) if verbatim is None else verbatim
                 answers.append(Span(start, len(ids)))
             else:
-                ids += self._plain_ids(plain.replace(guard, "").replace(edge, ""))
+                ids += self._tokenize(plain.replace(guard, "").replace(edge, ""))
                 for _ in range(plain.count(edge) // 2):
                     next(written)
             if marker == self._image.placeholder:
@@ -122,7 +123,7 @@ class PromptBuilder:
         return common_start(first, second)
 
     def written_ids(self, ids: Sequence[int]) -> tuple[int, ...] | None:
-        """Of all tokens of an answer those of its text, for `Message.ids`; None if added tokens are among them."""
+        """Of all tokens of an answer those of its text, for `Message.ids`; None if others are among them."""
         aside = {*self._tokens.hidden, *self._tokens.stop}
         first = next((i for i, token in enumerate(ids) if token not in aside), len(ids))
         last = next((i for i in range(len(ids), first, -1) if ids[i - 1] not in aside), first)
@@ -143,9 +144,6 @@ class PromptBuilder:
         """Tokens of a picture of so many tiles, tags and markers included."""
         return len(self._image_ids(tiles))
 
-    def _plain_ids(self, text: str) -> list[int]:
-        return self._tokenize(unicodedata.normalize("NFC", text)) if text else []
-
     def _image_ids(self, tiles: int) -> list[int]:
         """Start marker, then a tag and the image tokens for each tile, the thumbnail last, then the end marker."""
         special = self._tokens.special
@@ -158,7 +156,7 @@ class PromptBuilder:
     def _tag_ids(self, tag: str) -> list[int]:
         """A tile's tag: ordinary text in the released tokenizers, but a fine-tuned one may have added it."""
         added = self._tokens.special.get(tag)
-        return self._plain_ids(tag) if added is None else [added]
+        return self._tokenize(tag) if added is None else [added]
 
     def _render(self, messages: Sequence[Message], guard: str, edge: str, *, generate: bool) -> str:
         """The template's text, with `guard` behind every character of a text that could begin a marker, and `edge`

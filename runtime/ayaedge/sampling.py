@@ -140,7 +140,8 @@ class Grammar:
     def __init__(self, text: str, vocabulary: Vocabulary, tokens: Tokens) -> None:
         self._llama = llama.library()
         self._hidden, self._stop = frozenset(tokens.hidden), frozenset(tokens.stop)
-        self._special = np.asarray(sorted(set(tokens.special.values()) - self._stop), np.int64)
+        unseen = self._hidden.union(tokens.special.values()) - self._stop
+        self._special = np.asarray(sorted(unseen), np.int64)
         self._begun = False
         llama.forget_errors()
         self._sampler = self._llama.llama_sampler_init_grammar(vocabulary.handle, text.encode(), b"root")

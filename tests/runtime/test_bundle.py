@@ -76,10 +76,20 @@ def test_another_format_version_is_refused(copy: Path, version: object, advice: 
         ("tokens", {"stop": []}, "tokens.stop must hold ids"),
         ("tokens", {"stop": [10**6]}, "tokens.stop must hold ids"),
         ("tokens", {"special": {}}, "tokens.special must hold ids"),
+        ("tokens", {"texts": [{"text": "x", "id": -1}]}, "tokens.texts must hold ids"),
+        ("tokens", {"texts": [{"text": "", "id": 1}]}, "added tokens must not be empty"),
+        ("tokens", {"texts": [{"text": "x", "id": True}]}, "tokens.texts.id has the wrong type: True"),
+        (
+            "tokens",
+            {"texts": [{"text": "x", "id": 1, "lstrip": 1}]},
+            "tokens.texts.lstrip has the wrong type: 1",
+        ),
         ("tokens", {"image_patch": -1}, "tokens.image_patch is -1"),
         ("image_prompt", {"placeholder": ""}, "must not be empty"),
         ("image_prompt", {"start": "<a>"}, "image_prompt.start is '<a>'"),
         ("decoder", {"context_length": 0}, "decoder.context_length is 0"),
+        ("decoder", {"logit_scale": 0}, "decoder.logit_scale is 0.0"),
+        ("decoder", {"logit_scale": float("nan")}, "decoder.logit_scale is nan"),
     ],
 )
 def test_values_that_cannot_be_true_are_named(

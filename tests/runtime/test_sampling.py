@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from ayaedge import AyaEdgeError, AyaVision, DecoderOptions, InvalidOptionError, TruncatedError
+from ayaedge.bundle import TextToken
 from ayaedge.decoder import Decoder
 from ayaedge.sampling import Grammar, Sampler, SamplingOptions, token_logprob
 from random_schema import random_schema
@@ -32,6 +34,17 @@ def decoder(demo_model: AyaVision) -> Decoder:
 def grammar(demo_model: AyaVision) -> Callable[[str], Grammar]:
     vocabulary, tokens = demo_model._engine.decoder.vocabulary, demo_model.bundle.manifest.tokens
     return lambda text: Grammar(text, vocabulary, tokens)
+
+
+def test_a_grammar_takes_added_tokens_as_text_only_where_they_are_shown(demo_model: AyaVision) -> None:
+    vocabulary, tokens = demo_model._engine.decoder.vocabulary, demo_model.bundle.manifest.tokens
+    (letter,) = vocabulary.tokenize("a")
+    ids, logits = np.asarray([letter]), np.zeros(1, np.float32)
+    shown = replace(tokens, texts=(TextToken("a", letter),))
+    unseen = replace(shown, hidden=(*tokens.hidden, letter))
+    marker = replace(tokens, special=tokens.special | {"a": letter})
+    for changed, allowed in ((tokens, 1), (shown, 1), (unseen, 0), (marker, 0)):
+        assert len(Grammar('root ::= "a"', vocabulary, changed).allowed(ids, logits)) == allowed
 
 
 def test_temperature_zero_takes_the_likeliest(decoder: Decoder) -> None:
