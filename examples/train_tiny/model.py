@@ -173,7 +173,7 @@ def build_model(tokenizer: CohereTokenizerFast) -> AyaVisionForConditionalGenera
         sliding_window=64,
         sliding_window_pattern=4,
         rope_theta=50000.0,
-        logit_scale=0.25,
+        logit_scale=1.0,  # the forward pass that it is trained by has none
         pad_token_id=ids["<PAD>"],
         bos_token_id=ids["<BOS_TOKEN>"],
         eos_token_id=ids["<|END_OF_TURN_TOKEN|>"],

@@ -20,6 +20,7 @@ from ayaedge.decoder import Decoder, DecoderOptions
 from ayaedge.errors import BundleError, InvalidOptionError, list_faults
 from ayaedge.machine import usable_threads
 from ayaedge_export.checkpoint import Checkpoint, open_checkpoint
+from ayaedge_export.logit_scale import scaled_like
 from ayaedge_export.scorers import BundleScorer, Scorer, StreamedScorer, TransformersScorer, scored_ranges
 from ayaedge_export.window_results import Journal, WindowResult
 from ayaedge_export.windows import BUILTIN, WINDOW, Passages, Window, make_windows, read_passages
@@ -105,6 +106,8 @@ def evaluate_bundle(
     """
     if not isinstance(against, (Bundle, Checkpoint)):
         against = open_reference(against)
+    if isinstance(against, Checkpoint):
+        against = scaled_like(against, bundle.manifest)
     check_comparable(bundle.manifest, against)
     passages = read_passages(text)
     windows = _plan_windows(bundle, passages, window, pictures)
@@ -135,16 +138,18 @@ def check_comparable(manifest: Manifest, against: Bundle | Checkpoint) -> None:
     if isinstance(against, Bundle):
         other = against.manifest
         vocabulary, added = other.decoder.vocab_size, other.tokens.added
-        image, tiling = other.image_prompt, other.tiling
+        image, tiling, scale = other.image_prompt, other.tiling, other.decoder.logit_scale
     else:
         vocabulary, added = against.config.text.vocab_size, against.tokenizer.added
-        image, tiling = against.image_prompt, against.tiling
+        image, tiling, scale = against.image_prompt, against.tiling, against.config.text.logit_scale
     pairs = {
         "vocabulary sizes": (manifest.decoder.vocab_size, vocabulary),
         "special tokens": (manifest.tokens.added, added),
         "image markers": (manifest.image_prompt, image),
         "tilings": (manifest.tiling, tiling),
     }
+    if None not in (manifest.decoder.logit_scale, scale):
+        pairs["logit scales"] = manifest.decoder.logit_scale, scale
     faults = [f"their {what} differ" for what, (ours, theirs) in pairs.items() if ours != theirs]
     if faults:
         raise BundleError(list_faults(f"the comparison of the bundle with {against.name}", faults))
@@ -239,6 +244,7 @@ def _files_digest(model: Bundle | Checkpoint) -> str:
     else:
         files = sorted({entry.file for entry in model.tensors.entries.values()})
         facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        facts.append(model.config.text.logit_scale)
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 

@@ -39,6 +39,7 @@ from ayaedge_export.decoder_gguf import ARCHITECTURES, Advance, write_decoder
 from ayaedge_export.effort import Budget, Effort, effort_faults
 from ayaedge_export.error_feedback import FeedbackOptions
 from ayaedge_export.journal import Journal
+from ayaedge_export.logit_scale import choose_scale, scale_fault
 from ayaedge_export.plan import VisionFormat, check_disk, plan_recipe
 from ayaedge_export.states import forget_states
 from ayaedge_export.vision_graph import vision_tensors, write_vision_graph
@@ -80,6 +81,7 @@ def export_checkpoint(
     effort: Effort | None = None,
     budget: Budget = _AS_THE_FORMAT,
     feedback: FeedbackOptions = _USUAL_FEEDBACK,
+    logit_scale: float | None = None,
     trace: bool = False,
     force: bool = False,
     resume: bool = True,
@@ -93,11 +95,11 @@ def export_checkpoint(
     interrupted (`ayaedge_export.calibration`). `effort` says how the 4 bits are found: `fast` takes the weights as they
     are, `calibrated` measures an importance matrix (on the builtin text, if no other is given), `best` chooses types
     within `budget` and rounds with error `feedback` (`ayaedge_export.best`); by default what the other options ask
-    for. `trace` takes the vision graph from PyTorch through optimum's
-    exporter instead of building it from the weights; such a graph is fp32. `force` replaces an existing bundle once
-    the new one is complete. `resume` goes on where an interrupted export of the same checkpoint
-    to the same target with the same options has stopped; without it such an export begins anew. `advance` is called
-    with bytes of the checkpoint that are dealt with; in all it gets `work_bytes`.
+    for. `logit_scale` takes the place of the checkpoint's (`ayaedge_export.logit_scale`). `trace` takes the vision
+    graph from PyTorch through optimum's exporter instead of building it from the weights; such a graph is fp32. `force`
+    replaces an existing bundle once the new one is complete. `resume` goes on where an interrupted export of the same
+    checkpoint to the same target with the same options has stopped; without it such an export begins anew. `advance` is
+    called with bytes of the checkpoint that are dealt with; in all it gets `work_bytes`.
 
     Raises InvalidOptionError, CheckpointError if the checkpoint cannot be exported, and ExportError if the target
     exists, another export writes it, its disk is too small, or the export could not be finished. Nothing is ever left
@@ -110,6 +112,7 @@ def export_checkpoint(
         if feedback.block > 0 and feedback.block % SUPER_BLOCK == 0
         else f"columns that make up for each other come in multiples of {SUPER_BLOCK}, not {feedback.block}",
         "importance and calibrate exclude each other" if importance and calibrate else None,
+        scale_fault(logit_scale),
         *effort_faults(
             effort, recipe.format, budget, importance=importance is not None, text=calibrate is not None
         ),
@@ -118,6 +121,7 @@ def export_checkpoint(
         calibrate = calibrate or BUILTIN
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)
+    checkpoint = choose_scale(checkpoint, logit_scale)
     if trace and vision != "fp32":
         raise ExportError(
             f"a traced vision graph is fp32, not {vision}: add --vision fp32 or leave out --trace"
@@ -212,6 +216,7 @@ def _fingerprint(
         "formats": asdict(formats),
         "importance": importance.digest() if importance else None,
         "effort": effort,
+        "logit_scale": checkpoint.config.text.logit_scale,
         "trace": trace,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -257,6 +262,7 @@ def describe(checkpoint: Checkpoint, embeddings: EmbeddingTable, formats: Format
             context_length=text.context_length,
             embeddings=embeddings,
             sliding_window=text.sliding_window,
+            logit_scale=text.logit_scale,
         ),
         chat_template=checkpoint.chat_template,
         created_by=describe_writers(),

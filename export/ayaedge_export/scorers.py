@@ -141,7 +141,8 @@ class TransformersScorer:
         from ayaedge_export.reference import Reference
 
         check_memory(4 * checkpoint.parameters)
-        self._reference = Reference(checkpoint.directory)
+        scale = checkpoint.config.text.logit_scale
+        self._reference = Reference(checkpoint.directory, logit_scale=scale)
         self._manifest = manifest
 
     def close(self) -> None:

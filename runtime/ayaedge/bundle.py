@@ -150,6 +150,8 @@ class Decoder:
     """Most tokens of a prompt and its answer together."""
     embeddings: EmbeddingTable
     sliding_window: int | None = None
+    logit_scale: float | None = None
+    """What the logits are multiplied with; None in bundles that do not say."""
 
 
 @dataclass(frozen=True)
@@ -292,6 +294,9 @@ def check_values(manifest: Manifest) -> list[str]:
     for name in ("start", "end", "patch"):
         if getattr(image, name) not in tokens.special:
             faults.append(f"image_prompt.{name} is {getattr(image, name)!r}, which is no special token")
+    scale = decoder.logit_scale
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        faults.append(f"decoder.logit_scale is {scale}, it must be a finite number above 0")
     if not image.placeholder or "" in tokens.added:
         faults.append("image_prompt.placeholder and added tokens must not be empty")
     return faults

@@ -9,6 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from transformers import Cohere2ForCausalLM
 
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.decoder import Decoder, DecoderOptions
@@ -80,6 +81,7 @@ def random_decoder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return bundle, Reference(checkpoint)
 
 
+EXACT = DecoderOptions(cache_type="f32", all_logits=True)
 TEXT = tuple(int(i) for i in np.random.default_rng(5).integers(300, 1900, 200))
 
 
@@ -94,6 +96,29 @@ def test_text_beyond_the_window_is_exact(random_decoder: tuple[Bundle, Reference
     bundle, reference = random_decoder
     assert len(TEXT) > 4 * (bundle.manifest.decoder.sliding_window or 0)
     assert kl_of(bundle, reference) <= DECODER_KL["f32"]
+
+
+def test_scaled_logits_are_those_of_coheres_own_decoder_class(
+    random_decoder: tuple[Bundle, Reference],
+) -> None:
+    """It multiplies by the scale in config.json, as in the training of the released models; Aya Vision's does not."""
+    import torch
+
+    bundle, reference = random_decoder
+    network = reference.model
+    own = Cohere2ForCausalLM(network.config.text_config).eval()
+    own.model.load_state_dict(network.model.language_model.state_dict())
+    own.tie_weights()
+    ids = torch.tensor([list(TEXT)])
+    with torch.no_grad():
+        expected = own(input_ids=ids, use_cache=False).logits[0].numpy()
+        unscaled = network(input_ids=ids, use_cache=False).logits[0].numpy()
+    with Decoder(bundle.decoder_path, bundle.manifest, EXACT) as decoder:
+        ours = prompt_logits(decoder, Prompt(TEXT, ()), None, patch=-1)
+    largest = np.abs(expected).max()
+    assert np.abs(ours - expected).max() <= 1e-3 * largest
+    assert np.abs(reference.logits(TEXT) - expected).max() <= 1e-4 * largest
+    assert np.abs(ours - unscaled).max() > largest
 
 
 def test_the_default_cache_costs_little(random_decoder: tuple[Bundle, Reference]) -> None:

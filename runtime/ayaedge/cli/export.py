@@ -91,6 +91,15 @@ def export(
     ] = None,
     tensor_type: TensorTypes = None,
     output_type: OutputType = None,
+    logit_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--logit-scale",
+            metavar="FLOAT",
+            help="What logits are multiplied with; for models trained by transformers 4.52 or newer, "
+            "which leave it out, 1. [default: the checkpoint's]",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option(help="Go on where the same export was interrupted, or begin anew.")
     ] = True,
@@ -135,7 +144,7 @@ def export(
         with byte_progress(exporter.work_bytes(opened), even=even) as advance:
             bundle = exporter.export_checkpoint(
                 opened, target, quant=recipe, vision=vision, importance=importance, calibrate=text,
-                effort=effort, budget=budget, feedback=feedback, trace=trace,
+                effort=effort, budget=budget, feedback=feedback, logit_scale=logit_scale, trace=trace,
                 force=force, resume=resume, threads=threads, advance=advance,
             )  # fmt: skip
     except (KeyboardInterrupt, SystemExit):
@@ -297,6 +306,7 @@ def verify(
     as_json: JsonFlag = False,
 ) -> None:
     """Check a bundle's files, and with a checkpoint its numbers; exit code 1 if anything is not as it should be."""
+    show_messages(logging.WARNING)
     opened = read_bundle(bundle)
     if faults := check_hashes(opened):
         raise BundleError(list_faults(f"the bundle {bundle}", faults))

@@ -230,6 +230,8 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     layers = f"{decoder.num_layers} layers of {decoder.hidden_size}"
     window = f", window {decoder.sliding_window}" if decoder.sliding_window else ""
     yield "decoder", f"{manifest.formats.decoder}, {decoder.architecture}, {layers}{window}"
+    if decoder.logit_scale is not None:
+        yield "logit scale", f"{decoder.logit_scale:g}"
     if manifest.formats.adjustments:
         yield "adjusted by", ", ".join(manifest.formats.adjustments)
     for name, value in manifest.parity.items():
