@@ -14,8 +14,8 @@ from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from ayaedge import __version__
 
+from ayaedge import __version__
 from ayaedge.bundle import (
     DECODER,
     VISION,

@@ -210,8 +210,8 @@ _NEUTRAL: dict[str, tuple[tuple[object, ...], str]] = {
     "frequency_penalty": ((0,), "ayaedge has no such penalty"),
     "presence_penalty": ((0,), "ayaedge has no such penalty"),
     "logit_bias": ((), "ayaedge biases no tokens; choices or grammar restrict an answer"),
-    "tools": ((), _NO_TOOLS),
-    "functions": ((), _NO_TOOLS),
+    "tools": ((), f'{_NO_TOOLS}; with tool_choice "none" they are passed over'),
+    "functions": ((), f'{_NO_TOOLS}; with function_call "none" they are passed over'),
     "tool_choice": (("none", "auto"), _NO_TOOLS),
     "function_call": (("none", "auto"), _NO_TOOLS),
     "modalities": ((["text"],), "Aya Vision answers in text"),
@@ -224,19 +224,21 @@ _NEUTRAL: dict[str, tuple[tuple[object, ...], str]] = {
 }
 """What OpenAI's API has and ayaedge has not: the values that, like None and what is empty, ask for nothing, and why
 others are refused."""
+_CALLED_BY = {"tools": "tool_choice", "functions": "function_call"}
+"""The options whose `none` says that nothing of a list may be called: then it changes nothing in an answer."""
 
 
 def _whole(name: str, value: object) -> int:
+    value = plain(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    value = plain(value)
     raise InvalidOptionError(f"{name} must be a whole number, not {_shown(value)}")
 
 
 def _real(name: str, value: object) -> float:
+    value = plain(value)
     try:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-    value = plain(value)
             return float(value)
     except OverflowError:
         raise InvalidOptionError(f"{name} is far too large") from None
@@ -244,9 +246,9 @@ def _real(name: str, value: object) -> float:
 
 
 def _flag(name: str, value: object) -> bool:
+    value = plain(value)
     if isinstance(value, bool):
         return value
-    value = plain(value)
     raise InvalidOptionError(f"{name} must be true or false, not {_shown(value)}")
 
 
@@ -320,6 +322,10 @@ def _refuse_what_we_lack(given: Mapping[str, object]) -> None:
         value = plain(given.get(name))
         if value is None or _is_empty(value) or (type(value) in (int, float, str, list) and value in neutral):
             continue
+        if name in _CALLED_BY and isinstance(value, (list, tuple)):
+            choice = given.get(_CALLED_BY[name])
+            if isinstance(choice, str) and choice == "none":
+                continue
         only = f"; the only value is {' or '.join(map(repr, neutral))}" if neutral else ""
         raise InvalidOptionError(f"{name} cannot be {_shown(value)}: {reason}{only}")
 
