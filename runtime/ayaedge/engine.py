@@ -275,7 +275,7 @@ class Engine:
         if options.overflow == "drop_oldest":
             room = min(options.max_tokens or ANSWER_ROOM, self.context_size // 4)
             excess = len(prompt.ids) + room - self.context_size
-            if excess > 0:
+            if excess > 0 and dialogue.questions:
                 dropped = self._turns_to_drop(dialogue, len(prompt.ids), excess, flag)
                 dialogue = dialogue.without_oldest(dropped)
                 prompt = self._prompt(dialogue)

@@ -283,6 +283,10 @@ class AyaVision:
         `{"type": "image", "image": ...}` with anything that `ask` takes. `options` are OpenAI's, with the same
         defaults as `stream`'s, and beside them those of `stream` that OpenAI does not have. InvalidOptionError for
         what is not known or cannot be done.
+
+        If the last message is the assistant's, the model goes on with it: the answer is the text that follows, and
+        `stop`, `max_tokens` and the form of the answer are for that text alone. PromptError if the chat template
+        changes that message, so that it cannot go on.
         """
         from ayaedge.chat_completion import ChunkMaker, completion, parse_options
 

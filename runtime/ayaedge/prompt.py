@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ayaedge.added_tokens import AddedTokens
@@ -19,7 +19,7 @@ from ayaedge.template import ChatTemplate
 
 Role = Literal["system", "user", "assistant", "tool"]
 _PRIVATE = [chr(code) for code in range(0xF0000, 0xF0100)]
-"""Private-use characters, two of which are put into texts while the template is rendered."""
+"""Private-use characters, three of which are put into texts while the template is rendered."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ class PromptBuilder:
     def build(self, messages: Sequence[Message], tiles: Sequence[int], *, generate: bool = True) -> Prompt:
         """The prompt of a conversation whose pictures have that many tiles each, in order.
 
-        With `generate` it ends where the answer begins. Raises PromptError if the number of pictures does not
-        fit, if the template refuses the conversation, or if a text is not valid Unicode.
+        With `generate` it ends where the answer begins; or, if the last turn is the assistant's, at the end of its
+        text, where the model goes on. Raises PromptError if the number of pictures does not fit, if the template
+        refuses the conversation or changes a text that is to go on, or if a text is not valid Unicode.
         """
         for message in messages:
             if not isinstance(message.text, str):
@@ -85,8 +86,11 @@ class PromptBuilder:
         wanted = sum(message.images for message in messages)
         if wanted != len(tiles):
             raise PromptError(f"the conversation has places for {wanted} pictures, {len(tiles)} were given")
-        guard, edge = _unused_characters(messages)
-        rendered = self._render(messages, guard, edge, generate=generate)
+        guard, edge, end = _unused_characters(messages)
+        if generate and messages and messages[-1].role == "assistant":
+            rendered = self._render_unfinished(messages, guard, edge, end)
+        else:
+            rendered = self._render(messages, guard, edge, generate=generate)
         ids: list[int] = []
         spans: list[Span] = []
         answers: list[Span] = []
@@ -158,6 +162,28 @@ class PromptBuilder:
         added = self._tokens.special.get(tag)
         return self._tokenize(tag) if added is None else [added]
 
+    def _render_unfinished(self, messages: Sequence[Message], guard: str, edge: str, end: str) -> str:
+        """The template's text up to the end of the last answer, as if the model were writing it.
+
+        PromptError if the template writes this text in another way, or not behind what it writes for an answer.
+        """
+        *before, last = messages
+        whole = self._render(messages, guard, edge, generate=False)
+        marked = self._render([*before, replace(last, text=last.text + end)], guard, edge, generate=False)
+        text, _, rest = marked.partition(end)
+        plain = text.replace(edge, "")
+        opening = self._render_with(before, guard, "", generate=True)
+        if (
+            text + rest != whole
+            or not plain.startswith(opening)
+            or not plain.replace(guard, "").endswith(last.text)
+        ):
+            raise PromptError(
+                "the last message is the assistant's, and the chat template of this model changes its text, so that "
+                "it cannot go on from there: let a message of the user follow"
+            )
+        return text + edge * rest.startswith(edge)
+
     def _render(self, messages: Sequence[Message], guard: str, edge: str, *, generate: bool) -> str:
         """The template's text, with `guard` behind every character of a text that could begin a marker, and `edge`
         around the answers, unless that makes the template write something else.
@@ -197,13 +223,13 @@ def _split(pattern: re.Pattern[str], text: str) -> list[tuple[str, str | None]]:
     return [*parts, (text[end:], None)]
 
 
-def _unused_characters(messages: Sequence[Message]) -> tuple[str, str]:
-    """Two characters that no text holds."""
+def _unused_characters(messages: Sequence[Message]) -> tuple[str, str, str]:
+    """Three characters that no text holds."""
     used = set().union(*(message.text for message in messages))
     unused = [character for character in _PRIVATE if character not in used]
-    if len(unused) < 2:
+    if len(unused) < 3:
         raise PromptError("the text holds too many different private-use characters")
-    return unused[0], unused[1]
+    return unused[0], unused[1], unused[2]
 
 
 def common_start(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:

@@ -507,6 +507,70 @@ def test_a_completion_streams_chunks_and_can_be_left(model: AyaVision) -> None:
     assert model.ask(QUESTIONS[0], images=[SIX]).text == "2675"
 
 
+def test_a_last_assistant_message_is_continued(model: AyaVision) -> None:
+    """Wherever it was cut, an answer goes on as it did, and what is given back is the rest alone."""
+    first: dict[str, Any] = {
+        "role": "user",
+        "content": [{"type": "image", "image": SIX}, {"type": "text", "text": "Describe the picture."}],
+    }
+    answer = model.ask("Describe the picture.", images=[SIX], max_tokens=40)
+    vocabulary = model._engine.decoder.vocabulary
+    own = model._engine.text_ids(answer.text, answer.ids)
+    assert own is not None
+    assert len(own) > 3
+    cuts = [count for count in range(len(own) + 1) if is_cut(vocabulary, own, count)]
+    assert len(cuts) > 3
+    for count in {*cuts[:: len(cuts) // 3], cuts[-1]}:
+        begun = b"".join(map(vocabulary.piece, own[:count])).decode()
+        messages = [first, {"role": "assistant", "content": begun}]
+        reply = model.create_chat_completion(messages, max_tokens=40)
+        assert begun + reply["choices"][0]["message"]["content"] == answer.text
+        assert reply["usage"]["prompt_tokens"] == model.count_tokens(messages)
+        assert reply["usage"]["prompt_tokens"] == answer.usage.prompt_tokens + 1 + count
+        assert reply["usage"]["completion_tokens"] == len(answer.ids) - 1 - count
+
+
+def is_cut(vocabulary: Any, ids: tuple[int, ...], count: int) -> bool:
+    """Whether the text of so many tokens has just these tokens."""
+    data = b"".join(map(vocabulary.piece, ids[:count]))
+    with contextlib.suppress(UnicodeDecodeError):
+        return bool(vocabulary.tokenize(data.decode()) == list(ids[:count]))
+    return False
+
+
+def test_stop_strings_and_forms_are_for_the_continuation_alone(model: AyaVision) -> None:
+    messages = [{"role": "user", "content": "Yes or no?"}, {"role": "assistant", "content": "I say: no, "}]
+    reply = model.create_chat_completion(messages, choices=["yes"], stop="no")
+    assert reply["choices"][0]["message"]["content"] == "yes"
+    streamed = list(model.create_chat_completion(messages, choices=["yes"], stop="no", stream=True))
+    texts = [chunk["choices"][0]["delta"].get("content") or "" for chunk in streamed if chunk["choices"]]
+    assert "".join(texts) == "yes"
+
+
+def test_what_was_continued_is_known_in_the_next_question(model: AyaVision) -> None:
+    content = [{"type": "image", "image": PHOTO}, {"type": "text", "text": "Hello"}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": "The"},
+    ]
+    first = model.create_chat_completion(messages, max_tokens=5)
+    again = model.create_chat_completion(messages, max_tokens=5)
+    assert again["choices"][0]["message"] == first["choices"][0]["message"]
+    whole = "The" + first["choices"][0]["message"]["content"]
+    following = [*messages[:1], {"role": "assistant", "content": whole}, {"role": "user", "content": "And?"}]
+    usage = model.create_chat_completion(following, max_tokens=5)["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] > usage["prompt_tokens_details"]["image_tokens"]
+    with AyaVision.load(model.bundle.directory, cache=NO_CACHE) as fresh:
+        assert fresh.create_chat_completion(messages, max_tokens=5)["choices"] == first["choices"]
+
+
+def test_a_conversation_without_a_question_that_is_too_long_says_so(model: AyaVision) -> None:
+    for role in ("system", "assistant"):
+        for overflow in ("drop_oldest", "error"):
+            with pytest.raises(ContextLengthError):
+                model.create_chat_completion([{"role": role, "content": "a b " * 3000}], overflow=overflow)
+
+
 def test_a_displaced_conversation_comes_back_however_its_answer_ended(model: AyaVision) -> None:
     """A stop string and a limit leave answers that differ from what the template writes of them."""
     for options in ({}, {"stop": ["5"]}, {"max_tokens": 20, **LONG}, {"max_tokens": 2}):

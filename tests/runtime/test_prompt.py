@@ -140,6 +140,78 @@ def test_a_picture_of_four_to_three_is_2197_image_tokens(release: tuple[PromptBu
     assert len(prompt.ids) == {"aya-vision-8b": 2799, "aya-vision-32b": 2317}[bundle.manifest.source.name]
 
 
+UNFINISHED = {
+    "a word": [Message("user", "One?"), Message("assistant", "The answer")],
+    "a picture": [Message("user", "One?", 1), Message("assistant", '{"number": 1')],
+    "blanks inside": [Message("user", "One?"), Message("assistant", "- a\n\n-  b\n c")],
+    "marks": [Message("user", "One?"), Message("assistant", '"<image> <|END_RESPONSE|')],
+    "composed": [Message("user", "One?"), Message("assistant", unicodedata.normalize("NFD", "Tiếng Việt"))],
+    "several turns": [
+        Message("system", "Be brief."),
+        Message("user", "One?"),
+        Message("assistant", " Two.\n"),
+        Message("user", "Three?", 2),
+        Message("assistant", "Two."),
+    ],
+    "two answers": [Message("user", "One?"), Message("assistant", "Two"), Message("assistant", "Two")],
+    "no question": [Message("assistant", "Once upon")],
+}
+
+
+def continued_ids(processor: Any, messages: list[Message]) -> list[int]:
+    """The reference's ids of an answer that goes on; it cannot hold an `<image>` that is none."""
+    conversation = [
+        {"role": m.role, "content": [{"type": "image"}] * m.images + [{"type": "text", "text": m.text}]}
+        for m in messages
+    ]
+    text = processor.apply_chat_template(conversation, continue_final_message=True, tokenize=False)
+    count = sum(m.images for m in messages)
+    pictures = [Image.new("RGB", SIZES[number % len(SIZES)]) for number in range(count)]
+    batch = processor(text=[text], images=pictures or None, add_special_tokens=False, return_tensors="np")
+    ids: list[int] = batch["input_ids"][0].tolist()
+    return ids
+
+
+def check_unfinished(builder: PromptBuilder, processor: Any, bundle: Bundle, name: str) -> None:
+    """The ids are the reference's, and begin as those of the question do, behind which the model writes."""
+    messages = UNFINISHED[name]
+    tiles = tiles_of(bundle, messages)
+    prompt = builder.build(messages, tiles)
+    # the reference's processor takes no conversation without a turn
+    asked = reference_ids(processor, messages[:-1]) if messages[1:] else list(builder.build([], []).ids)
+    assert list(prompt.ids[: len(asked)]) == asked
+    assert len(prompt.images) == len(tiles)
+    if name != "marks":
+        assert list(prompt.ids) == continued_ids(processor, messages)
+    spelled = messages[-1].text
+    special = {token: text for text, token in bundle.manifest.tokens.special.items()}
+    rest = prompt.ids[len(asked) :]
+    opening = "<|START_RESPONSE|>"
+    if special.get(rest[0]) == opening:  # as the model begins an answer itself
+        assert list(rest[1:]) == builder._tokenize(unicodedata.normalize("NFC", spelled))
+        assert prompt.answers[-1].start == len(asked)
+        assert prompt.answers[-1].stop == len(prompt.ids)
+    else:
+        assert opening not in bundle.manifest.tokens.special
+        assert list(rest) == builder._tokenize(unicodedata.normalize("NFC", opening + spelled))
+
+
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_a_last_assistant_message_goes_on_where_the_reference_would(
+    exact_model: AyaVision, reference: Reference, name: str
+) -> None:
+    builder = PromptBuilder(exact_model.bundle.manifest, exact_model._engine.decoder.vocabulary.tokenize)
+    check_unfinished(builder, reference.processor, exact_model.bundle, name)
+
+
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_a_last_assistant_message_goes_on_where_the_released_processors_would(
+    release: tuple[PromptBuilder, Any, Bundle], name: str
+) -> None:
+    builder, processor, bundle = release
+    check_unfinished(builder, processor, bundle, name)
+
+
 @pytest.fixture
 def builder(exact_model: AyaVision) -> PromptBuilder:
     return PromptBuilder(exact_model.bundle.manifest, exact_model._engine.decoder.vocabulary.tokenize)
@@ -247,6 +319,69 @@ def test_a_template_that_changes_answers_is_followed_all_the_same(exact_model: A
     glued = template.replace("{{- turn.content -}}", "{{- 'He said: ' + turn.content -}}")
     prompt = with_template(exact_model, glued).build(turns, [])
     assert prompt.answers == ()
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n", "blue ", " blue", "a\n\n"])
+def test_an_answer_that_goes_on_keeps_its_blanks(
+    builder: PromptBuilder, exact_model: AyaVision, text: str
+) -> None:
+    prompt = builder.build([Message("user", "A"), Message("assistant", text)], [])
+    (span,) = prompt.answers
+    special = exact_model.bundle.manifest.tokens.special
+    assert prompt.ids[span.start] == special["<|START_RESPONSE|>"]
+    spelled = b"".join(map(exact_model._engine.decoder.vocabulary.piece, prompt.ids[span.start + 1 :]))
+    assert spelled == text.encode()
+    assert span.stop == len(prompt.ids)
+
+
+def test_an_answer_that_goes_on_keeps_the_models_own_tokens(
+    builder: PromptBuilder, exact_model: AyaVision
+) -> None:
+    vocabulary = exact_model._engine.decoder.vocabulary
+    letters = tuple(token for letter in "blue" for token in vocabulary.tokenize(letter))
+    assert list(letters) != vocabulary.tokenize("blue")
+    prompt = builder.build([Message("user", "A"), Message("assistant", "blue", ids=letters)], [])
+    assert prompt.ids[-len(letters) :] == letters
+
+
+CHANGED = {
+    "turn.content | trim": ("blue ", " blue", "\n"),
+    "turn.content | upper": ("blue",),
+    "turn.content[:3]": ("blue",),
+    "turn.content | replace('b', '')": ("blue",),
+    "'' if loop.last else turn.content": ("blue",),
+    "turn.content + turn.content": ("blue",),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_an_answer_that_the_template_changes_does_not_go_on(exact_model: AyaVision, change: str) -> None:
+    template = exact_model.bundle.manifest.chat_template
+    builder = with_template(exact_model, template.replace("{{- turn.content -}}", "{{- " + change + " -}}"))
+    for text in CHANGED[change]:
+        with pytest.raises(PromptError, match="the last message is the assistant's"):
+            builder.build([Message("user", "A"), Message("assistant", text)], [])
+    if "trim" in change:  # which changes nothing here
+        turns = [
+            Message("user", "A "),
+            Message("assistant", " B "),
+            Message("user", "C"),
+            Message("assistant", "a b"),
+        ]
+        last = builder.build(turns, []).ids[-2:]
+        assert b"".join(map(exact_model._engine.decoder.vocabulary.piece, last)) == b"a b"
+
+
+def test_an_answer_does_not_go_on_where_the_template_opens_answers_in_another_way(
+    exact_model: AyaVision,
+) -> None:
+    template = exact_model.bundle.manifest.chat_template
+    opening = "'<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>'"
+    assert opening in template
+    builder = with_template(exact_model, template.replace(opening, opening[:-1] + "<|START_THINKING|>'"))
+    with pytest.raises(PromptError, match="the last message is the assistant's"):
+        builder.build([Message("user", "A"), Message("assistant", "B")], [])
+    builder.build([Message("user", "A"), Message("assistant", "B")], [], generate=False)
 
 
 def test_a_marker_split_over_turns_and_parts_stays_text(
