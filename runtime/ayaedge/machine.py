@@ -1,6 +1,7 @@
 """What this computer is: its processor with the instructions that it knows, its memory, and how fast both are.
 
-Facts and measurements only: what follows from them for a model is decided elsewhere. Graphics processors are in
+Threads and memory are those that this process may use, which a container or a service limits. Facts and measurements
+only: what follows from them for a model is decided elsewhere. Graphics processors are in
 `ayaedge.devices`.
 """
 
@@ -18,6 +19,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+from ayaedge import cgroups
 
 _ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "aarch64": "arm64"}
 _INT8_DOT = frozenset({"avx512_vnni", "avx_vnni", "asimddp", "dotprod", "i8mm"})
@@ -39,7 +42,8 @@ _AVX_VNNI_MODELS = frozenset({151, 154, 170, 172, 181, 183, 186, 189, 190, 191, 
 _READ_BYTES = 256_000_000
 """More than the caches of any processor of a laptop."""
 _GEMM_SIZE = 1024
-_GEMM_SECONDS = 0.3
+_GEMM_SECONDS = 0.2
+"""Two periods of a quota of processors' time, as Linux has them by default."""
 _ROUNDS = 3
 
 
@@ -53,7 +57,7 @@ class Processor:
     cores: int
     """Physical cores."""
     threads: int
-    """Hardware threads that this process may use."""
+    """`usable_threads()`."""
     features: frozenset[str]
     """Instruction sets, by Linux's names in lower case; empty if the system does not tell."""
 
@@ -70,11 +74,11 @@ class Processor:
 
 @dataclass(frozen=True)
 class Memory:
-    """Main memory, in bytes."""
+    """Main memory that this process may use, in bytes."""
 
     total: int
     available: int
-    """What can be taken without swapping."""
+    """What can be taken without swapping, and without being ended or slowed down by a limit."""
 
 
 @cache
@@ -93,19 +97,25 @@ def processor() -> Processor:
     )
 
 
-def usable_threads() -> int:
-    """Hardware threads that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_threads(system: Path = cgroups.SYSTEM) -> int:
+    """Threads that can run at a time: the smaller of the processors allowed and the control groups' quota.
+
+    More would wait for each other, most of all where one waits for the others without sleeping.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, cgroups.whole_processors(system) or allowed)
 
 
-def memory() -> Memory:
-    """How much memory there is now."""
+def memory(system: Path = cgroups.SYSTEM) -> Memory:
+    """How much memory there is now: the system's, or less where a control group of this process has less."""
     import psutil
 
     found = psutil.virtual_memory()
-    return Memory(int(found.total), int(found.available))
+    limits = cgroups.memory_limits(system)
+    return Memory(
+        min([int(found.total), *(limit.total for limit in limits)]),
+        min([int(found.available), *(limit.available for limit in limits)]),
+    )
 
 
 def architecture(machine: str) -> str:
@@ -168,14 +178,20 @@ def read_bandwidth() -> float:
 
 
 def gemm_peak(dtype: type[np.float32 | np.float64] = np.float32) -> float:
-    """Floating-point operations per second of numpy's matrix product on all threads; takes under a second."""
+    """Floating-point operations per second of numpy's matrix product on all threads; takes under a second.
+
+    The best of a few whole periods of the control groups' quotas, within which numpy may take more than its share.
+    """
     matrix = np.ones((_GEMM_SIZE, _GEMM_SIZE), dtype)
     product = matrix @ matrix
-    best, begin = float("inf"), time.perf_counter()
-    while (start := time.perf_counter()) - begin < _GEMM_SECONDS:
-        np.matmul(matrix, matrix, out=product)
-        best = min(best, time.perf_counter() - start)
-    return 2 * _GEMM_SIZE**3 / best
+    best = 0.0
+    for _ in range(_ROUNDS):
+        begin, count = time.perf_counter(), 0
+        while (taken := time.perf_counter() - begin) < _GEMM_SECONDS:
+            np.matmul(matrix, matrix, out=product)
+            count += 1
+        best = max(best, count / taken)
+    return 2 * _GEMM_SIZE**3 * best
 
 
 def _identify() -> tuple[str, frozenset[str]]:
