@@ -111,7 +111,7 @@ class Engine:
     @property
     def cache_root(self) -> Path | None:
         """Where files are kept, if any are."""
-        return self._cache.root if self._cache.disk_bytes else None
+        return self._cache.root
 
     def text_ids(self, text: str, ids: Sequence[int]) -> tuple[int, ...] | None:
         """Of all tokens of an answer those of its text; None if they do not spell just that."""
@@ -133,8 +133,8 @@ class Engine:
             self.prefix.forget()
             self.decoder.watch(flag or Cancellation())
             self._profile = Profile(measure_speeds(self.vision, self.decoder, self.bundle.manifest))
-            if self._cache.disk_bytes and self.decoder.options.is_usual:
-                save_profile(profile_path(self._cache.root, self.bundle), self._profile)
+            if (root := self._cache.root) and self.decoder.options.is_usual:
+                save_profile(profile_path(root, self.bundle), self._profile)
         return self._profile.speeds
 
     def read(

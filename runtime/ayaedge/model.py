@@ -78,7 +78,8 @@ class AyaVision:
         puts as much there as fits. `context` is the number of tokens of prompt and answer together, short for
         `DecoderOptions.context_size`. What `ayaedge tune` found for this bundle fills what `decoder` leaves open.
         `cache` says how much is kept of what was computed for a picture, and where; `NO_CACHE` keeps nothing beyond
-        the last question. An answer does not depend on it. Beyond `queue_size` waiting requests there is BusyError.
+        the last question and asks for no directory. An answer does not depend on it. Beyond `queue_size` waiting
+        requests there is BusyError.
 
         Raises BundleError if the bundle is damaged or its halves do not belong together, InvalidOptionError for a
         device that is missing, with the command that installs it, OutOfMemoryError if the context does not fit,
@@ -94,8 +95,8 @@ class AyaVision:
         )
         decoder = _with_context(decoder or DecoderOptions(), context)
         opened = read_bundle(demo_bundle() if bundle is None else path_of("bundle", bundle))
-        cache = cache or CacheOptions()
-        profile = load_profile(profile_path(cache.root, opened))
+        cache = (cache or CacheOptions()).settled()
+        profile = load_profile(profile_path(cache.root, opened)) if cache.root else None
         decoder = profile.apply(decoder) if profile else decoder
         decoder, vision = place(opened, device, decoder, vision or VisionOptions())
         require_repacking(opened, decoder, cache.root)

@@ -45,7 +45,8 @@ def plan_question(
     Times are known where the bundle was measured before; the policy `auto` cannot choose without them and raises
     AyaEdgeError. Nothing of the prompt is taken as known.
     """
-    profile = load_profile(profile_path((cache or CacheOptions()).root, bundle))
+    root = (cache or CacheOptions()).root
+    profile = load_profile(profile_path(root, bundle)) if root else None
     options = decoder or DecoderOptions()
     if profile is not None:
         options = profile.apply(options)

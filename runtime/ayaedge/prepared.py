@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 import shutil
 import time
@@ -54,9 +55,10 @@ class PreparedGraphs:
 
         `size` is what they will take, in bytes; they are not written where less than that and a reserve is free.
         """
+        if not can_write(self.directory.parent):  # which was said when the model was loaded
+            return None
         partial = self.directory / f"{key}.{secrets.token_hex(4)}{_PARTIAL}"
         try:
-            make_private(self.directory.parent)
             self.directory.mkdir(mode=0o700, exist_ok=True)
             self._forget_abandoned()
             partial.mkdir(mode=0o700)
@@ -81,7 +83,7 @@ class PreparedGraphs:
 
     def _forget_abandoned(self) -> None:
         """Remove what processes that were killed have left."""
-        for entry in self.directory.glob(f"*{_PARTIAL}"):
+        for entry in matching(self.directory, f"*{_PARTIAL}"):
             with suppress(OSError):
                 if time.time() - entry.stat().st_mtime > ABANDONED:
                     shutil.rmtree(entry, ignore_errors=True)
@@ -89,7 +91,7 @@ class PreparedGraphs:
     def entries(self) -> list[tuple[Path, float]]:
         """Directories of all entries and when they were used (seconds since 1970), the least recent first."""
         found = []
-        for facts in self.directory.glob(f"*/{_FACTS}"):
+        for facts in matching(self.directory, f"*/{_FACTS}"):
             with suppress(OSError):  # another process may have removed it
                 if facts.parent.suffix == _PARTIAL:
                     continue
@@ -103,6 +105,25 @@ def make_private(directory: Path) -> None:
     if directory.stat().st_mode & 0o077:
         with suppress(OSError):  # not ours
             directory.chmod(0o700)
+
+
+def can_read(path: Path) -> bool:
+    """Whether there is a file or directory that this user may read."""
+    return os.access(path, os.R_OK)
+
+
+def can_write(directory: Path) -> bool:
+    """Whether files can be put into a directory, which is made, and closed to others, if need be."""
+    try:
+        make_private(directory)
+    except OSError:
+        return False
+    return os.access(directory, os.W_OK | os.X_OK)
+
+
+def matching(directory: Path, pattern: str) -> list[Path]:
+    """Paths below a directory; none if it is missing or may not be looked into."""
+    return list(directory.glob(pattern)) if os.access(directory, os.R_OK | os.X_OK) else []
 
 
 def write_private(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,40 @@ def test_options_choose_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "ayaedge" in cache_directory().parts
     with pytest.raises(InvalidOptionError, match="disk_bytes"):
         CacheOptions(disk_bytes=-1)
+
+
+def _no_entry(*_: object, **__: object) -> str:
+    raise RuntimeError("could not determine the home directory")
+
+
+@pytest.mark.parametrize(
+    "found", [_no_entry, lambda *_, **__: "~/.cache/ayaedge"], ids=["raises", "unresolved"]
+)
+def test_without_a_home_directory_states_stay_in_memory(
+    found: Callable[..., str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both that versions of platformdirs do for a user without an entry."""
+    monkeypatch.delenv("AYAEDGE_CACHE_DIR")
+    monkeypatch.setattr("platformdirs.user_cache_dir", found)
+    assert cache_directory() is None
+    options = CacheOptions().settled()
+    assert isinstance(options.states(), RecentArrays)
+    assert options.prepared() is options.root is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "AYAEDGE_CACHE_DIR" in caplog.text
+    assert CacheOptions(directory=Path("given")).root == Path("given")
+
+
+def test_a_directory_that_cannot_be_made_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    options = CacheOptions(directory=tmp_path / "file" / "cache").settled()
+    assert isinstance(options.states(), RecentArrays)
+    assert options.settled() is options
+    assert len(caplog.records) == 1
+    assert CacheOptions(directory=tmp_path / "new").settled().root == tmp_path / "new"
+    assert len(caplog.records) == 1
 
 
 def test_the_commands_list_prune_and_clear(tmp_path: Path) -> None:

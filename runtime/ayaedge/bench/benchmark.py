@@ -29,6 +29,7 @@ from ayaedge.decoder import DEFAULT_CONTEXT
 from ayaedge.errors import InvalidOptionError
 from ayaedge.gguf_file import DecoderFigures, read_figures
 from ayaedge.machine import memory, processor
+from ayaedge.prepared import can_read
 from ayaedge.states import cache_directory
 
 OnStep = Callable[[int, int, str], None]
@@ -347,10 +348,10 @@ class _Steps:
 def _workplace() -> Iterator[tuple[Path, Mapping[str, str]]]:
     """A directory, and an environment with a cache of its own in which only the machine's tuning is known."""
     with tempfile.TemporaryDirectory(prefix="ayaedge-bench-") as name:
-        cache, tuned = Path(name, "cache"), cache_directory() / "machine"
+        cache, known = Path(name, "cache"), cache_directory()
         cache.mkdir()
-        if tuned.is_dir():
-            shutil.copytree(tuned, cache / "machine")
+        if known is not None and can_read(known / "machine"):
+            shutil.copytree(known / "machine", cache / "machine")
         yield Path(name), {**os.environ, "AYAEDGE_CACHE_DIR": str(cache)}
 
 

@@ -18,7 +18,7 @@ from ayaedge.bundle import MANIFEST, Manifest, read_bundle
 from ayaedge.cli.console import JsonFlag, announce, count_progress, print_table, stderr, write
 from ayaedge.cli.export import require_exporter
 from ayaedge.errors import BackendError, InvalidOptionError, MissingExtraError
-from ayaedge.states import cache_directory
+from ayaedge.states import NAME_ANOTHER, cache_directory
 
 Shape = Literal["8b", "32b"]
 
@@ -138,11 +138,17 @@ def _find_bundle(
 ) -> Path:
     """The bundle that was named, or the drawn one, which is made if it is not there yet."""
     if model is None:
-        return _drawn_bundle(synthetic or "8b", layers, keep or cache_directory() / "synthetic", threads)
+        return _drawn_bundle(synthetic or "8b", layers, keep or _drawn_directory(), threads)
     given = {"--synthetic": synthetic, "--layers": layers, "--keep": keep}
     if unfit := [name for name, value in given.items() if value is not None]:
         raise InvalidOptionError(f"-m names the bundle: {', '.join(unfit)} would draw another one")
     return model
+
+
+def _drawn_directory() -> Path:
+    if (directory := cache_directory()) is None:
+        raise InvalidOptionError(f"this user has no home directory to draw in: add --keep, or {NAME_ANOTHER}")
+    return directory / "synthetic"
 
 
 def _drawn_bundle(shape: Shape, layers: int | None, directory: Path, threads: int | None) -> Path:

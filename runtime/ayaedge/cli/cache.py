@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, write
-from ayaedge.prepared import PreparedGraphs
-from ayaedge.states import CacheOptions, DiskStates, cache_directory
+from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, write
+from ayaedge.prepared import PreparedGraphs, matching
+from ayaedge.states import NAME_ANOTHER, CacheOptions, DiskStates, cache_directory
 
 app = typer.Typer(
     no_args_is_help=True, help="Look after what is kept of pictures and prompts; only you can read it."
@@ -24,7 +24,8 @@ app = typer.Typer(
 @app.command("ls")
 def list_states(as_json: JsonFlag = False) -> None:
     """List what is kept, the least recently used first."""
-    store, graphs = _store(), _graphs()
+    directory = _directory(as_json=as_json)
+    store, graphs = _store(directory), PreparedGraphs(directory / "vision")
     entries = store.entries()
     if as_json:
         states = [
@@ -57,15 +58,16 @@ def prune(
     ] = CacheOptions.disk_bytes / 1e9,
 ) -> None:
     """Remove states that were not used for long; vision graphs stay, of which there are few."""
-    _report(_store(), int(limit * 1e9))
+    _report(_store(_directory()), int(limit * 1e9))
 
 
 @app.command()
 def clear() -> None:
     """Remove everything: states, vision graphs, drawn bundles of `bench`, and what was measured of this machine."""
+    directory = _directory()
     for part in ("vision", "machine", "synthetic"):
-        shutil.rmtree(cache_directory() / part, ignore_errors=True)
-    _report(_store(), 0)
+        shutil.rmtree(directory / part, ignore_errors=True)
+    _report(_store(directory), 0)
 
 
 def _report(store: DiskStates, limit: int) -> None:
@@ -73,21 +75,28 @@ def _report(store: DiskStates, limit: int) -> None:
     announce("removed", f"{len(removed)} states ({size_text(sum(entry.nbytes for entry in removed))})")
 
 
-def _graphs() -> PreparedGraphs:
-    return PreparedGraphs(cache_directory() / "vision")
+def _directory(*, as_json: bool = False) -> Path:
+    """The directory of the cache; says that nothing is kept, and ends the command, if there is none."""
+    if (directory := cache_directory()) is not None:
+        return directory
+    if as_json:
+        write(json.dumps({"directory": None, "states": [], "vision_graphs": []}) + "\n")
+    else:
+        stderr.print(f"nothing is kept: this user has no home directory; {NAME_ANOTHER}")
+    raise typer.Exit
 
 
 def _size(entry: Path) -> int:
     """Bytes of an entry; another process may be removing it."""
     size = 0
-    for path in entry.glob("*"):
+    for path in matching(entry, "*"):
         with suppress(OSError):
             size += path.stat().st_size
     return size
 
 
-def _store() -> DiskStates:
-    return DiskStates(cache_directory(), CacheOptions.disk_bytes)
+def _store(directory: Path) -> DiskStates:
+    return DiskStates(directory, CacheOptions.disk_bytes)
 
 
 def _when(seconds: float) -> str:

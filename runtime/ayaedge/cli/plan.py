@@ -38,7 +38,7 @@ from ayaedge.errors import InvalidOptionError
 from ayaedge.images import load_image
 from ayaedge.model import demo_bundle
 from ayaedge.planning import plan_question
-from ayaedge.states import cache_directory
+from ayaedge.states import CacheOptions
 from ayaedge.tuning import Profile, Trial, profile_path, save_profile
 from ayaedge.tuning import tune as tune_bundle
 from ayaedge.vision import VisionOptions
@@ -135,11 +135,14 @@ def tune(
         context=ctx_size, threads=None, batch=512, ubatch=None, cache_type_k="f16", cache_type_v=None,
         flash_attention=None, layers=n_gpu_layers,
     )  # fmt: skip
+    cache = CacheOptions().settled()
     with stderr.status("measuring: a minute or two for an 8B"):
         profile, trials = tune_bundle(
-            bundle, options, device=device, on_trial=lambda trial: stderr.print(_line(trial), style="dim")
-        )
-    save_profile(profile_path(cache_directory(), bundle), profile)
+            bundle, options, device=device, cache=cache,
+            on_trial=lambda trial: stderr.print(_line(trial), style="dim"),
+        )  # fmt: skip
+    if cache.root:
+        save_profile(profile_path(cache.root, bundle), profile)
     if as_json:
         values = {
             "profile": dataclasses.asdict(profile),
@@ -148,7 +151,8 @@ def tune(
         write(json.dumps(values) + "\n")
         return
     print_table(_trial_table(trials, profile))
-    announce("remembered", f"for {bundle.name} on this machine")
+    if cache.root:
+        announce("remembered", f"for {bundle.name} on this machine")
 
 
 def _open(model: Path | None) -> Bundle:

@@ -1,0 +1,160 @@
+"""A user whom the system does not know, as in a container that is started with `--user 12345`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ayaedge import NO_CACHE, AyaVision, CacheOptions
+from ayaedge.model import demo_bundle
+
+PICTURE = Path(__file__).parents[1] / "examples" / "pictures" / "six-cells.png"
+QUESTION = "What number is at the bottom left?"
+NOBODY = 12345
+WARNING = "nothing is kept for later processes"
+HOMES = [None, "/", "closed"]
+"""HOME: not set; what container engines set for a user without an entry; one that only somebody else may enter."""
+
+ASK = (
+    "import logging, sys; logging.basicConfig(); from ayaedge import AyaVision\n"
+    "with AyaVision.load(*sys.argv[3:]) as model:\n"
+    "    chat = model.chat()\n"
+    "    first = chat.ask(sys.argv[1], images=sys.argv[2])\n"
+    "    chat.save('chat.ayachat')\n"
+    "    print(first.text, first.usage.cached_tokens)\n"
+)
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can start a process of another user"
+)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """An empty working directory of that user."""
+    directory = Path(tempfile.mkdtemp(prefix="ayaedge-nobody-"))
+    os.chown(directory, NOBODY, NOBODY)
+    yield directory
+    shutil.rmtree(directory)
+
+
+_PLAIN = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+_READS_ALL = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
+"""Where the installation lies in a home directory that is closed to others: reads any file, writes no more of them."""
+
+
+@pytest.fixture
+def run(place: Path) -> Run:
+    """Starts Python as that user, and gives what it wrote."""
+    if not shutil.which("setpriv"):
+        pytest.skip("setpriv, which starts a process of another user, is not installed")
+    for command in (_PLAIN, [*_PLAIN, *_READS_ALL]):
+        start = partial(_start, command, place)
+        if start(["-c", "import ayaedge"], None).returncode == 0:
+            return start
+    pytest.skip("another user may not read this installation")
+
+
+def _start(
+    command: Sequence[str], place: Path, arguments: Sequence[str], home: str | None, **more: str
+) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **more}
+    if home is not None:
+        environment["HOME"] = home
+    return subprocess.run(
+        [*command, sys.executable, *arguments], capture_output=True, text=True, check=False,
+        env=environment, cwd=place,
+    )  # fmt: skip
+
+
+@pytest.fixture(params=HOMES)
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+    if request.param != "closed":
+        return request.param
+    (tmp_path / "closed").mkdir(mode=0o700)
+    return str(tmp_path / "closed")
+
+
+def test_a_program_gets_answers_and_one_warning(run: Run, home: str | None, place: Path) -> None:
+    done = run(["-c", ASK, QUESTION, str(PICTURE)], home)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0].isdecimal()
+    assert [line for line in done.stderr.splitlines() if "kept" in line or "cache" in line.lower()] == [
+        line for line in done.stderr.splitlines() if WARNING in line
+    ]
+    assert done.stderr.count(WARNING) == 1
+    assert [path.name for path in place.iterdir()] == ["chat.ayachat"]
+
+
+@pytest.mark.parametrize(
+    ("home", "command", "warnings"),
+    [
+        (None, ["ask", "--image", str(PICTURE), QUESTION], 1),
+        ("closed", ["ask", "--image", str(PICTURE), QUESTION], 1),
+        (None, ["plan", "--image", str(PICTURE)], 0),
+        ("closed", ["plan", "--image", str(PICTURE)], 0),
+        ("closed", ["doctor"], 0),
+        ("closed", ["cache", "ls"], 0),
+        (None, ["cache", "prune"], 0),
+        (None, ["cache", "clear"], 0),
+        (None, ["info", str(demo_bundle())], 0),
+    ],
+    indirect=["home"],
+    ids=lambda value: value[0] if isinstance(value, list) else str(value),
+)
+def test_a_command_works_and_leaves_nothing_behind(
+    run: Run, home: str | None, place: Path, command: list[str], warnings: int
+) -> None:
+    done = run(["-m", "ayaedge", *command], home)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count(WARNING) == warnings
+    assert list(place.iterdir()) == []
+
+
+def test_what_is_missing_is_named(run: Run) -> None:
+    listed = run(["-m", "ayaedge", "cache", "ls", "--json"], None)
+    assert json.loads(listed.stdout) == {"directory": None, "states": [], "vision_graphs": []}
+    facts = json.loads(run(["-m", "ayaedge", "doctor", "--json"], None).stdout)
+    assert facts["cache"] == {"directory": None, "files": 0, "bytes": 0}
+    assert "AYAEDGE_CACHE_DIR" in run(["-m", "ayaedge", "cache", "ls"], None).stderr
+    drawn = run(["-m", "ayaedge", "bench", "--synthetic", "8b"], None)
+    assert drawn.returncode != 0
+    assert "Traceback" not in drawn.stderr
+    assert "--keep" in drawn.stderr
+
+
+def test_a_cache_that_can_only_be_read_is_read(run: Run, place: Path, wide_bundle: Path) -> None:
+    """As in an image that was filled when it was made: no state is written, one warning says so."""
+    bundle, kept = shutil.copytree(wide_bundle, place / "bundle"), place / "kept"
+    with AyaVision.load(bundle, cache=CacheOptions(directory=kept)) as model:
+        model.ask(QUESTION, images=PICTURE)
+    for path in (kept, *kept.rglob("*"), bundle, *bundle.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    before = sorted(path.name for path in kept.rglob("*"))
+    done = run(["-c", ASK, QUESTION, str(PICTURE), str(bundle)], None, AYAEDGE_CACHE_DIR=str(kept))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 0
+    assert done.stderr.count(f"{kept} cannot be written") == 1
+    assert sorted(path.name for path in kept.rglob("*")) == before
+
+
+def test_no_cache_asks_for_no_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> Path:
+        raise AssertionError("the cache's directory was asked for")
+
+    monkeypatch.setattr("ayaedge.states.cache_directory", asked)
+    with AyaVision.load(cache=NO_CACHE) as model:
+        model.ask(QUESTION, images=PICTURE, max_tokens=2)
+        model.chat().ask("Hi", max_tokens=1)
