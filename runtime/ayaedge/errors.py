@@ -37,7 +37,8 @@ class AyaEdgeError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are made of the message and attributes, as many classes are not called with a message."""
-        _, args, *state = super().__reduce__()
+        reduced: Any = super().__reduce__()
+        _, args, *state = reduced
         return _restored, (type(self), args), *state
 
 

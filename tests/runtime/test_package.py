@@ -119,7 +119,7 @@ def test_the_version_is_shown_with_and_without_metadata(frozen: Frozen) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, f"ayaedge {ayaedge.__version__}\n", "")
 
 
-def test_a_frozen_program_asks_and_looks_at_the_machine(frozen: Frozen, tmp_path: Path) -> None:
+def test_a_frozen_program_asks_and_looks_at_the_machine(frozen: Frozen) -> None:
     versions = json.loads(frozen("-m", "ayaedge", "doctor", "--json").stdout)["versions"]
     assert versions["ayaedge"] == ayaedge.__version__
     assert all(versions.values())
@@ -128,6 +128,7 @@ def test_a_frozen_program_asks_and_looks_at_the_machine(frozen: Frozen, tmp_path
     assert f"ayaedge {ayaedge.__version__}" in table.stdout
     asked = frozen("-m", "ayaedge", "ask", "-n", "3", "What?")
     assert (asked.returncode, bool(asked.stdout)) == (0, True), asked.stderr
+    assert frozen("-c", "import ayaedge.cli.chat_terminal").returncode == 0
 
 
 def test_a_frozen_program_exports(frozen: Frozen, tiny: Path, tmp_path: Path) -> None:
