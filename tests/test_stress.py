@@ -20,7 +20,9 @@ from ayaedge import AyaVision, CacheOptions, CancelledError
 
 PICTURES = sorted((Path(__file__).parents[1] / "examples" / "pictures").glob("*.png"))
 QUESTIONS = ["What number is at the bottom left?", "右下の形は何ですか？", "Describe the picture.", "Hello"]
-CALLERS, REQUESTS = 64, 20
+CALLERS = 64
+REQUESTS = [4, pytest.param(20, marks=pytest.mark.slow)]
+"""Of each caller."""
 CASES: list[dict[str, Any]] = [
     {"question": question, "images": images, "max_tokens": 8, "max_tiles": 2}
     for question in QUESTIONS
@@ -41,10 +43,13 @@ def expected(model: AyaVision) -> list[tuple[int, ...]]:
     return [model.ask(**case).ids for case in CASES]
 
 
-def test_64_threads_are_answered_like_one(model: AyaVision, expected: list[tuple[int, ...]]) -> None:
+@pytest.mark.parametrize("requests", REQUESTS)
+def test_64_threads_are_answered_like_one(
+    model: AyaVision, expected: list[tuple[int, ...]], requests: int
+) -> None:
     def call(caller: int) -> tuple[int, int]:
         chance, answered, cancelled = random.Random(caller), 0, 0
-        for _ in range(REQUESTS):
+        for _ in range(requests):
             number = chance.randrange(len(CASES))
             handle = model.submit(**CASES[number])
             if chance.random() < 0.3:
@@ -62,14 +67,17 @@ def test_64_threads_are_answered_like_one(model: AyaVision, expected: list[tuple
     with ThreadPoolExecutor(CALLERS) as pool:
         counts = list(pool.map(call, range(CALLERS)))
     answered, cancelled = map(sum, zip(*counts, strict=True))
-    assert answered + cancelled == CALLERS * REQUESTS
-    assert min(answered, cancelled) > REQUESTS
+    assert answered + cancelled == CALLERS * requests
+    assert min(answered, cancelled) > requests
 
 
-def test_64_asyncio_tasks_are_answered_like_one(model: AyaVision, expected: list[tuple[int, ...]]) -> None:
+@pytest.mark.parametrize("requests", REQUESTS)
+def test_64_asyncio_tasks_are_answered_like_one(
+    model: AyaVision, expected: list[tuple[int, ...]], requests: int
+) -> None:
     async def call(caller: int) -> tuple[int, int]:
         chance, answered, cancelled = random.Random(caller), 0, 0
-        for _ in range(REQUESTS):
+        for _ in range(requests):
             number = chance.randrange(len(CASES))
             stream = model.astream(**CASES[number])
             stop = chance.randrange(4) if chance.random() < 0.3 else None
@@ -90,8 +98,8 @@ def test_64_asyncio_tasks_are_answered_like_one(model: AyaVision, expected: list
         return await asyncio.wait_for(asyncio.gather(*map(call, range(CALLERS))), 240)
 
     answered, cancelled = map(sum, zip(*asyncio.run(all_callers()), strict=True))
-    assert answered + cancelled == CALLERS * REQUESTS
-    assert min(answered, cancelled) > REQUESTS
+    assert answered + cancelled == CALLERS * requests
+    assert min(answered, cancelled) > requests
 
 
 def test_loading_and_closing_leaves_no_threads_and_files() -> None:

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -17,15 +21,55 @@ from PIL import Image
 from ayaedge import Bundle, InvalidOptionError
 from ayaedge.cli import console
 from ayaedge.cli import export as cli_export
+from ayaedge.cli.main import main
 from ayaedge_export.exporter import DECODER_FORMATS, VISION_FORMATS
 
 
-def ayaedge(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True)
+class Finished:
+    """A command that ran in this process, as `subprocess` would describe it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def ayaedge(*arguments: str | Path) -> Finished:
+    """Run a command in this process; see `process` for what concerns a process of its own."""
+    logger, handlers = logging.getLogger("ayaedge"), signal_handlers()
+    before = (sys.argv, list(logger.handlers), logger.level)
+    output, code = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), 0
+    with redirect_stdout(output), redirect_stderr(io.StringIO()) as errors:
+        sys.argv = ["ayaedge", *map(str, arguments)]
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            sys.argv, logger.handlers, level = before
+            logger.setLevel(level)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return Finished(code, cast("io.BytesIO", output.buffer).getvalue().decode("utf-8"), errors.getvalue())
+
+
+def signal_handlers() -> dict[signal.Signals, Any]:
+    """Handlers that a command replaces by its own."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    return {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+
+
+def process(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "ayaedge", *map(str, arguments)],
         capture_output=True, text=True, encoding="utf-8", check=False,
         env={**os.environ, "COLUMNS": "200", **(env or {})},
     )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +80,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_demonstration_model_answers_without_a_bundle(picture: Path) -> None:
-    result = ayaedge("ask", "--image", picture, "What color is in the picture?")
+    result = process("ask", "--image", picture, "What color is in the picture?")
     assert result.returncode == 0
     assert result.stdout.strip()
     assert result.stdout.count("\n") == 1
@@ -47,10 +91,10 @@ def test_the_demonstration_model_answers_without_a_bundle(picture: Path) -> None
 
 
 def test_a_named_bundle_answers_quietly(picture: Path, exact_bundle: Bundle) -> None:
-    result = ayaedge("ask", "-m", exact_bundle.directory, "--image", picture, "What color is in the picture?")
+    result = process("ask", "-m", exact_bundle.directory, "--image", picture, "What color is in the picture?")
     assert result.returncode == 0
     assert result.stderr == ""
-    same = ayaedge(
+    same = process(
         "ask", "What color is in the picture?", "--image", picture, "--model", exact_bundle.directory
     )
     assert same.stdout == result.stdout
@@ -81,7 +125,7 @@ def test_json_is_one_object_on_stdout(picture: Path) -> None:
 
 
 def test_verbose_shows_figures_and_messages_on_stderr(picture: Path) -> None:
-    result = ayaedge("ask", "-v", "--image", picture, "What?")
+    result = process("ask", "-v", "--image", picture, "What?")
     assert "prompt tokens" in result.stderr
     assert "llama" in result.stderr
 
@@ -174,7 +218,7 @@ def test_export_writes_a_bundle_named_after_its_formats(tiny: Path, tmp_path: Pa
 
 def test_a_missing_extra_names_the_command_that_installs_it(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "onnx.py").write_text("raise ModuleNotFoundError(\"No module named 'onnx'\", name='onnx')")
-    result = ayaedge("export", tiny, env={"PYTHONPATH": str(tmp_path)})
+    result = process("export", tiny, env={"PYTHONPATH": str(tmp_path)})
     assert result.returncode == 1
     assert 'pip install "ayaedge[export]"' in result.stderr
 
@@ -185,7 +229,7 @@ def test_verify_without_transformers_names_the_extra(
     (tmp_path / "transformers.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'transformers'\", name='transformers')"
     )
-    result = ayaedge("verify", exact_bundle.directory, "--against", tiny, env={"PYTHONPATH": str(tmp_path)})
+    result = process("verify", exact_bundle.directory, "--against", tiny, env={"PYTHONPATH": str(tmp_path)})
     assert result.returncode == 1
     assert 'pip install "ayaedge[trace]"' in result.stderr
 
@@ -197,7 +241,7 @@ def test_help_lists_every_command() -> None:
 
 
 def test_answers_are_utf8_whatever_the_terminals_encoding(picture: Path) -> None:
-    result = ayaedge(
+    result = process(
         "ask", "--image", picture, "画像の色は何ですか？", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     )
     assert result.returncode == 0
