@@ -178,25 +178,39 @@ def test_an_interrupted_export_does_not_go_on_with_another_scale(
     assert bundle.manifest.decoder.logit_scale == file_scale(bundle) == OTHER
 
 
-def test_a_bundle_is_verified_at_its_own_scale(
-    checkpoint: Path, rescaled_bundle: Bundle, warnings: list[str]
-) -> None:
-    report = verify_bundle(rescaled_bundle, checkpoint)
-    assert report.passed, report
-    assert warnings == [
-        "the bundle was exported with logit scale 0.5 and config.json has 0.125; they are compared at 0.5"
-    ]
+def stating(bundle: Bundle, target: Path, scale: float | None) -> Bundle:
+    """A copy whose manifest says another scale than its file has."""
+    copy = read_bundle(shutil.copytree(bundle.directory, target))
+    decoder = replace(copy.manifest.decoder, logit_scale=scale)
+    replace_manifest(copy.directory, replace(copy.manifest, decoder=decoder))
+    return read_bundle(copy.directory)
 
 
-@pytest.mark.parametrize("stated", [SCALE, None])
-def test_verification_catches_a_file_of_another_scale(
-    stated: float | None, checkpoint: Path, rescaled_bundle: Bundle, tmp_path: Path
+@pytest.fixture
+def runner() -> Iterator[CliRunner]:
+    """Runs commands in this process, whose log is as before when the test ends."""
+    logger = logging.getLogger("ayaedge")
+    handlers, level = list(logger.handlers), logger.level
+    yield CliRunner()
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+def test_a_bundle_is_verified_at_its_own_scale_and_that_is_said(
+    checkpoint: Path, rescaled_bundle: Bundle, runner: CliRunner
 ) -> None:
-    """Also in a bundle that does not say its scale: then it has to be the checkpoint's."""
-    copy = read_bundle(shutil.copytree(rescaled_bundle.directory, tmp_path / "copy"))
-    manifest = copy.manifest
-    replace_manifest(copy.directory, replace(manifest, decoder=replace(manifest.decoder, logit_scale=stated)))
-    report = verify_bundle(read_bundle(copy.directory), checkpoint)
+    arguments = ["verify", str(rescaled_bundle.directory), "--against", str(checkpoint)]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert (
+        "the bundle was exported with logit scale 0.5 and config.json has 0.125; they are compared at 0.5\n"
+    ) in result.stderr
+
+
+def test_a_bundle_that_does_not_say_its_scale_must_have_the_checkpoints(
+    checkpoint: Path, rescaled_bundle: Bundle, tmp_path: Path
+) -> None:
+    report = verify_bundle(stating(rescaled_bundle, tmp_path / "copy", None), checkpoint)
     missed = [check for check in report.checks if not check.passed]
     assert {check.name for check in missed} == {
         f"decoder, {what}: mean KL divergence (nats)" for what in ("text", "picture", "two pictures")
@@ -220,6 +234,13 @@ def test_a_bundle_is_evaluated_at_its_own_scale(
     assert max(result.overall.mean_kl, result.after_image.mean_kl) <= 1e-4
 
 
+def test_a_manifest_that_says_another_scale_than_the_file_is_caught(
+    checkpoint: Path, rescaled_bundle: Bundle, text: Path, tmp_path: Path
+) -> None:
+    copy = stating(rescaled_bundle, tmp_path / "copy", SCALE)
+    assert evaluate_bundle(copy, checkpoint, text=text, pictures=False).overall.mean_kl > 1e-2
+
+
 def test_bundles_of_different_scales_are_not_compared(
     checkpoint: Path, rescaled_bundle: Bundle, text: Path, tmp_path: Path
 ) -> None:
@@ -231,10 +252,7 @@ def test_bundles_of_different_scales_are_not_compared(
 def test_an_evaluation_does_not_go_on_after_the_checkpoints_scale_was_changed(
     checkpoint: Path, rescaled_bundle: Bundle, text: Path, tmp_path: Path
 ) -> None:
-    copy = read_bundle(shutil.copytree(rescaled_bundle.directory, tmp_path / "copy"))
-    manifest = copy.manifest
-    replace_manifest(copy.directory, replace(manifest, decoder=replace(manifest.decoder, logit_scale=None)))
-    copy, journal = read_bundle(copy.directory), tmp_path / "windows.jsonl"
+    copy, journal = stating(rescaled_bundle, tmp_path / "copy", None), tmp_path / "windows.jsonl"
     opened = open_checkpoint(checkpoint)
     evaluate_bundle(copy, opened, text=text, pictures=False, journal=journal)
     with pytest.raises(InvalidOptionError, match="another evaluation"):
@@ -246,16 +264,6 @@ def test_importance_does_not_depend_on_the_scale(checkpoint: Path) -> None:
     ours, other = (collect(c, SHORT, max_tokens=400).entries for c in (opened, rescaled(opened, OTHER)))
     assert ours.keys() == other.keys()
     assert all(np.array_equal(ours[name].sums, other[name].sums) for name in ours)
-
-
-@pytest.fixture
-def runner() -> Iterator[CliRunner]:
-    """Runs commands in this process, whose log is as before when the test ends."""
-    logger = logging.getLogger("ayaedge")
-    handlers, level = list(logger.handlers), logger.level
-    yield CliRunner()
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
 
 
 def test_the_command_line_takes_a_scale_and_shows_it(
@@ -271,14 +279,6 @@ def test_the_command_line_takes_a_scale_and_shows_it(
     refused = runner.invoke(app, [*arguments, "0", "--force"])
     assert isinstance(refused.exception, InvalidOptionError)
     assert "logit_scale must be a finite number above 0, not 0.0" in str(refused.exception)
-
-
-def test_verify_shows_what_the_log_warns_of(
-    rescaled_bundle: Bundle, checkpoint: Path, runner: CliRunner
-) -> None:
-    result = runner.invoke(app, ["verify", str(rescaled_bundle.directory), "--against", str(checkpoint)])
-    assert result.exit_code == 0
-    assert "they are compared at 0.5" in result.stderr
 
 
 def test_a_bundle_of_an_earlier_version_says_no_scale(rescaled_bundle: Bundle, tmp_path: Path) -> None:
