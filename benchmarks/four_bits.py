@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, lru_cache, partial
@@ -35,6 +34,7 @@ from torch import Tensor
 from torch.nn import functional
 from whisper_model import LANGUAGES
 
+from ayaedge.machine import usable_threads
 from ayaedge_export.error_feedback import BLOCK
 from ayaedge_export.survey import KINDS, PROBE, THIRDS
 from ayaedge_quant import kernels
@@ -129,7 +129,9 @@ class Decoder:
     def divergence(self, exact: Sequence[Tensor], hidden: Tensor) -> Divergence:
         """Between the exact model's logits and those from final hidden states, both (texts, positions)."""
         found = [
-            kernels.divergence(logits.numpy(), (text @ self.whisper.proj_out.weight.T).numpy())
+            kernels.divergence(
+                logits.numpy(), (text @ self.whisper.proj_out.weight.T).numpy(), threads=usable_threads()
+            )
             for logits, text in zip(exact, hidden.flatten(0, 1), strict=True)
         ]
         return Divergence(np.stack([one.kl for one in found]), np.stack([one.same_top for one in found]))
@@ -263,7 +265,9 @@ class Rounder:
 
     def _round(self, name: str, x: Tensor, targets: Tensor | None = None) -> None:
         if x is not self._seen:  # linears that share an input share its covariance
-            self._compensator = Compensator(_moments(x, targets, self._rounding.block))
+            self._compensator = Compensator(
+                _moments(x, targets, self._rounding.block), threads=usable_threads()
+            )
             self._seen = x
         weights, kind = self._decoder.weights[name].numpy(), self._types[name]
         if self._rounding.method == "feedback":
@@ -340,7 +344,7 @@ class Survey:
 
     def _measure(self, name: str, moments: Covariance) -> None:
         weights: FloatArray = self._decoder.weights[name].numpy()
-        compensator = Compensator(moments)
+        compensator = Compensator(moments, threads=usable_threads())
         self._losses[name] = {
             kind.name: moments.loss(decode(compensator.encode(weights, kind), kind) - weights)
             for kind in KINDS
@@ -670,7 +674,7 @@ def main() -> None:
     parser.add_argument("--chart", type=Path, default=Path("docs/four_bits.png"))
     parser.add_argument("--only", nargs="+", metavar="PART", choices=[*PARTS, "chart"])
     arguments = parser.parse_args()
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(min(2, usable_threads()))
     torch.set_grad_enabled(False)
     bench = Bench(whisper_model.fetch(arguments.directory))
     parts: dict[str, Callable[[Bench], None]] = {**PARTS, "chart": partial(show_chart, path=arguments.chart)}

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -28,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge.errors import list_faults
+from ayaedge.machine import usable_threads
 from ayaedge_export.checkpoint import text_tensors
 from ayaedge_export.config import parse_config
 from ayaedge_export.drawn_weights import Drawer
@@ -93,7 +93,7 @@ def write_full_size_checkpoint(
     shards = plan_shards(checkpoint_tensors(config), shard_bytes)
     _write_index(target, shards)
     drawer = Drawer(seed)
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(threads or usable_threads()) as pool:
         for shard in shards:
             with (target / shard.name).open("wb") as out:
                 out.write(_header(shard, dtype))

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ayaedge.errors import ExportError
+from ayaedge.machine import usable_threads
 from ayaedge_export.calibration import BestPassages, calibration_passages
 from ayaedge_export.calibration_text import CalibrationText
 from ayaedge_export.checkpoint import Checkpoint
@@ -93,6 +94,7 @@ def prepare_best(
 
     Raises InvalidOptionError for a budget that cannot be kept.
     """
+    threads = threads or usable_threads()
     text_config, size = checkpoint.config.text, header_bytes(checkpoint, journal.directory, recipe)
     advance(0, "pictures to calibrate on")
     passages = calibration_passages(
@@ -146,7 +148,7 @@ def _surveyed(
     checkpoint: Checkpoint,
     journal: Journal,
     passages: BestPassages,
-    threads: int | None,
+    threads: int,
     on_step: OnStep,
 ) -> Survey:
     file = StateFile(journal.directory / _SURVEY, journal.fingerprint)

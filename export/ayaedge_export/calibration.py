@@ -32,6 +32,7 @@ from ayaedge_export.decoder_gguf import ARCHITECTURES, add_tokenizer, gguf_name
 from ayaedge_export.effort import MAX_TOKENS
 from ayaedge_export.exporter import describe
 from ayaedge_export.observed_decoder import ObservedDecoder
+from ayaedge_export.product_threads import bounded_products
 from ayaedge_export.survey import Passages
 from ayaedge_export.vision_forward import vision_forward
 from ayaedge_export.vision_int8 import calibration_tiles
@@ -90,7 +91,6 @@ def collect(
         sequences = calibration_sequences(
             manifest, vocabulary.tokenize, text, image_weight=image_weight, max_tokens=max_tokens
         )
-    embedded = _embed(checkpoint, sequences, manifest.tokens.image_patch)
     position_weights = np.concatenate([sequence.weights for sequence in sequences])
     widths = _widths(config.text)
     sums, layers = SquareSums(), iter(range(1, config.text.num_layers + 1))
@@ -103,7 +103,9 @@ def collect(
         if on_step:
             on_step(next(layers), config.text.num_layers)
 
-    decoder_forward(config.text, checkpoint.tensors, embedded, observe, advance=layer_done)
+    with bounded_products(config.text.hidden_size):
+        embedded = _embed(checkpoint, sequences, manifest.tokens.image_patch)
+        decoder_forward(config.text, checkpoint.tensors, embedded, observe, advance=layer_done)
     try:
         return sums.matrix((text.name,), chunk_size=SEQUENCE_TOKENS)
     except ValueError as error:

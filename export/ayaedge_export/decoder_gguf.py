@@ -6,7 +6,6 @@ the output head too. The keys follow llama.cpp's loaders of `cohere2` and `comma
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge.bundle import EmbeddingTable, TextToken
+from ayaedge.machine import usable_threads
 from ayaedge_export.checkpoint import Checkpoint, text_tensors
 from ayaedge_export.config import TextConfig
 from ayaedge_export.journal import Journal, Piece
@@ -152,7 +152,7 @@ def write_decoder(
         if source:
             _write_source(pieces, source.blocks(left), checkpoint.tensors, advance)
         else:
-            workers = threads or os.cpu_count() or 1
+            workers = threads or usable_threads()
             _write_tensors(pieces, left, checkpoint.tensors, encode_rows, workers, advance)
     return embeddings
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge.errors import InvalidOptionError
+from ayaedge.machine import usable_threads
 from ayaedge_export.checkpoint import Checkpoint
 from ayaedge_export.config import TextConfig
 from ayaedge_export.decoder_gguf import PlannedTensor, plan_tensors
+from ayaedge_export.product_threads import bounded_products
 from ayaedge_export.survey import KINDS, Survey
 from ayaedge_quant.allocation import Choice, allocate, loss_of
 from ayaedge_quant.covariance import Covariance
@@ -184,12 +185,11 @@ def predict_seconds(checkpoint: Checkpoint, effort: Effort, tokens: int = MAX_TO
         operations = 2 * positions * body + 2 * _ALL_STREAMS * PROBE_TOKENS * head
     # best tries types on samples, rounds each group on one thread, and sweeps
     encodings = {"fast": 1, "calibrated": 1, "best": 4}[effort]
-    encoding = encodings * (body + head) / (_encoding_speed() * (os.cpu_count() or 1))
-    return (
-        operations / _matrix_speed(multiply)
-        + _BESIDE_PRODUCTS * operations / _matrix_speed(np.matmul)
-        + encoding
-    )
+    encoding = encodings * (body + head) / (_encoding_speed() * usable_threads())
+    with bounded_products(text.hidden_size):
+        products = operations / _matrix_speed(multiply)
+        beside = _BESIDE_PRODUCTS * operations / _matrix_speed(np.matmul)
+    return products + beside + encoding
 
 
 def _matrix_speed(product: Callable[[FloatArray, FloatArray], object]) -> float:

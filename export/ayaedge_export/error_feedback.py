@@ -64,7 +64,7 @@ class Rounder:
         options: FeedbackOptions | None = None,
         *,
         state: StateFile | None = None,
-        threads: int | None = None,
+        threads: int = 1,
         on_step: OnStep | None = None,
     ):
         self._config, self._tensors = checkpoint.config.text, checkpoint.tensors

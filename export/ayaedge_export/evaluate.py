@@ -21,6 +21,7 @@ from ayaedge.errors import BundleError, InvalidOptionError, list_faults
 from ayaedge.machine import usable_threads
 from ayaedge_export.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.logit_scale import scaled_like
+from ayaedge_export.product_threads import bounded_products
 from ayaedge_export.scorers import BundleScorer, Scorer, StreamedScorer, TransformersScorer, scored_ranges
 from ayaedge_export.window_results import Journal, WindowResult
 from ayaedge_export.windows import BUILTIN, WINDOW, Passages, Window, make_windows, read_passages
@@ -114,13 +115,16 @@ def evaluate_bundle(
     record = Journal(journal, _identity(bundle, against, windows))
     if pending := [w for w in windows if w.key not in record.results]:
         context = max(len(w.prompt.ids) for w in windows)
-        with closing(_open_scorer(against, bundle.manifest, context, threads, through)) as reference:  # noqa: SIM117
-            with closing(BundleScorer(bundle, context_size=context, threads=threads)) as candidate:
-                vocabulary = bundle.manifest.decoder.vocab_size
-                for result in _compare(pending, reference, candidate, vocabulary, threads):
-                    record.add(result)
-                    if advance:
-                        advance(len(record.results), len(windows), result.key)
+        with (
+            bounded_products(bundle.manifest.decoder.hidden_size, threads),
+            closing(_open_scorer(against, bundle.manifest, context, threads, through)) as reference,
+            closing(BundleScorer(bundle, context_size=context, threads=threads)) as candidate,
+        ):
+            vocabulary = bundle.manifest.decoder.vocab_size
+            for result in _compare(pending, reference, candidate, vocabulary, threads):
+                record.add(result)
+                if advance:
+                    advance(len(record.results), len(windows), result.key)
     results = [record.results[w.key] for w in windows]
     return summarize(results, bundle=bundle.name, against=against.name, text=Path(text).name)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import platform
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -31,6 +30,7 @@ from ayaedge.bundle import (
 from ayaedge.checks import check_options, whole_number
 from ayaedge.decoder import MAX_THREADS
 from ayaedge.errors import CheckpointError, ExportError, InvalidOptionError
+from ayaedge.machine import usable_threads
 from ayaedge_export.bundle_writer import check_target, staged_bundle, what_is_left, write_manifest
 from ayaedge_export.calibration_text import BUILTIN, CalibrationText
 from ayaedge_export.checkpoint import Checkpoint, check_finite, open_checkpoint, text_tensors
@@ -41,6 +41,7 @@ from ayaedge_export.error_feedback import FeedbackOptions
 from ayaedge_export.journal import Journal
 from ayaedge_export.logit_scale import choose_scale, scale_fault
 from ayaedge_export.plan import VisionFormat, check_disk, plan_recipe
+from ayaedge_export.product_threads import bounded_products
 from ayaedge_export.states import forget_states
 from ayaedge_export.vision_graph import vision_tensors, write_vision_graph
 from ayaedge_export.vision_int8 import write_block_vision_graph, write_int8_vision_graph
@@ -142,7 +143,10 @@ def export_checkpoint(
     try:
         settings = (effort, asdict(budget), asdict(feedback)) if effort == "best" else None
         mark = _fingerprint(checkpoint, formats, (importance or calibrate), settings, trace=trace)
-        with staged_bundle(target, mark, force=force, resume=resume) as journal:
+        with (
+            bounded_products(checkpoint.config.text.hidden_size, threads),
+            staged_bundle(target, mark, force=force, resume=resume) as journal,
+        ):
             check_disk(plan, target, present=journal.present_bytes, extra=extra_bytes)
             if trace and not journal.of(VISION):
                 from ayaedge_export.vision_trace import check_memory
@@ -151,7 +155,7 @@ def export_checkpoint(
             if journal.pieces:  # they were written after this check
                 advance(work_bytes(checkpoint) // 2, "checked before")
             else:
-                check_finite(checkpoint, threads or os.cpu_count() or 1, advance)
+                check_finite(checkpoint, threads or usable_threads(), advance)
             journal.begin()
             if not journal.pieces:
                 forget_states(journal.directory.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from ayaedge.bundle import Bundle, Manifest
 from ayaedge.decoder import CacheType, Decoder, DecoderOptions
 from ayaedge.errors import BackendError
+from ayaedge.machine import memory
 from ayaedge.tiling import normalize
 from ayaedge.vision import VisionEncoder, VisionOptions
 from ayaedge_export.checkpoint import Checkpoint
@@ -163,20 +163,12 @@ class TransformersScorer:
 
 def check_memory(needed: int, *, total: int | None = None) -> None:
     """Raise BackendError if the machine's memory (bytes) cannot hold a whole model of `needed` bytes."""
-    total = total or physical_memory()
-    if total and needed > total:
+    total = total or memory().total
+    if needed > total:
         raise BackendError(
             f"the checkpoint takes {needed / 1e9:.0f} GB as float32 and this machine has {total / 1e9:.0f} GB; "
             "compare with it layer by layer instead (leave out --through transformers)"
         )
-
-
-def physical_memory() -> int | None:
-    """Bytes of main memory, where the system says."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _input_rows(

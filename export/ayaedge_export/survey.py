@@ -77,7 +77,7 @@ def survey(
     text: Passages,
     probes: Passages,
     *,
-    threads: int | None = None,
+    threads: int = 1,
     state: StateFile | None = None,
     on_step: OnStep | None = None,
 ) -> Survey:
@@ -120,7 +120,7 @@ class _Survey:
         tensors: TensorSource,
         text: Passages,
         probes: Passages,
-        threads: int | None,
+        threads: int,
     ):
         self.layer = 0
         self._config, self._tensors, self._threads = config, tensors, threads

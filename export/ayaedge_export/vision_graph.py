@@ -8,7 +8,6 @@ are in `ayaedge_export.vision_int8`. Where weights come from is the caller's bus
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from onnx import helper
 
 from ayaedge.errors import CheckpointError, list_faults
+from ayaedge.machine import usable_threads
 from ayaedge_export.config import VisionConfig
 from ayaedge_export.tensors import WeightSource
 from ayaedge_export.vision_forward import CONNECTOR, TOWER, layer_prefix
@@ -173,7 +173,7 @@ class GraphWriter:
 
 
 def convert(array: NDArray[np.float32], dtype: DTypeLike) -> NDArray[Any]:
-    """A C-ordered copy in another type, made on all cores in slabs that fit their caches.
+    """A C-ordered copy in another type, made on all usable threads in slabs that fit their caches.
 
     numpy takes three times as long for a large transposed array.
     """
@@ -185,7 +185,7 @@ def convert(array: NDArray[np.float32], dtype: DTypeLike) -> NDArray[Any]:
         slab = (..., slice(start, start + _SLAB_COLUMNS))
         converted[slab] = array[slab].astype(dtype)  # keeps the order in memory; the assignment turns it
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_threads()) as pool:
         list(pool.map(fill, range(0, array.shape[-1], _SLAB_COLUMNS)))
     return converted
 

@@ -38,7 +38,7 @@ class Compensator:
         *,
         damping: float = covariance.DAMPING,
         target_damping: float = TARGET_DAMPING,
-        threads: int | None = None,
+        threads: int = 1,
     ):
         self.moments = moments
         self.importance = moments.mean_squares

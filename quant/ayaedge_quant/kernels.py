@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from functools import cache
 from importlib import metadata
@@ -18,7 +17,7 @@ _SUFFIX = {"win32": ".dll"}.get(sys.platform, ".so")  # CMake names a MODULE lib
 
 
 def divergence(
-    reference: NDArray[np.float32], candidate: NDArray[np.float32], *, threads: int | None = None
+    reference: NDArray[np.float32], candidate: NDArray[np.float32], *, threads: int = 1
 ) -> Divergence:
     """Native form of `ayaedge_quant.divergence.divergence`; rows are shared among `threads` threads."""
     check_pair(reference, candidate)
@@ -27,7 +26,7 @@ def divergence(
     rows, columns = p.shape
     kl, same_top = np.empty(rows, np.float64), np.empty(rows, np.uint8)
     status = _library().ayaedge_divergence(
-        p.ctypes.data, q.ctypes.data, rows, columns, threads or os.cpu_count() or 1,
+        p.ctypes.data, q.ctypes.data, rows, columns, threads,
         kl.ctypes.data, same_top.ctypes.data,
     )  # fmt: skip
     if status != 0:
@@ -82,7 +81,7 @@ def sweep(
     grid: NDArray[np.uint8] | None = None,
     out: NDArray[np.uint8] | None = None,
     stock_encoder: int | None = None,
-    threads: int | None = None,
+    threads: int = 1,
     widest: int = WIDEST,
 ) -> NDArray[np.uint8]:
     """Native form of `ayaedge_quant.sweep.sweep` for ggml's type number `kind`, blocks (rows, row_bytes).
@@ -109,7 +108,7 @@ def sweep(
         kind, weights.ctypes.data, rows, weights.strides[0] // 4, columns,
         feedback.ctypes.data, feedback.strides[0] // 4, _address(importance), _address(order),
         grid is None, stock_encoder, blocks.ctypes.data, blocks.strides[0],
-        threads or os.cpu_count() or 1, widest,
+        threads, widest,
     )  # fmt: skip
     if status == 3:
         raise MemoryError("no memory for the column sweep")

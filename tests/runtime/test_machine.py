@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from ayaedge.machine import (
     usable_threads,
 )
 
+ROOT = Path(__file__).parents[2]
 ZEN4 = """processor\t: 0
 vendor_id\t: AuthenticAMD
 cpu family\t: 25
@@ -160,3 +163,17 @@ def test_a_measurement_is_quick_and_of_the_right_size(measure: object) -> None:
 
 def test_double_precision_can_be_measured_too() -> None:
     assert gemm_peak(np.float64) > 1e8
+
+
+def test_only_one_module_asks_the_system_for_threads_and_memory() -> None:
+    """What asks elsewhere gets the machine's, not those of the process."""
+    asks = re.compile(
+        r"cpu_count\(|sched_getaffinity\(|virtual_memory\(|SC_PHYS_PAGES|ThreadPoolExecutor\(\)"
+    )
+    found = {
+        str(path.relative_to(ROOT))
+        for folder in ("runtime", "export", "quant")
+        for path in (ROOT / folder).rglob("*.py")
+        if asks.search(path.read_text("utf-8"))
+    }
+    assert found == {str(Path("runtime", "ayaedge", "machine.py"))}
