@@ -227,7 +227,7 @@ def test_json_lines_name_their_language(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"\xff\xfe", "not UTF-8"),
+        ("a.txt", b"\xff\xfd", "not UTF-8"),
         ("a.txt", b"\n \n", "no text"),
         ("a.jsonl", b'{"text": "a"}\n{"language": "de"}', "line 2: not an object"),
         ("a.jsonl", b"plain", "line 1: not an object"),

@@ -89,7 +89,7 @@ def test_questions_come_in_all_languages_whatever_the_locale() -> None:
 
 
 def test_a_line_that_is_no_unicode_is_an_error_of_that_line_alone() -> None:
-    result = chat(b"\xff\xfe?\n/image \xff.png\n" + NUMBER.encode() + b"\n", "--image", SIX)
+    result = chat(b"\xff\xfd?\n/image \xff.png\n" + NUMBER.encode() + b"\n", "--image", SIX)
     assert (result.returncode, result.stdout) == (1, "2675\n")
     assert result.stderr.count("error:") == 2
 
