@@ -60,7 +60,8 @@ def missing(facts: Facts) -> list[tuple[str, str]]:
 def test_the_report_names_what_decides_about_speed() -> None:
     text = shown(LAPTOP)
     for part in (
-        "Made Up 7, x86_64", "8, 16 threads for this process", "AVX2 yes, AVX-512 no, VNNI yes, AMX no, bf16 no", "16.00 GB",
+        "Made Up 7, x86_64", "8, 16 threads for this process", "AVX2 yes, AVX-512 no, VNNI yes, AMX no, bf16 no",
+        "16.00 GB",
         "51.2 GB/s", "640 GFLOP/s", "no GPU", CPU_PROVIDER, "AVX2 = 1", "python 3.13.0", "3 files, 900.0 MB",
     ):  # fmt: skip
         assert part in text
