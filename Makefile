@@ -53,7 +53,7 @@ train: $(VENV)/.dev
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-$(BUNDLE)/manifest.json: $(VENV)/.export examples/tiny-aya-vision/model.safetensors $(wildcard export/*/*.py quant/*/*.py)
+$(BUNDLE)/manifest.json: $(VENV)/.export examples/tiny-aya-vision/model.safetensors $(shell find export quant -name "*.py")
 	@mkdir -p $(dir $(BUNDLE))
 	$(BIN)/ayaedge export examples/tiny-aya-vision -o $(BUNDLE) --force
 

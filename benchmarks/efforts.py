@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from ayaedge import AyaVision
 from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.decoder import Decoder, DecoderOptions
-from ayaedge.images import load_image
-from ayaedge.prompt import Message, Prompt, PromptBuilder
-from ayaedge.tiling import split_tiles
-from ayaedge.vision import VisionEncoder
+from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.images.load import load_image
+from ayaedge.images.tiling import split_tiles
+from ayaedge.text.prompt import Message, Prompt, PromptBuilder
+from ayaedge.vision.encoder import VisionEncoder
 from ayaedge_export.effort import Budget
-from ayaedge_export.evaluate import evaluate_bundle
+from ayaedge_export.evaluation.evaluate import evaluate_bundle
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_quant.kernels import divergence
 

@@ -41,13 +41,13 @@ from pathlib import Path
 import numpy as np
 from full_size import REFERENCE, RELEASES, write_full_size_checkpoint
 
-from ayaedge_export.checkpoint import open_checkpoint
-from ayaedge_export.decoder_gguf import PlannedTensor, plan_tensors, write_decoder
-from ayaedge_export.drawn_weights import Drawer
+from ayaedge_export.checkpoint.checkpoint import open_checkpoint
+from ayaedge_export.decoder.gguf_writer import PlannedTensor, plan_tensors, write_decoder
 from ayaedge_export.effort import predict_seconds
 from ayaedge_export.exporter import export_checkpoint
-from ayaedge_export.vision_graph import write_vision_graph
-from ayaedge_export.vision_int8 import write_int8_vision_graph
+from ayaedge_export.synthetic.random_weights import Drawer
+from ayaedge_export.vision.graph import write_vision_graph
+from ayaedge_export.vision.int8 import write_int8_vision_graph
 from ayaedge_quant.ggml import GgmlType, stock_encode
 from ayaedge_quant.recipes import FILE_TYPE
 
@@ -90,7 +90,7 @@ def vision_int8(checkpoint: Path, out: Path, threads: int) -> None:  # noqa: ARG
 
 def trace(checkpoint: Path, out: Path, threads: int) -> None:  # noqa: ARG001
     """The traced vision graph."""
-    from ayaedge_export.vision_trace import trace_vision_graph
+    from ayaedge_export.vision.trace import trace_vision_graph
 
     opened = open_checkpoint(checkpoint)
     trace_vision_graph(out / "vision.onnx", opened.config.vision, opened.tensors.read)

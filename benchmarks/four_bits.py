@@ -34,16 +34,16 @@ from torch import Tensor
 from torch.nn import functional
 from whisper_model import LANGUAGES
 
-from ayaedge.machine import usable_threads
-from ayaedge_export.error_feedback import BLOCK
-from ayaedge_export.survey import KINDS, PROBE, THIRDS
+from ayaedge.hardware.machine import usable_threads
+from ayaedge_export.best.rounding import BLOCK
+from ayaedge_export.best.sensitivity import KINDS, PROBE, THIRDS
 from ayaedge_quant import kernels
 from ayaedge_quant.allocation import Choice, allocate, bytes_of, loss_of
 from ayaedge_quant.blocks import SUPER_BLOCK
-from ayaedge_quant.covariance import Covariance
-from ayaedge_quant.divergence import Divergence
-from ayaedge_quant.feedback import Compensator
 from ayaedge_quant.ggml import GgmlType, decode, encode
+from ayaedge_quant.gptq import Compensator
+from ayaedge_quant.hessian import Covariance
+from ayaedge_quant.kl_divergence import Divergence
 
 FloatArray = NDArray[np.float32]
 Product = Callable[[str, Tensor], Tensor]
@@ -321,7 +321,7 @@ def group_of(name: str, layers: int) -> str:
 
 
 class Survey:
-    """What each type would cost in each linear, in nats: the same steps as `ayaedge_export.survey`."""
+    """What each type would cost in each linear, in nats: the same steps as `ayaedge_export.best.sensitivity`."""
 
     def __init__(self, decoder: Decoder, passages: Passages, inputs: Mapping[str, Tensor]):
         self._decoder, self._inputs = decoder, inputs

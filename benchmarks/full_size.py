@@ -5,7 +5,7 @@
 Configuration, chat template and tokenizer are the released checkpoint's, as are names, shapes and sharding. 8B takes
 17.3 GB, 32B 67 GB; `--layers` gives a smaller one of the same widths. The same seed gives the same bytes.
 
-How weights are drawn is said in `ayaedge_export.drawn_weights`.
+How weights are drawn is said in `ayaedge_export.synthetic.random_weights`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge.errors import list_faults
-from ayaedge.machine import usable_threads
-from ayaedge_export.checkpoint import text_tensors
-from ayaedge_export.config import parse_config
-from ayaedge_export.drawn_weights import Drawer
-from ayaedge_export.vision_graph import vision_tensors
+from ayaedge.hardware.machine import usable_threads
+from ayaedge_export.checkpoint.checkpoint import text_tensors
+from ayaedge_export.checkpoint.config import parse_config
+from ayaedge_export.synthetic.random_weights import Drawer
+from ayaedge_export.vision.graph import vision_tensors
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 """Where the released configurations and tokenizers are looked for: beside the repository."""

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from ayaedge.bundle import read_bundle
-from ayaedge.decoder import Decoder, DecoderOptions
-from ayaedge.lookup import greedy_with_lookup
+from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.decoder.prompt_lookup import greedy_with_lookup
 
 _PROMPT = 256
 _CHANGED = 10

@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from ayaedge import ort
-from ayaedge.machine import processor
-from ayaedge.vision import EXACT_PRODUCTS
-from ayaedge_export import vision_int8
-from ayaedge_export.config import VisionConfig
-from ayaedge_export.tensors import WeightSource
-from ayaedge_export.vision_forward import FloatArray, layer_prefix
-from ayaedge_export.vision_graph import (
+from ayaedge.hardware.machine import processor
+from ayaedge.vision.encoder import EXACT_PRODUCTS
+from ayaedge_export.checkpoint.config import VisionConfig
+from ayaedge_export.checkpoint.tensors import WeightSource
+from ayaedge_export.vision import int8 as vision_int8
+from ayaedge_export.vision.forward import FloatArray, layer_prefix
+from ayaedge_export.vision.graph import (
     CONTRIB_DOMAIN,
     EmitLinear,
     EmitMlp,

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge_export.drawn_weights import Drawer as WeightDrawer
-from ayaedge_export.drawn_weights import DrawnTensors
-from ayaedge_export.synthetic import MODELS
-from ayaedge_export.vision_graph import vision_tensors, write_vision_graph
-from ayaedge_export.vision_int8 import write_block_vision_graph, write_int8_vision_graph
+from ayaedge_export.synthetic.bundle import MODELS
+from ayaedge_export.synthetic.random_weights import Drawer as WeightDrawer
+from ayaedge_export.synthetic.random_weights import DrawnTensors
+from ayaedge_export.vision.graph import vision_tensors, write_vision_graph
+from ayaedge_export.vision.int8 import write_block_vision_graph, write_int8_vision_graph
 
 MODEL = MODELS["8b"]
 FORMS = ("int8", "int8-block", "fp32")
@@ -79,7 +79,7 @@ def write_graphs(directory: Path, forms: list[str]) -> dict[str, Path]:
 
 def onnx_runner(path: Path, threads: int) -> Run:
     """The session that the runtime makes."""
-    from ayaedge.vision import VisionOptions, _make_session, _session_options
+    from ayaedge.vision.encoder import VisionOptions, _make_session, _session_options
 
     session = _make_session(path, _session_options(VisionOptions(threads=threads), {}))
     return lambda pixels: session.run(None, {"pixel_values": pixels})
@@ -89,7 +89,7 @@ def torch_runners(threads: int) -> dict[str, Run]:
     """Transformers' own modules, with one decoder layer that is not run."""
     import torch
 
-    from ayaedge_export.transformers_speed import build_model
+    from ayaedge_export.synthetic.transformers_speed import build_model
 
     torch.set_num_threads(threads)
 

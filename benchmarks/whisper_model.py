@@ -36,7 +36,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from ayaedge_export.calibration_text import BUILTIN
+from ayaedge_export.calibration.text import BUILTIN
 
 DIRECTORY = Path("build/whisper")
 PYPI = {

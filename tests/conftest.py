@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from ayaedge import AyaVision, DecoderOptions
 from ayaedge.bundle import Bundle
-from ayaedge.decoder import Decoder
+from ayaedge.decoder.decoder import Decoder
+from ayaedge_export.evaluation.reference import Reference
 from ayaedge_export.exporter import export_checkpoint
-from ayaedge_export.reference import Reference
 from random_checkpoint import write_shrunk_release
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs in the background

@@ -14,7 +14,7 @@ import numpy as np
 
 from ayaedge import BackendError, BundleError, DecoderOptions, InvalidOptionError, OutOfMemoryError
 from ayaedge.bundle import read_bundle
-from ayaedge.decoder import Decoder
+from ayaedge.decoder.decoder import Decoder
 
 
 def add(first: int, second: int) -> int:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scenes import Sample, held_out
 
 from ayaedge import AyaVision
-from ayaedge.prompt import Message
+from ayaedge.text.prompt import Message
+from ayaedge_export.evaluation.reference import Reference
 from ayaedge_export.exporter import export_checkpoint
-from ayaedge_export.reference import Reference
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "examples" / "pictures"

@@ -19,7 +19,7 @@ import torch
 from model import MAX_TILES, SYSTEM_PREAMBLE, TILE_SIZE, TOKENS_PER_TILE, tile_tags
 from torch import Tensor
 
-from ayaedge.tiling import Tiling, normalize, split_tiles
+from ayaedge.images.tiling import Tiling, normalize, split_tiles
 
 IGNORE = -100
 """Label that cross-entropy leaves out."""

@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge.errors import InvalidOptionError
-from ayaedge.machine import usable_threads
-from ayaedge_export.checkpoint import Checkpoint
-from ayaedge_export.config import TextConfig
-from ayaedge_export.decoder_gguf import PlannedTensor, plan_tensors
+from ayaedge.hardware.machine import usable_threads
+from ayaedge_export.best.sensitivity import KINDS, Survey
+from ayaedge_export.checkpoint.checkpoint import Checkpoint
+from ayaedge_export.checkpoint.config import TextConfig
+from ayaedge_export.decoder.gguf_writer import PlannedTensor, plan_tensors
 from ayaedge_export.product_threads import bounded_products
-from ayaedge_export.survey import KINDS, Survey
 from ayaedge_quant.allocation import Choice, allocate, loss_of
-from ayaedge_quant.covariance import Covariance
 from ayaedge_quant.ggml import GgmlType, encode
-from ayaedge_quant.products import multiply
+from ayaedge_quant.hessian import Covariance
+from ayaedge_quant.matmul import multiply
 from ayaedge_quant.recipes import EMBEDDINGS, DecoderFormat, Recipe
 
 FloatArray = NDArray[np.float32]

@@ -28,23 +28,23 @@ from ayaedge.bundle import (
     read_bundle,
 )
 from ayaedge.checks import check_options, whole_number
-from ayaedge.decoder import MAX_THREADS
+from ayaedge.decoder.decoder import MAX_THREADS
 from ayaedge.errors import CheckpointError, ExportError, InvalidOptionError
-from ayaedge.machine import usable_threads
-from ayaedge_export.bundle_writer import check_target, staged_bundle, what_is_left, write_manifest
-from ayaedge_export.calibration_text import BUILTIN, CalibrationText
-from ayaedge_export.checkpoint import Checkpoint, check_finite, open_checkpoint, text_tensors
-from ayaedge_export.countdown import Countdown
-from ayaedge_export.decoder_gguf import ARCHITECTURES, Advance, write_decoder
+from ayaedge.hardware.machine import usable_threads
+from ayaedge_export.best.rounding import FeedbackOptions
+from ayaedge_export.calibration.text import BUILTIN, CalibrationText
+from ayaedge_export.checkpoint.checkpoint import Checkpoint, check_finite, open_checkpoint, text_tensors
+from ayaedge_export.checkpoint.logit_scale import choose_scale, scale_fault
+from ayaedge_export.decoder.gguf_writer import ARCHITECTURES, Advance, write_decoder
 from ayaedge_export.effort import Budget, Effort, effort_faults
-from ayaedge_export.error_feedback import FeedbackOptions
-from ayaedge_export.journal import Journal
-from ayaedge_export.logit_scale import choose_scale, scale_fault
 from ayaedge_export.plan import VisionFormat, check_disk, plan_recipe
 from ayaedge_export.product_threads import bounded_products
-from ayaedge_export.states import forget_states
-from ayaedge_export.vision_graph import vision_tensors, write_vision_graph
-from ayaedge_export.vision_int8 import write_block_vision_graph, write_int8_vision_graph
+from ayaedge_export.resume.eta import Countdown
+from ayaedge_export.resume.journal import Journal
+from ayaedge_export.resume.staged_bundle import check_target, staged_bundle, what_is_left, write_manifest
+from ayaedge_export.resume.state_file import forget_states
+from ayaedge_export.vision.graph import vision_tensors, write_vision_graph
+from ayaedge_export.vision.int8 import write_block_vision_graph, write_int8_vision_graph
 from ayaedge_quant.blocks import SUPER_BLOCK
 from ayaedge_quant.imatrix import ImportanceMatrix, read_imatrix, write_imatrix
 from ayaedge_quant.recipes import DECODER_FORMATS, DecoderFormat, Recipe, as_recipe
@@ -93,10 +93,10 @@ def export_checkpoint(
 
     `quant` is a named format, or a recipe with types for single tensors. `importance` lets the encoders weigh each
     column by its mean squared input; `calibrate` measures that first, on this text, once for an export that is
-    interrupted (`ayaedge_export.calibration`). `effort` says how the 4 bits are found: `fast` takes the weights as they
+    interrupted (`calibration.imatrix`). `effort` says how the 4 bits are found: `fast` takes the weights as they
     are, `calibrated` measures an importance matrix (on the builtin text, if no other is given), `best` chooses types
-    within `budget` and rounds with error `feedback` (`ayaedge_export.best`); by default what the other options ask
-    for. `logit_scale` takes the place of the checkpoint's (`ayaedge_export.logit_scale`). `trace` takes the vision
+    within `budget` and rounds with error `feedback` (`ayaedge_export.best.best`); by default what the other options ask
+    for. `logit_scale` takes the place of the checkpoint's (`checkpoint.logit_scale`). `trace` takes the vision
     graph from PyTorch through optimum's exporter instead of building it from the weights; such a graph is fp32. `force`
     replaces an existing bundle once the new one is complete. `resume` goes on where an interrupted export of the same
     checkpoint to the same target with the same options has stopped; without it such an export begins anew. `advance` is
@@ -136,7 +136,7 @@ def export_checkpoint(
     advance = advance or _ignore
     extra_bytes = 0
     if effort == "best":
-        from ayaedge_export.best import check_possible, state_bytes
+        from ayaedge_export.best.best import check_possible, state_bytes
 
         check_possible(checkpoint, recipe, budget)
         extra_bytes = state_bytes(checkpoint, feedback.tokens)
@@ -149,7 +149,7 @@ def export_checkpoint(
         ):
             check_disk(plan, target, present=journal.present_bytes, extra=extra_bytes)
             if trace and not journal.of(VISION):
-                from ayaedge_export.vision_trace import check_memory
+                from ayaedge_export.vision.trace import check_memory
 
                 check_memory(checkpoint.config.vision)
             if journal.pieces:  # they were written after this check
@@ -163,7 +163,7 @@ def export_checkpoint(
             source, figures = None, {}
             try:
                 if calibrate and effort == "best":
-                    from ayaedge_export.best import prepare_best  # which needs `describe`
+                    from ayaedge_export.best.best import prepare_best  # which needs `describe`
 
                     best = prepare_best(
                         checkpoint,
@@ -290,7 +290,7 @@ def _measured(
     checkpoint: Checkpoint, journal: Journal, text: CalibrationText, advance: Advance
 ) -> ImportanceMatrix:
     """The importance matrix for `text`, kept until the bundle is complete."""
-    from ayaedge_export.calibration import collect
+    from ayaedge_export.calibration.imatrix import collect
 
     path = journal.directory / _IMPORTANCE
     if not journal.of(_IMPORTANCE):
@@ -319,7 +319,7 @@ def write_vision(
     if not journal.of(VISION):
         journal.forget(_VISION_DATA)
         if trace:
-            from ayaedge_export.vision_trace import trace_vision_graph
+            from ayaedge_export.vision.trace import trace_vision_graph
 
             trace_vision_graph(path, config, weights)
         elif fmt == "int8":

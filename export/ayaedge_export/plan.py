@@ -17,12 +17,12 @@ import gguf
 from rich.table import Table
 
 from ayaedge.errors import ExportError, InvalidOptionError
-from ayaedge_export.checkpoint import Checkpoint, open_checkpoint
-from ayaedge_export.config import TextConfig, VisionConfig
-from ayaedge_export.decoder_gguf import plan_tensors
-from ayaedge_export.tokenizer import Tokenizer
-from ayaedge_export.vision_graph import UNUSED_TENSORS, vision_tensors
-from ayaedge_export.vision_int8 import BLOCK_LINEAR, BLOCK_SIZE, MLP_GROUPS
+from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from ayaedge_export.checkpoint.config import TextConfig, VisionConfig
+from ayaedge_export.checkpoint.tokenizer import Tokenizer
+from ayaedge_export.decoder.gguf_writer import plan_tensors
+from ayaedge_export.vision.graph import UNUSED_TENSORS, vision_tensors
+from ayaedge_export.vision.int8 import BLOCK_LINEAR, BLOCK_SIZE, MLP_GROUPS
 from ayaedge_quant.int8 import group_slices
 from ayaedge_quant.recipes import DecoderFormat, Recipe
 
@@ -270,7 +270,7 @@ def _megabytes(size: int) -> str:
 
 
 def _vision_type(name: str, shape: tuple[int, ...], fmt: VisionFormat) -> tuple[str, int]:
-    """Type and bytes of a tensor in the vision graph; the rules are those of `ayaedge_export.vision_int8`."""
+    """Type and bytes of a tensor in the vision graph; the rules are those of `ayaedge_export.vision.int8`."""
     if fmt in _FLOAT_BYTES:
         return fmt.upper(), math.prod(shape) * _FLOAT_BYTES[fmt]
     if len(shape) != 2 or name.endswith("position_embedding.weight"):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from threadpoolctl import ThreadpoolController
 
-from ayaedge.machine import usable_threads
+from ayaedge.hardware.machine import usable_threads
 
 _WIDE = 1024
 """Hidden sizes from which two threads are faster than one, as far as no other process takes a processor away."""

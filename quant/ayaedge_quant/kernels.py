@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge_quant.divergence import Divergence, check_pair
+from ayaedge_quant.kl_divergence import Divergence, check_pair
 
 _SUFFIX = {"win32": ".dll"}.get(sys.platform, ".so")  # CMake names a MODULE library .so on macOS too
 
@@ -19,7 +19,7 @@ _SUFFIX = {"win32": ".dll"}.get(sys.platform, ".so")  # CMake names a MODULE lib
 def divergence(
     reference: NDArray[np.float32], candidate: NDArray[np.float32], *, threads: int = 1
 ) -> Divergence:
-    """Native form of `ayaedge_quant.divergence.divergence`; rows are shared among `threads` threads."""
+    """Native form of `ayaedge_quant.kl_divergence.divergence`; rows are shared among `threads` threads."""
     check_pair(reference, candidate)
     p = np.ascontiguousarray(reference, np.float32)
     q = np.ascontiguousarray(candidate, np.float32)
@@ -84,7 +84,7 @@ def sweep(
     threads: int = 1,
     widest: int = WIDEST,
 ) -> NDArray[np.uint8]:
-    """Native form of `ayaedge_quant.sweep.sweep` for ggml's type number `kind`, blocks (rows, row_bytes).
+    """Native form of `ayaedge_quant.gptq_sweep.sweep` for ggml's type number `kind`, blocks (rows, row_bytes).
 
     Rows of weights, feedback and `out` may be parts of longer ones, so that a span of a matrix is swept where it is;
     `out` is where the blocks go, and is returned. The grid is searched by our encoder, or by a function like

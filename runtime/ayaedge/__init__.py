@@ -10,8 +10,9 @@ import logging as _logging
 
 from ayaedge.answers import Answer, AnswerHandle, AnswerStream, AsyncAnswerStream, Timings, Usage
 from ayaedge.bundle import Bundle, Manifest, read_bundle
+from ayaedge.cache.stores import NO_CACHE, CacheOptions
 from ayaedge.conversation import Conversation, Turn
-from ayaedge.decoder import DecoderOptions
+from ayaedge.decoder.decoder import DecoderOptions
 from ayaedge.errors import (
     AyaEdgeError,
     BackendError,
@@ -30,11 +31,10 @@ from ayaedge.errors import (
     PromptError,
     TruncatedError,
 )
+from ayaedge.images.encoded_image import EncodedImage
 from ayaedge.model import AyaVision
-from ayaedge.pictures import EncodedImage
-from ayaedge.states import NO_CACHE, CacheOptions
-from ayaedge.text_stream import Piece, TokenLogprob
-from ayaedge.vision import VisionOptions
+from ayaedge.text.text_stream import Piece, TokenLogprob
+from ayaedge.vision.encoder import VisionOptions
 
 _logging.getLogger(__name__).addHandler(_logging.NullHandler())  # silent unless the application listens
 

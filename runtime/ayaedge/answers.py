@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Literal
 
-from ayaedge.costs import PictureCost
+from ayaedge.engine.worker import Request
 from ayaedge.errors import AyaEdgeError, TruncatedError
-from ayaedge.text_stream import Piece, TokenLogprob
-from ayaedge.worker import Request
+from ayaedge.planning.costs import PictureCost
+from ayaedge.text.text_stream import Piece, TokenLogprob
 
 StopReason = Literal["stop", "length", "cancelled"]
 

@@ -6,7 +6,7 @@
       decoder.gguf       the decoder, its tokenizer and its chat template
 
 Reading one reports all faults at once. Whether the two halves fit together is checked where they are loaded
-(`ayaedge.vision`, `ayaedge.decoder`), against the figures of the manifest.
+(`ayaedge.vision.encoder`, `ayaedge.decoder.decoder`), against the figures of the manifest.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ayaedge.errors import BundleError, list_faults
-from ayaedge.text_file import read_text
-from ayaedge.tiling import MOST_TILES, Tiling
+from ayaedge.files import read_text
+from ayaedge.images.tiling import MOST_TILES, Tiling
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from ayaedge.answers import Answer, AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream, StopReason
 from ayaedge.checks import check_options, function, path_of
-from ayaedge.costs import PictureCost
-from ayaedge.engine import Dialogue, Engine, OnProgress
+from ayaedge.engine.engine import Dialogue, Engine, OnProgress
+from ayaedge.engine.service import Service
+from ayaedge.engine.worker import Request
 from ayaedge.errors import CancelledError, ChatFileError, PromptError
-from ayaedge.images import ImageInput, list_images, take_image
+from ayaedge.images.encoded_image import EncodedImage, Picture
+from ayaedge.images.load import ImageInput, list_images, take_image
 from ayaedge.options import AnswerOptions, answer_options
-from ayaedge.pictures import EncodedImage, Picture
-from ayaedge.prompt import Message
-from ayaedge.service import Service
-from ayaedge.text_stream import Piece
-from ayaedge.worker import Request
+from ayaedge.planning.costs import PictureCost
+from ayaedge.text.prompt import Message
+from ayaedge.text.text_stream import Piece
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ayaedge.chat_file import SavedChat, SavedPicture, SavedState, SavedTurn
+    from ayaedge.chat_file.archive import SavedChat, SavedPicture, SavedState, SavedTurn
     from ayaedge.options import AnswerKeywords
 
 logger = logging.getLogger(__name__)
@@ -152,8 +152,8 @@ class Conversation:
         token for Aya Vision 8B, which makes the next question as quick as if the program had never ended. Waits for
         questions that were asked before. ChatFileError if it cannot be written; a file that was there stays then.
         """
-        from ayaedge.chat_file import write_chat
-        from ayaedge.user_secret import user_secret
+        from ayaedge.cache.user_secret import user_secret
+        from ayaedge.chat_file.archive import write_chat
 
         target = path_of("the file of a conversation", path)
 
@@ -168,8 +168,8 @@ class Conversation:
     @classmethod
     def open(cls, service: Service, path: str | os.PathLike[str]) -> Conversation:
         """See `AyaVision.open_chat`."""
-        from ayaedge.chat_file import read_chat
-        from ayaedge.user_secret import user_secret
+        from ayaedge.cache.user_secret import user_secret
+        from ayaedge.chat_file.archive import read_chat
 
         root = service.engine.cache_root
         saved = read_chat(path_of("the file of a conversation", path), user_secret(root) if root else None)
@@ -261,7 +261,7 @@ class Conversation:
         return Dialogue((*messages, *last), (*before, *pictures), self._goes_on)
 
     def _known_state(self, engine: Engine) -> SavedState | None:
-        from ayaedge.chat_file import SavedState
+        from ayaedge.chat_file.archive import SavedState
 
         found = engine.snapshot(self._dialogue(self.system, self._turns))
         if found is None:
@@ -270,7 +270,7 @@ class Conversation:
         return SavedState(segment.key, segment.stop, data)
 
     def _saved(self, engine: Engine, state: SavedState | None) -> SavedChat:
-        from ayaedge.chat_file import SavedChat, SavedPicture, SavedTurn
+        from ayaedge.chat_file.archive import SavedChat, SavedPicture, SavedTurn
 
         turns = [
             SavedTurn(

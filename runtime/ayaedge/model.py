@@ -15,26 +15,26 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 from ayaedge.answers import Answer, AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream
 from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.cache.stores import CacheOptions
 from ayaedge.checks import check_options, function, instance, one_of, path_of, whole_number
 from ayaedge.conversation import Conversation, Images
-from ayaedge.costs import Speeds, TileChoice
-from ayaedge.decoder import Decoder, DecoderOptions
-from ayaedge.devices import Device
-from ayaedge.engine import Dialogue, Engine, OnProgress
+from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.decoder.repacking import require_repacking
+from ayaedge.engine.engine import Dialogue, Engine, OnProgress
+from ayaedge.engine.service import Service
+from ayaedge.engine.worker import Request
 from ayaedge.errors import BundleError, InvalidOptionError
-from ayaedge.images import take_image
+from ayaedge.hardware.devices import Device
+from ayaedge.images.encoded_image import EncodedImage, Picture
+from ayaedge.images.load import take_image
+from ayaedge.images.tiling import TilePolicy
 from ayaedge.options import AnswerOptions, answer_options
-from ayaedge.pictures import EncodedImage, Picture
-from ayaedge.placement import place
-from ayaedge.prompt import Message
-from ayaedge.repacking import require_repacking
-from ayaedge.service import Service
-from ayaedge.states import CacheOptions
-from ayaedge.text_stream import Piece
-from ayaedge.tiling import TilePolicy
-from ayaedge.tuning import load_profile, profile_path
-from ayaedge.vision import VisionEncoder, VisionOptions, open_encoder
-from ayaedge.worker import Request
+from ayaedge.planning.costs import Speeds, TileChoice
+from ayaedge.planning.placement import place
+from ayaedge.planning.tuning import load_profile, profile_path
+from ayaedge.text.prompt import Message
+from ayaedge.text.text_stream import Piece
+from ayaedge.vision.encoder import VisionEncoder, VisionOptions, open_encoder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -289,7 +289,7 @@ class AyaVision:
         `stop`, `max_tokens` and the form of the answer are for that text alone. PromptError if the chat template
         changes that message, so that it cannot go on.
         """
-        from ayaedge.chat_completion import ChunkMaker, completion, parse_options
+        from ayaedge.openai.messages import ChunkMaker, completion, parse_options
 
         asked = parse_options({**options, "stream": stream})
         answer = AnswerStream(self._complete(_dialogue(messages), answer_options(**asked.options)))
@@ -347,7 +347,7 @@ def _with_context(decoder: DecoderOptions, context: int | None) -> DecoderOption
 
 
 def _dialogue(messages: Sequence[Mapping[str, Any]]) -> Dialogue:
-    from ayaedge.chat_completion import parse_messages
+    from ayaedge.openai.messages import parse_messages
 
     parsed = parse_messages(messages, trusted=True)
     pictures = [take_image(picture) for message in parsed for picture in message.images]

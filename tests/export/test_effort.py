@@ -13,9 +13,10 @@ import pytest
 
 from ayaedge import InvalidOptionError
 from ayaedge.cli import export as cli_export
-from ayaedge_export.checkpoint import Checkpoint, open_checkpoint
-from ayaedge_export.config import TextConfig
-from ayaedge_export.decoder_gguf import header_bytes, plan_tensors, write_decoder
+from ayaedge_export.best.sensitivity import KINDS, Survey
+from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from ayaedge_export.checkpoint.config import TextConfig
+from ayaedge_export.decoder.gguf_writer import header_bytes, plan_tensors, write_decoder
 from ayaedge_export.effort import (
     EFFORTS,
     Allocation,
@@ -25,9 +26,8 @@ from ayaedge_export.effort import (
     effort_faults,
     predict_seconds,
 )
-from ayaedge_export.survey import KINDS, Survey
-from ayaedge_quant.covariance import Covariance
 from ayaedge_quant.ggml import GgmlType
+from ayaedge_quant.hessian import Covariance
 from ayaedge_quant.recipes import EMBEDDINGS, DecoderFormat, Recipe
 
 HEADER = 1000

@@ -12,8 +12,7 @@ import pytest
 from ayaedge import CheckpointError, ExportError, read_bundle
 from ayaedge.bundle import check_hashes
 from ayaedge.model import demo_bundle
-from ayaedge_export import decoder_gguf
-from ayaedge_export.bundle_writer import staging_place
+from ayaedge_export.decoder import gguf_writer as decoder_gguf
 from ayaedge_export.exporter import (
     DECODER_FORMATS,
     VISION_FORMATS,
@@ -22,6 +21,7 @@ from ayaedge_export.exporter import (
     open_checkpoint,
     work_bytes,
 )
+from ayaedge_export.resume.staged_bundle import staging_place
 from random_checkpoint import Shape, write_random_checkpoint
 
 

@@ -13,8 +13,8 @@ from onnx import numpy_helper
 from rich.console import Console
 
 from ayaedge import InvalidOptionError
-from ayaedge_export.config import ModelConfig, parse_config
-from ayaedge_export.decoder_gguf import plan_tensors
+from ayaedge_export.checkpoint.config import ModelConfig, parse_config
+from ayaedge_export.decoder.gguf_writer import plan_tensors
 from ayaedge_export.exporter import VISION_FORMATS, export_checkpoint
 from ayaedge_export.plan import VisionFormat, plan_export, plan_table, plan_vision
 from ayaedge_quant.recipes import DecoderFormat

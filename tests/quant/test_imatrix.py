@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 import pytest
 
-from ayaedge_export.checkpoint import open_checkpoint
-from ayaedge_export.decoder_gguf import write_decoder
+from ayaedge_export.checkpoint.checkpoint import open_checkpoint
+from ayaedge_export.decoder.gguf_writer import write_decoder
 from ayaedge_quant.ggml import GgmlType, encode, library_path
 from ayaedge_quant.imatrix import ColumnSums, ImportanceMatrix, SquareSums, read_imatrix, write_imatrix
 from ayaedge_quant.recipes import DecoderFormat

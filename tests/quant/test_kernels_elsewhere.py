@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ayaedge_quant.blocks import CODES
 from ayaedge_quant.ggml import GgmlType, stock_encode
-from ayaedge_quant.sweep import sweep
+from ayaedge_quant.gptq_sweep import sweep
 
 ROOT = Path(__file__).parents[2]
 ENCODED = (GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K)

@@ -13,11 +13,11 @@ import pytest
 
 import ayaedge
 from ayaedge import NO_CACHE, AyaVision, CacheOptions, DecoderOptions, InvalidOptionError, VisionOptions
-from ayaedge.chat_completion import parse_options
 from ayaedge.checks import plain
-from ayaedge.costs import TileChoice
+from ayaedge.decoder.sampling import SamplingOptions
+from ayaedge.openai.messages import parse_options
 from ayaedge.options import AnswerKeywords, AnswerOptions
-from ayaedge.sampling import SamplingOptions
+from ayaedge.planning.costs import TileChoice
 
 
 class Index:

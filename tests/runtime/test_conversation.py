@@ -31,7 +31,7 @@ from ayaedge import (
     PromptError,
     Turn,
 )
-from ayaedge.prompt import Message
+from ayaedge.text.prompt import Message
 
 PICTURES = sorted((Path(__file__).parents[2] / "examples" / "pictures").glob("*.png"))
 SIX = next(path for path in PICTURES if path.name == "six-cells.png")
@@ -181,7 +181,7 @@ def test_cancelling_stops_within_a_tile(model: AyaVision, monkeypatch: pytest.Mo
 def test_cancelling_inside_prefill_stops_within_a_micro_batch(wide_bundle: Path) -> None:
     """llama.cpp itself looks at the flag: not one more call, and whole micro-batches stay."""
     from ayaedge import DecoderOptions
-    from ayaedge.worker import Cancellation
+    from ayaedge.engine.worker import Cancellation
 
     options = DecoderOptions(context_size=2048, batch_size=2000, ubatch_size=50)
     with AyaVision.load(wide_bundle, decoder=options, cache=NO_CACHE) as model:
@@ -209,7 +209,7 @@ def test_cancelling_inside_prefill_stops_within_a_micro_batch(wide_bundle: Path)
 
 
 def test_a_flag_that_is_set_before_stops_the_first_call(model: AyaVision) -> None:
-    from ayaedge.worker import Cancellation
+    from ayaedge.engine.worker import Cancellation
 
     decoder, flag = model._engine.decoder, Cancellation()
     flag.set()
@@ -642,7 +642,7 @@ def test_an_opened_file_writes_no_special_token_into_the_prompt(model: AyaVision
 
 def test_reading_many_pictures_can_be_cancelled(model: AyaVision) -> None:
     loaded: list[int] = []
-    from ayaedge import engine
+    from ayaedge.engine import engine
 
     handles: list[Any] = []
     load = engine.load_image

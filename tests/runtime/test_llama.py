@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 FIRST = {
-    "llama.cpp": "from ayaedge import devices, llama; from ayaedge.gguf_file import _ggml; llama.library()",
+    "llama.cpp": "from ayaedge import devices, llama; from ayaedge.decoder.gguf_header import _ggml; llama.library()",
     "the quantizer": "from ayaedge_quant.ggml import _library; _library()",
     "the kernels": "from ayaedge_quant import ggml; ggml._kernel_agrees(ggml.GgmlType.Q4_K, weighted=True)",
 }

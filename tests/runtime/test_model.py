@@ -28,9 +28,9 @@ from ayaedge import (
     PromptError,
     VisionOptions,
 )
-from ayaedge.decoder import Decoder
-from ayaedge.sampling import Sampler, SamplingOptions
-from ayaedge.text_stream import TextStream
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.sampling import Sampler, SamplingOptions
+from ayaedge.text.text_stream import TextStream
 
 SQUARE = Image.new("RGB", (100, 100), (200, 30, 40))
 QUESTION = "What color is in the picture?"

@@ -24,13 +24,13 @@ from PIL import Image
 from ayaedge.bench.limits import Limits, Work, answer_work, measure_limits, prompt_work
 from ayaedge.bench.process_watch import Finished, Resident, run_watched
 from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.cache.prepared_graphs import can_read
+from ayaedge.cache.stores import cache_directory
 from ayaedge.checks import check_options, plain, whole_number
-from ayaedge.decoder import DEFAULT_CONTEXT
+from ayaedge.decoder.decoder import DEFAULT_CONTEXT
+from ayaedge.decoder.gguf_header import DecoderFigures, read_figures
 from ayaedge.errors import InvalidOptionError
-from ayaedge.gguf_file import DecoderFigures, read_figures
-from ayaedge.machine import memory, processor
-from ayaedge.prepared import can_read
-from ayaedge.states import cache_directory
+from ayaedge.hardware.machine import memory, processor
 
 OnStep = Callable[[int, int, str], None]
 """Called with the number of steps that are done, of how many, and what comes next."""

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ayaedge.bench.matrix_peak import matrix_peak
-from ayaedge.gguf_file import DecoderFigures
-from ayaedge.machine import gemm_peak, read_bandwidth
+from ayaedge.decoder.gguf_header import DecoderFigures
+from ayaedge.hardware.machine import gemm_peak, read_bandwidth
 
 _QUANTIZED_BELOW = 16
 """Bits per weight below which llama.cpp multiplies in integers of 8 bits."""

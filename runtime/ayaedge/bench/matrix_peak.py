@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ayaedge import ort
-from ayaedge.machine import usable_threads
+from ayaedge.hardware.machine import usable_threads
 
 Kind = Literal["int8", "float32"]
 

@@ -22,16 +22,16 @@ import numpy as np
 from ayaedge import llama, ort
 from ayaedge.bench.limits import graph_work
 from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.decoder import Decoder, DecoderOptions
+from ayaedge.cache.stores import CacheOptions
+from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.decoder.sampling import Sampler, SamplingOptions
 from ayaedge.errors import BackendError
-from ayaedge.machine import usable_threads
+from ayaedge.hardware.machine import usable_threads
 from ayaedge.model import AyaVision
-from ayaedge.placement import place
-from ayaedge.sampling import Sampler, SamplingOptions
-from ayaedge.states import CacheOptions
-from ayaedge.text_stream import TextStream
-from ayaedge.tuning import load_profile, profile_path
-from ayaedge.vision import VisionEncoder, VisionOptions
+from ayaedge.planning.placement import place
+from ayaedge.planning.tuning import load_profile, profile_path
+from ayaedge.text.text_stream import TextStream
+from ayaedge.vision.encoder import VisionEncoder, VisionOptions
 
 Result = dict[str, Any]
 

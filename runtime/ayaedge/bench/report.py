@@ -14,8 +14,8 @@ from typing import Any, Literal
 from rich.table import Table
 
 from ayaedge.bench.benchmark import Measured, OtherProgram
-from ayaedge.bench.chart import Panel, draw_bars
 from ayaedge.bench.process_watch import Resident
+from ayaedge.charts import Panel, draw_bars
 
 Unit = Literal["s", "ms", "tokens/s", "GB"]
 

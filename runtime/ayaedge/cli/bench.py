@@ -15,10 +15,10 @@ from ayaedge.bench.benchmark import Measured, OtherDecode, OtherProgram, measure
 from ayaedge.bench.process_watch import run_watched
 from ayaedge.bench.report import benchmark_table, draw_benchmark, notes, to_dict
 from ayaedge.bundle import MANIFEST, Manifest, read_bundle
+from ayaedge.cache.stores import NAME_ANOTHER, cache_directory
 from ayaedge.cli.console import JsonFlag, announce, count_progress, print_table, stderr, write
 from ayaedge.cli.export import require_exporter
 from ayaedge.errors import BackendError, InvalidOptionError, MissingExtraError
-from ayaedge.states import NAME_ANOTHER, cache_directory
 
 Shape = Literal["8b", "32b"]
 
@@ -92,7 +92,7 @@ def bench(
 def find_shape(manifest: Manifest) -> tuple[Shape, int]:
     """Which of the true shapes a bundle has, and how many layers of it; InvalidOptionError if none."""
     require_exporter("ayaedge bench --against")
-    from ayaedge_export.synthetic import MODELS
+    from ayaedge_export.synthetic.bundle import MODELS
 
     decoder = manifest.decoder
     for shape, model in MODELS.items():
@@ -111,7 +111,7 @@ def measure_transformers(
     """The same shape, tiles and length of prompt in transformers, in a process of its own."""
     question = measured.first_token
     command = [
-        sys.executable, "-m", "ayaedge_export.transformers_speed", "--shape", shape, "--layers", str(layers),
+        sys.executable, "-m", "ayaedge_export.synthetic.transformers_speed", "--shape", shape, "--layers", str(layers),
         "--precision", name.removeprefix("transformers-"), "--tiles", str(question.tiles),
         "--prompt-tokens", str(question.prompt_tokens),
     ]  # fmt: skip
@@ -157,7 +157,7 @@ def _drawn_bundle(shape: Shape, layers: int | None, directory: Path, threads: in
     if (target / MANIFEST).is_file():
         return target
     require_exporter("ayaedge bench --synthetic")
-    from ayaedge_export.synthetic import write_synthetic_bundle
+    from ayaedge_export.synthetic.bundle import write_synthetic_bundle
 
     stderr.print(
         f"Drawing weights of the shape of Aya Vision {shape.upper()}; they are kept for the next time."

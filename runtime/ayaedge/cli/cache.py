@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from ayaedge.cache.prepared_graphs import PreparedGraphs, matching
+from ayaedge.cache.stores import NAME_ANOTHER, CacheOptions, DiskStates, cache_directory
 from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, write
-from ayaedge.prepared import PreparedGraphs, matching
-from ayaedge.states import NAME_ANOTHER, CacheOptions, DiskStates, cache_directory
 
 app = typer.Typer(
     no_args_is_help=True, help="Look after what is kept of pictures and prompts; only you can read it."

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ayaedge.cache.stores import NO_CACHE
 from ayaedge.cli.chat_input import open_lines
 from ayaedge.cli.chat_loop import ChatLoop, attach
 from ayaedge.cli.console import show_messages, stderr
@@ -32,11 +33,10 @@ from ayaedge.cli.options import (
     decoder_options,
     tile_policy,
 )
-from ayaedge.costs import TileChoice
 from ayaedge.model import AyaVision
 from ayaedge.options import AnswerKeywords, Overflow, answer_options
-from ayaedge.states import NO_CACHE
-from ayaedge.vision import VisionOptions
+from ayaedge.planning.costs import TileChoice
+from ayaedge.vision.encoder import VisionOptions
 
 
 def chat(

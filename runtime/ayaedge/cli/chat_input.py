@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol, TextIO
 
 from ayaedge.cli.chat_commands import joins_next_line
 from ayaedge.cli.console import stderr
-from ayaedge.text_file import encoding_of
+from ayaedge.files import encoding_of
 
 _PLAIN_TERMINALS = ("", "dumb", "unknown")
 

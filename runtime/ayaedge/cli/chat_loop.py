@@ -29,12 +29,12 @@ from ayaedge.cli.console import announce, stderr, step_progress, write
 from ayaedge.cli.interrupts import Interrupts
 from ayaedge.cli.pasted_paths import find_path, find_paths, is_file, is_picture_file
 from ayaedge.conversation import Conversation
-from ayaedge.costs import TileChoice
 from ayaedge.errors import AyaEdgeError, CancelledError, ChatFileError, ImageError, InvalidOptionError
-from ayaedge.images import load_image, read_file
+from ayaedge.images.encoded_image import Picture
+from ayaedge.images.load import load_image, read_file
 from ayaedge.model import AyaVision
 from ayaedge.options import AnswerKeywords
-from ayaedge.pictures import Picture
+from ayaedge.planning.costs import TileChoice
 
 CHAT_SUFFIX = ".ayachat"
 _SHOWN = 70

@@ -14,9 +14,12 @@ from typing import Any
 
 from rich.table import Table
 
-from ayaedge import __version__, llama, machine, ort
+from ayaedge import __version__, llama, ort
+from ayaedge.cache.prepared_graphs import matching
+from ayaedge.cache.stores import NAME_ANOTHER, cache_directory
 from ayaedge.cli.console import JsonFlag, print_table, size_text, stderr, write
-from ayaedge.devices import (
+from ayaedge.hardware import machine
+from ayaedge.hardware.devices import (
     BACKENDS,
     PACKAGES,
     PROVIDERS,
@@ -27,9 +30,7 @@ from ayaedge.devices import (
     vision_command,
     vision_providers,
 )
-from ayaedge.machine import Memory, Processor
-from ayaedge.prepared import matching
-from ayaedge.states import NAME_ANOTHER, cache_directory
+from ayaedge.hardware.machine import Memory, Processor
 
 _INSTRUCTIONS = {
     "x86_64": {

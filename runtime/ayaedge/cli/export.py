@@ -24,11 +24,11 @@ from ayaedge.cli.console import (
     write,
 )
 from ayaedge.errors import BundleError, InvalidOptionError, MissingExtraError, list_faults
-from ayaedge.machine import processor
+from ayaedge.hardware.machine import processor
 from ayaedge.model import AyaVision
 
 if TYPE_CHECKING:
-    from ayaedge_export.verify import Report
+    from ayaedge_export.evaluation.verify import Report
 
 DecoderFormat = Literal["q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16", "f32"]
 Effort = Literal["fast", "calibrated", "best"]
@@ -108,10 +108,10 @@ def export(
     """Turn a Hugging Face checkpoint of Aya Vision into a bundle."""
     show_messages(logging.WARNING)
     exporter = require_exporter("ayaedge export")
-    from ayaedge_export.calibration import load_importance
-    from ayaedge_export.calibration_text import read_calibration_text
+    from ayaedge_export.best.rounding import FeedbackOptions
+    from ayaedge_export.calibration.imatrix import load_importance
+    from ayaedge_export.calibration.text import read_calibration_text
     from ayaedge_export.effort import Budget, effort_faults, predict_seconds
-    from ayaedge_export.error_feedback import FeedbackOptions
     from ayaedge_export.plan import make_recipe, plan_decoder
     from ayaedge_quant.blocks import SUPER_BLOCK
 
@@ -179,9 +179,9 @@ def calibrate(
     """Measure how much each column of the decoder's weights matters, for `export --imatrix`."""
     show_messages(logging.WARNING)
     require_exporter("ayaedge calibrate")
-    from ayaedge_export.calibration import collect, collect_from_bundle
-    from ayaedge_export.calibration_text import read_calibration_text
-    from ayaedge_export.checkpoint import open_checkpoint
+    from ayaedge_export.calibration.imatrix import collect, collect_from_bundle
+    from ayaedge_export.calibration.text import read_calibration_text
+    from ayaedge_export.checkpoint.checkpoint import open_checkpoint
     from ayaedge_quant.imatrix import write_imatrix
 
     passages = read_calibration_text(text)
@@ -219,7 +219,7 @@ def plan_export(
     """Show what an export would write: types, bytes and bits per weight, and the disk needed."""
     require_exporter("ayaedge plan --export")
     from ayaedge_export import plan
-    from ayaedge_export.checkpoint import open_checkpoint
+    from ayaedge_export.checkpoint.checkpoint import open_checkpoint
     from ayaedge_export.effort import EFFORTS, predict_seconds
 
     planned = plan.plan_export(
@@ -273,8 +273,8 @@ def evaluate(
     opened = read_bundle(bundle)
     show_messages(logging.WARNING)
     require_exporter("ayaedge eval")
-    from ayaedge_export.evaluate import evaluate_bundle
-    from ayaedge_export.evaluation_report import draw_evaluation, evaluation_table, record_figures
+    from ayaedge_export.evaluation.evaluate import evaluate_bundle
+    from ayaedge_export.evaluation.report import draw_evaluation, evaluation_table, record_figures
 
     journal = output.with_name(f"{output.stem}.windows.jsonl") if output else None
     with count_progress("windows:") as advance:
@@ -320,7 +320,7 @@ def verify(
             announce("intact:", "every file has the hash that was written, and both halves load")
         return
     require_exporter("ayaedge verify --against")
-    from ayaedge_export.verify import verify_bundle
+    from ayaedge_export.evaluation.verify import verify_bundle
 
     report = verify_bundle(opened, against, trace=trace)
     if as_json:

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ayaedge.decoder import CacheType, DecoderOptions
-from ayaedge.devices import Device
+from ayaedge.decoder.decoder import CacheType, DecoderOptions
 from ayaedge.errors import InvalidOptionError
-from ayaedge.text_file import read_text
-from ayaedge.tiling import TilePolicy
+from ayaedge.files import read_text
+from ayaedge.hardware.devices import Device
+from ayaedge.images.tiling import TilePolicy
 
 _DECODING, _DEVICES, _FORM = "Decoding", "Devices", "Form of the answer"
 

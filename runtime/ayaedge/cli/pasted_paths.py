@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ayaedge.images import file_url_path
+from ayaedge.images.load import file_url_path
 
 WINDOWS = os.name == "nt"
 BLANKS = " \t\r\n"

@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.cache.stores import CacheOptions
 from ayaedge.cli import export as exporting
 from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, write
 from ayaedge.cli.export import DecoderFormat, OutputType, TensorTypes, VisionFormat
@@ -33,15 +34,14 @@ from ayaedge.cli.options import (
     decoder_options,
     tile_policy,
 )
-from ayaedge.costs import QuestionCost, TileChoice
 from ayaedge.errors import InvalidOptionError
-from ayaedge.images import load_image
+from ayaedge.images.load import load_image
 from ayaedge.model import demo_bundle
-from ayaedge.planning import plan_question
-from ayaedge.states import CacheOptions
-from ayaedge.tuning import Profile, Trial, profile_path, save_profile
-from ayaedge.tuning import tune as tune_bundle
-from ayaedge.vision import VisionOptions
+from ayaedge.planning.costs import QuestionCost, TileChoice
+from ayaedge.planning.question_plan import plan_question
+from ayaedge.planning.tuning import Profile, Trial, profile_path, save_profile
+from ayaedge.planning.tuning import tune as tune_bundle
+from ayaedge.vision.encoder import VisionOptions
 
 
 def plan(

@@ -1,7 +1,7 @@
 """What a caller asks of an answer's form, as a grammar for llama.cpp, and answers of that form as Python's values.
 
 A form is a `response_format` (OpenAI's dictionaries, or a pydantic model), a list of choices, or a grammar in GBNF.
-Sampling with the grammar is done in `ayaedge.sampling`; what JSON Schema means is in `ayaedge.grammar.json_schema`.
+Sampling with the grammar is done in `decoder.sampling`; what JSON Schema means is in `grammar.json_schema`.
 """
 
 from __future__ import annotations

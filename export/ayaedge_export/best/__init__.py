@@ -1,0 +1,1 @@
+"""The effort `best`: sensitivity, allocation, rounding."""

@@ -1,0 +1,1 @@
+"""What calibration looks at, and the importance matrix that comes of it."""

@@ -1,0 +1,1 @@
+"""Checkpoint directories: files, configuration, tensors, tokenizer."""

@@ -1,0 +1,1 @@
+"""The decoder: its GGUF file, and its formula in numpy."""

@@ -1,0 +1,269 @@
+"""How far a bundle's predictions are from its checkpoint's or another bundle's, in each language.
+
+Window by window, a few positions at a time; finished windows are kept in a file, so that an interrupted evaluation
+goes on. What the windows are is in `evaluation.windows`, how a model is asked in `evaluation.scorers`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ayaedge.bundle import MANIFEST, Bundle, Manifest, read_bundle
+from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.errors import BundleError, InvalidOptionError, list_faults
+from ayaedge.hardware.machine import usable_threads
+from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from ayaedge_export.checkpoint.logit_scale import scaled_like
+from ayaedge_export.evaluation.results import Journal, WindowResult
+from ayaedge_export.evaluation.scorers import (
+    BundleScorer,
+    Scorer,
+    StreamedScorer,
+    TransformersScorer,
+    scored_ranges,
+)
+from ayaedge_export.evaluation.windows import BUILTIN, WINDOW, Passages, Window, make_windows, read_passages
+from ayaedge_export.product_threads import bounded_products
+from ayaedge_quant.kernels import divergence
+
+Through = Literal["layers", "transformers"]
+"""How a checkpoint is asked: layer by layer in bounded memory, or wholly in memory by the original implementation."""
+THROUGH: tuple[Through, ...] = get_args(Through)
+
+Advance = Callable[[int, int, str], None]
+"""Called with the number of windows that are finished, of all windows, and the key of the last one."""
+
+PREPARED_POSITIONS = 2048
+"""Positions that a checkpoint's layers are read for at a time."""
+_PERCENTILE = 99
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Figures over some positions."""
+
+    positions: int
+    mean_kl: float
+    """Mean KL divergence of the next token from the reference, nats."""
+    p99_kl: float
+    """The value that one position in a hundred exceeds, nats."""
+    top1: float
+    """Share of positions where both have the same likeliest token."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A bundle against a reference."""
+
+    bundle: str
+    against: str
+    text: str
+    """`builtin` or the file's name."""
+    overall: Fidelity
+    """Over all positions of text without a picture."""
+    after_image: Fidelity | None
+    """Over all positions behind a picture; there each model sees the picture through its own vision tower."""
+    languages: dict[str, Fidelity]
+    languages_after_image: dict[str, Fidelity]
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+    def figures(self) -> dict[str, float]:
+        """The totals under the names that a manifest keeps them by."""
+        parts = {"text": self.overall, "after an image": self.after_image}
+        return {
+            f"eval, {name}: {label}": float(value)
+            for name, part in parts.items()
+            if part is not None
+            for label, value in (
+                ("mean KL divergence (nats)", part.mean_kl),
+                ("99th percentile of KL divergence (nats)", part.p99_kl),
+                ("same likeliest token", part.top1),
+            )
+        }
+
+
+def evaluate_bundle(
+    bundle: Bundle,
+    against: Bundle | Checkpoint | str | Path,
+    *,
+    text: str | Path = BUILTIN,
+    pictures: bool = True,
+    window: int = WINDOW,
+    through: Through = "layers",
+    journal: Path | None = None,
+    threads: int | None = None,
+    advance: Advance | None = None,
+) -> Evaluation:
+    """Compare a bundle with a bundle or checkpoint of the same vocabulary, on `text` (a file, or `builtin`).
+
+    Windows have at most `window` tokens; with `pictures` each language also gets one behind a picture. Finished windows
+    are appended to `journal`, and skipped when it already holds them. A checkpoint is read layer by layer, or
+    wholly by transformers; both compute in float32. Raises BundleError, CheckpointError, InvalidOptionError (also for
+    a journal of another evaluation) and MissingExtraError.
+    """
+    if not isinstance(against, (Bundle, Checkpoint)):
+        against = open_reference(against)
+    if isinstance(against, Checkpoint):
+        against = scaled_like(against, bundle.manifest)
+    check_comparable(bundle.manifest, against)
+    passages = read_passages(text)
+    windows = _plan_windows(bundle, passages, window, pictures)
+    record = Journal(journal, _identity(bundle, against, windows))
+    if pending := [w for w in windows if w.key not in record.results]:
+        context = max(len(w.prompt.ids) for w in windows)
+        with (
+            bounded_products(bundle.manifest.decoder.hidden_size, threads),
+            closing(_open_scorer(against, bundle.manifest, context, threads, through)) as reference,
+            closing(BundleScorer(bundle, context_size=context, threads=threads)) as candidate,
+        ):
+            vocabulary = bundle.manifest.decoder.vocab_size
+            for result in _compare(pending, reference, candidate, vocabulary, threads):
+                record.add(result)
+                if advance:
+                    advance(len(record.results), len(windows), result.key)
+    results = [record.results[w.key] for w in windows]
+    return summarize(results, bundle=bundle.name, against=against.name, text=Path(text).name)
+
+
+def open_reference(path: str | Path) -> Bundle | Checkpoint:
+    """The bundle or the checkpoint in a directory."""
+    path = Path(path)
+    if (path / "config.json").is_file() and not (path / MANIFEST).is_file():
+        return open_checkpoint(path)
+    return read_bundle(path)
+
+
+def check_comparable(manifest: Manifest, against: Bundle | Checkpoint) -> None:
+    """Raise BundleError unless both predict the same tokens and cut pictures up in the same way."""
+    if isinstance(against, Bundle):
+        other = against.manifest
+        vocabulary, added = other.decoder.vocab_size, other.tokens.added
+        image, tiling, scale = other.image_prompt, other.tiling, other.decoder.logit_scale
+    else:
+        vocabulary, added = against.config.text.vocab_size, against.tokenizer.added
+        image, tiling, scale = against.image_prompt, against.tiling, against.config.text.logit_scale
+    pairs = {
+        "vocabulary sizes": (manifest.decoder.vocab_size, vocabulary),
+        "special tokens": (manifest.tokens.added, added),
+        "image markers": (manifest.image_prompt, image),
+        "tilings": (manifest.tiling, tiling),
+    }
+    if None not in (manifest.decoder.logit_scale, scale):
+        pairs["logit scales"] = manifest.decoder.logit_scale, scale
+    faults = [f"their {what} differ" for what, (ours, theirs) in pairs.items() if ours != theirs]
+    if faults:
+        raise BundleError(list_faults(f"the comparison of the bundle with {against.name}", faults))
+
+
+def summarize(results: Iterable[WindowResult], *, bundle: str, against: str, text: str) -> Evaluation:
+    """Figures of all results: each language's, and over all positions."""
+    results = list(results)
+    plain = [r for r in results if not r.after_image]
+    pictured = [r for r in results if r.after_image]
+    return Evaluation(
+        bundle,
+        against,
+        text,
+        _fidelity(plain),
+        _fidelity(pictured) if pictured else None,
+        _by_language(plain),
+        _by_language(pictured),
+    )
+
+
+def _plan_windows(bundle: Bundle, passages: Passages, length: int, pictures: bool) -> list[Window]:
+    manifest = bundle.manifest
+    longest = manifest.decoder.context_length
+    if not 2 <= length <= longest:
+        raise InvalidOptionError(f"a window must have between 2 and {longest} tokens, not {length}")
+    with Decoder(bundle.decoder_path, manifest, DecoderOptions(context_size=2)) as decoder:
+        tokenize = decoder.vocabulary.tokenize
+        return make_windows(passages, manifest, tokenize, length=length, pictures=pictures)
+
+
+def _open_scorer(
+    against: Bundle | Checkpoint, manifest: Manifest, context: int, threads: int | None, through: Through
+) -> Scorer:
+    if isinstance(against, Bundle):
+        return BundleScorer(against, context_size=context, cache_type="f32", threads=threads)
+    if through == "transformers":
+        return TransformersScorer(against, manifest)
+    return StreamedScorer(against, manifest)
+
+
+def _compare(
+    windows: Sequence[Window],
+    reference: Scorer,
+    candidate: Scorer,
+    vocabulary: int,
+    threads: int | None,
+) -> Iterator[WindowResult]:
+    for group in _groups(windows):
+        reference.prepare(group)
+        candidate.prepare(group)
+        for window in group:
+            kl, same = [], []
+            ranges = scored_ranges(window, vocabulary)
+            pairs = zip(ranges, reference.parts(window), candidate.parts(window), strict=True)
+            for (start, _), expected, found in pairs:
+                skipped = max(0, window.first - start)
+                part = divergence(expected[skipped:], found[skipped:], threads=threads or usable_threads())
+                kl.append(part.kl)
+                same.append(part.same_top)
+            yield WindowResult(
+                window.key,
+                window.language,
+                window.picture is not None,
+                np.concatenate(kl),
+                np.concatenate(same),
+            )
+
+
+def _groups(windows: Sequence[Window]) -> Iterator[list[Window]]:
+    """Windows in groups of about `PREPARED_POSITIONS`."""
+    group: list[Window] = []
+    for window in windows:
+        if group and sum(len(w.prompt.ids) for w in [*group, window]) > PREPARED_POSITIONS:
+            yield group
+            group = []
+        group.append(window)
+    if group:
+        yield group
+
+
+def _identity(bundle: Bundle, against: Bundle | Checkpoint, windows: Sequence[Window]) -> dict[str, str]:
+    """What must be the same for results of two runs to belong together."""
+    digest = hashlib.sha256(repr([(w.key, w.prompt, w.first, w.picture) for w in windows]).encode())
+    return {"bundle": _files_digest(bundle), "against": _files_digest(against), "windows": digest.hexdigest()}
+
+
+def _files_digest(model: Bundle | Checkpoint) -> str:
+    facts: list[Any]
+    if isinstance(model, Bundle):
+        facts = sorted((name, info.sha256) for name, info in model.manifest.files.items())
+    else:
+        files = sorted({entry.file for entry in model.tensors.entries.values()})
+        facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        facts.append(model.config.text.logit_scale)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _fidelity(results: Sequence[WindowResult]) -> Fidelity:
+    kl = np.concatenate([r.kl for r in results])
+    same = np.concatenate([r.same_top for r in results])
+    return Fidelity(len(kl), float(kl.mean()), float(np.percentile(kl, _PERCENTILE)), float(same.mean()))
+
+
+def _by_language(results: Sequence[WindowResult]) -> dict[str, Fidelity]:
+    languages = dict.fromkeys(result.language for result in results)
+    return {name: _fidelity([r for r in results if r.language == name]) for name in languages}

@@ -1,0 +1,114 @@
+"""The reference: transformers' own Aya Vision, to measure bundles against. Needs the extra `trace`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ayaedge.errors import MissingExtraError
+from ayaedge.hardware.machine import usable_threads
+from ayaedge.text.prompt import Message
+from ayaedge_export.offline import stay_offline
+
+
+class Reference:
+    """A checkpoint in transformers, computing in float32 on the CPU.
+
+    transformers (since 4.52) leaves out the decoder's `logit_scale`; `logits` puts it back, or another one that a
+    bundle was exported with.
+    """
+
+    def __init__(self, directory: Path, *, logit_scale: float | None = None):
+        stay_offline()
+        try:
+            import torch
+            from transformers import (
+                AutoConfig,
+                AutoProcessor,
+                AyaVisionForConditionalGeneration,
+                GotOcr2ImageProcessor,
+            )
+        except ImportError as error:
+            raise MissingExtraError("comparing with a checkpoint", "trace") from error
+        self._torch = torch
+        torch.set_num_threads(min(torch.get_num_threads(), usable_threads()))
+        self.processor: Any = AutoProcessor.from_pretrained(directory, local_files_only=True)
+        # the Pillow image processor: the one whose numbers do not depend on the machine
+        self.processor.image_processor = GotOcr2ImageProcessor.from_pretrained(
+            directory, local_files_only=True
+        )
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        self.model: Any = AyaVisionForConditionalGeneration.from_pretrained(
+            directory, config=config, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+        ).eval()
+        self._logit_scale = float(config.text_config.logit_scale if logit_scale is None else logit_scale)
+
+    def inputs(
+        self, messages: Sequence[Message], images: Sequence[Image.Image], *, generate: bool = True
+    ) -> tuple[list[int], NDArray[np.float32] | None]:
+        """Prompt token ids, and tiles (n, 3, S, S) of all pictures together."""
+        conversation = []
+        for message in messages:
+            content: list[dict[str, str]] = [{"type": "image"}] * message.images
+            conversation.append(
+                {"role": message.role, "content": [*content, {"type": "text", "text": message.text}]}
+            )
+        text = self.processor.apply_chat_template(
+            conversation, add_generation_prompt=generate, tokenize=False
+        )
+        # the template has written BOS already
+        batch = self.processor(
+            text=[text], images=list(images) or None, add_special_tokens=False, return_tensors="np"
+        )
+        pixels = batch.get("pixel_values")
+        return batch["input_ids"][0].tolist(), None if pixels is None else np.asarray(pixels, np.float32)
+
+    def image_embeddings(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Image embeddings (n, T, hidden) of tiles (n, 3, S, S)."""
+        with self._torch.no_grad():
+            features = self.model.get_image_features(self._torch.from_numpy(pixel_values))
+        return cast("NDArray[np.float32]", features.reshape(len(features), -1, features.shape[-1]).numpy())
+
+    def logits(
+        self, ids: Sequence[int], pixel_values: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Scaled logits at every position, (len(ids), vocabulary)."""
+        arguments = {"input_ids": self._torch.tensor([list(ids)])}
+        if pixel_values is not None:
+            arguments["pixel_values"] = self._torch.from_numpy(pixel_values)
+        with self._torch.no_grad():
+            logits = self.model(**arguments, use_cache=False).logits[0]
+        return cast("NDArray[np.float32]", (logits * self._logit_scale).numpy())
+
+    def logit_parts(
+        self,
+        ids: Sequence[int],
+        ranges: Sequence[tuple[int, int]],
+        pixel_values: NDArray[np.float32] | None = None,
+    ) -> Iterator[NDArray[np.float32]]:
+        """`logits` of ranges of positions, one after the other: all of them together may not fit into memory."""
+        arguments = {"input_ids": self._torch.tensor([list(ids)])}
+        if pixel_values is not None:
+            arguments["pixel_values"] = self._torch.from_numpy(pixel_values)
+        with self._torch.no_grad():
+            hidden = self.model.model(**arguments, use_cache=False).last_hidden_state[0]
+        for start, stop in ranges:
+            with self._torch.no_grad():
+                logits = self.model.lm_head(hidden[start:stop]) * self._logit_scale
+            yield logits.numpy()
+
+    def generate(
+        self, ids: Sequence[int], pixel_values: NDArray[np.float32] | None, *, max_tokens: int
+    ) -> list[int]:
+        """The tokens of the greedy answer, the stop token included."""
+        arguments = {"input_ids": self._torch.tensor([list(ids)])}
+        if pixel_values is not None:
+            arguments["pixel_values"] = self._torch.from_numpy(pixel_values)
+        with self._torch.no_grad():
+            output = self.model.generate(**arguments, do_sample=False, max_new_tokens=max_tokens)
+        return cast("list[int]", output[0, len(ids) :].tolist())

@@ -1,0 +1,1 @@
+"""An export in the making: staging, journal, states, remaining time."""

@@ -1,0 +1,1 @@
+"""Bundles of true shapes with random weights."""

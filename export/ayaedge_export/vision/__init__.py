@@ -1,0 +1,1 @@
+"""The vision tower and connector as ONNX graphs, and their formula in numpy."""

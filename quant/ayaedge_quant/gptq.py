@@ -1,0 +1,95 @@
+"""Weights to blocks with error feedback: each rounding error is made up for by the columns behind it.
+
+Joins the covariance of a linear's input with the column sweep. The blocks are stock blocks of ggml's types.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ayaedge_quant import ggml, kernels
+from ayaedge_quant import hessian as covariance
+from ayaedge_quant.blocks import CODES, SUPER_BLOCK
+from ayaedge_quant.ggml import GgmlType
+from ayaedge_quant.hessian import Covariance
+from ayaedge_quant.matmul import multiply
+
+FloatArray = NDArray[np.float32]
+
+TARGET_DAMPING = 0.1
+"""How far corrected targets are pulled back to the weights, as a share of the mean squared input."""
+
+
+class _Span(NamedTuple):
+    columns: slice
+    order: NDArray[np.int32]
+    feedback: FloatArray
+    gain: FloatArray | None
+
+
+class Compensator:
+    """Encodes rows of linears that share one input."""
+
+    def __init__(
+        self,
+        moments: Covariance,
+        *,
+        damping: float = covariance.DAMPING,
+        target_damping: float = TARGET_DAMPING,
+        threads: int = 1,
+    ):
+        self.moments = moments
+        self.importance = moments.mean_squares
+        self._threads = threads
+        self._spans = [self._prepare(number, damping, target_damping) for number in range(len(moments.spans))]
+
+    def encode(self, weights: FloatArray, kind: GgmlType) -> NDArray[np.uint8]:
+        """Weights (rows, columns) as blocks of `kind`, (rows, row_bytes).
+
+        Types that error feedback cannot write get ggml's encoder, weighed by the mean squared inputs. Raises ValueError
+        as `ggml.encode` does.
+        """
+        wanted = np.ascontiguousarray(weights, np.float32)
+        ggml.check_weights(wanted, kind)
+        if any(span.gain is not None for span in self._spans):
+            wanted = np.concatenate([_correct(wanted, span) for span in self._spans], axis=1)
+        if kind not in CODES:
+            return ggml.encode(wanted, kind, self.importance)
+        blocks = np.empty((len(wanted), kind.row_bytes(wanted.shape[1])), np.uint8)
+        encoder = ggml.stock_encoder(kind, weighted=True)
+        for span in self._spans:
+            start, stop = span.columns.start, span.columns.stop
+            kernels.sweep(
+                wanted[:, span.columns], int(kind), kind.row_bytes(stop - start), span.feedback,
+                self.importance[span.columns], order=span.order,
+                out=blocks[:, kind.row_bytes(start) : kind.row_bytes(stop)],
+                stock_encoder=encoder, threads=self._threads,
+            )  # fmt: skip
+        return blocks
+
+    def _prepare(self, number: int, damping: float, target_damping: float) -> _Span:
+        span = self.moments.spans[number]
+        inputs, targets = self.moments.inputs(number), self.moments.targets(number)
+        order = processing_order(self.importance[span])
+        gain = None if targets is None else covariance.target_gain(inputs, targets, target_damping)
+        return _Span(
+            span,
+            order,
+            covariance.feedback(inputs[np.ix_(order, order)], damping),
+            None if gain is None else gain.astype(np.float32),
+        )
+
+
+def processing_order(importance: FloatArray) -> NDArray[np.int32]:
+    """Columns by falling importance within each super-block: the last ones have nobody to make up for them."""
+    starts = range(0, len(importance), SUPER_BLOCK)
+    parts = [start + np.argsort(-importance[start : start + SUPER_BLOCK], kind="stable") for start in starts]
+    return np.concatenate(parts).astype(np.int32)
+
+
+def _correct(weights: FloatArray, span: _Span) -> FloatArray:
+    part = weights[:, span.columns]
+    return part if span.gain is None else multiply(part, span.gain)

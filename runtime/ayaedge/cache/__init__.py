@@ -1,0 +1,1 @@
+"""What is kept between questions and between processes: options and stores on disk."""

@@ -1,0 +1,146 @@
+"""Vision graphs as this machine's ONNX Runtime rearranged them, kept for the next start.
+
+Most of the time that loading a graph takes goes into arranging its weights for the processor. The result is mapped
+from a file at the next start: faster, and memory that the system can share and take back. It belongs to one processor
+and one version of ONNX Runtime, so it is never part of a bundle. What an entry is the result of is decided in
+`ayaedge.vision.encoder`, which names it by a key; here are files, their completeness, and how many are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+GRAPH, DATA = "graph.onnx", "graph.data"
+_FACTS = "complete.json"
+_MOST = 3
+"""Graphs that are kept; each takes twice the size of the bundle's."""
+_PARTIAL = ".partial"
+ABANDONED = 3600.0
+"""Seconds after which an unfinished entry belongs to a process that was killed."""
+_ROOM = 1_000_000_000
+"""Bytes that stay free on the disk."""
+
+
+class PreparedGraphs:
+    """A directory of prepared graphs. An entry appears at once and whole; a damaged one is replaced."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def find(self, key: str) -> Path | None:
+        """The graph under `key`, or None."""
+        entry = self.directory / key
+        try:
+            complete = json.loads((entry / _FACTS).read_text("utf-8")) == _facts(entry)
+        except (OSError, ValueError):
+            complete = False
+        if not complete:
+            return None
+        with suppress(OSError):
+            (entry / _FACTS).touch()
+        return entry / GRAPH
+
+    def make(self, key: str, size: int, write: Callable[[Path], None]) -> Path | None:
+        """Let `write` put `GRAPH` and `DATA` into a directory, and keep them; None, with a message logged, if it fails.
+
+        `size` is what they will take, in bytes; they are not written where less than that and a reserve is free.
+        """
+        if not can_write(self.directory.parent):  # which was said when the model was loaded
+            return None
+        partial = self.directory / f"{key}.{secrets.token_hex(4)}{_PARTIAL}"
+        try:
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+            self._forget_abandoned()
+            partial.mkdir(mode=0o700)
+            if shutil.disk_usage(partial).free < size + _ROOM:
+                raise OSError(f"{size + _ROOM:,} bytes are needed on the disk")
+            write(partial)
+            (partial / _FACTS).write_text(json.dumps(_facts(partial)), "utf-8")
+            if self.find(key) is None:  # else another process was faster
+                self.forget(key)
+                partial.rename(self.directory / key)
+        except Exception as error:  # noqa: BLE001  whatever is wrong with the cache, the bundle itself can be loaded
+            logger.warning("the vision graph could not be kept in %s: %s", self.directory, error)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        for entry, _ in self.entries()[:-_MOST]:
+            self.forget(entry.name)
+        return self.find(key)
+
+    def forget(self, key: str) -> None:
+        """Remove an entry; a process that has mapped it goes on."""
+        shutil.rmtree(self.directory / key, ignore_errors=True)
+
+    def _forget_abandoned(self) -> None:
+        """Remove what processes that were killed have left."""
+        for entry in matching(self.directory, f"*{_PARTIAL}"):
+            with suppress(OSError):
+                if time.time() - entry.stat().st_mtime > ABANDONED:
+                    shutil.rmtree(entry, ignore_errors=True)
+
+    def entries(self) -> list[tuple[Path, float]]:
+        """Directories of all entries and when they were used (seconds since 1970), the least recent first."""
+        found = []
+        for facts in matching(self.directory, f"*/{_FACTS}"):
+            with suppress(OSError):  # another process may have removed it
+                if facts.parent.suffix == _PARTIAL:
+                    continue
+                found.append((facts.parent, facts.stat().st_mtime))
+        return sorted(found, key=lambda entry: entry[1])
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory that only its owner may look into, and close one that others may."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if directory.stat().st_mode & 0o077:
+        with suppress(OSError):  # not ours
+            directory.chmod(0o700)
+
+
+def can_read(path: Path) -> bool:
+    """Whether there is a file or directory that this user may read."""
+    return os.access(path, os.R_OK)
+
+
+def can_write(directory: Path) -> bool:
+    """Whether files can be put into a directory, which is made, and closed to others, if need be."""
+    try:
+        make_private(directory)
+    except OSError:
+        return False
+    return os.access(directory, os.W_OK | os.X_OK)
+
+
+def matching(directory: Path, pattern: str) -> list[Path]:
+    """Paths below a directory; none if it is missing or may not be looked into."""
+    return list(directory.glob(pattern)) if os.access(directory, os.R_OK | os.X_OK) else []
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file whole, into a directory that only its owner may look into; OSError, and nothing left, if not."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+    try:
+        make_private(path.parent.parent)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        temporary.write_text(text, "utf-8")
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _facts(entry: Path) -> dict[str, list[int]]:
+    """Size and time of the last change (ns) of both files."""
+    stats = {name: (entry / name).stat() for name in (GRAPH, DATA)}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}

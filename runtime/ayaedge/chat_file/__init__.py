@@ -1,0 +1,1 @@
+"""Saved conversations: the archive, the document in it, and what it says."""

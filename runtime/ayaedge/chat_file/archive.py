@@ -1,0 +1,539 @@
+"""A conversation as one file, to be continued later, elsewhere, or with another model.
+
+    trip.ayachat             a zip archive in which nothing is compressed
+      chat.json              who said what, for people and programs
+      pictures/<sha256>.png  tiles of a picture, one below the other; a picture that was shown twice is there once
+      state.bin              what the decoder had computed, if it was saved
+
+Knows files and their content, not the model: what a picture's facts mean and which state belongs where is decided in
+`ayaedge.conversation`. A file may come from anywhere: everything in it is checked, sizes before anything is read, and
+nothing is ever unpacked to the disk. llama.cpp trusts the states that it is given, so a state is only handed out if
+this user's own installation wrote it, which an HMAC shows; else it is left out, and has to be computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+import json
+import logging
+import os
+import re
+import secrets
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import NoneType
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+
+from ayaedge.errors import ChatFileError
+from ayaedge.images.load import MAX_PIXELS
+from ayaedge.images.tiling import MOST_TILES
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+_CHAT, _STATE, _PICTURE = "chat.json", "state.bin", "pictures/{}.png"
+_STOP_REASONS = ("stop", "length", "cancelled")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_WRITTEN = (1980, 1, 1, 0, 0, 0)
+"""Time of all members: equal conversations give equal files."""
+
+_MOST_TEXT = 64_000_000
+"""Bytes of chat.json."""
+_MOST_SIDE = 4096
+"""Pixels of a tile's side."""
+_MOST_PICTURE_BYTES = 1 << 32
+"""Of all pictures' tiles together, which a small file could claim to hold."""
+_MOST_WHOLE = 2**31 - 1
+_CHUNK = 1 << 22
+"""Bytes that are read or written at once, and the most that the list of the archive's members may take."""
+_COMPRESSION = 1
+"""Of PNG: half the seconds of the default for a seventh more bytes, measured with a noisy picture."""
+_ENCRYPTED = 0x1
+
+_TilesOf: TypeAlias = Callable[[str, int, int], NDArray[np.uint8]]
+"""From SHA-256, count and side of tiles to the tiles."""
+
+_DAMAGE = (
+    zipfile.BadZipFile,
+    ValueError,  # also text that is no Unicode, and JSON
+    RuntimeError,  # also what zipfile does not support, and JSON that is nested too deeply
+    EOFError,
+    OverflowError,
+    SyntaxError,  # Pillow's, of a broken PNG
+    struct.error,
+    zlib.error,
+)
+"""What the libraries and this module raise for a file that is not as it should be."""
+
+
+@dataclass(frozen=True)
+class SavedPicture:
+    """A picture as it was cut up; `of` makes one. Two are equal if their hashes, sizes and facts are."""
+
+    sha256: str
+    """Hexadecimal, of the tiles: `tiles_sha256`."""
+    tiles: NDArray[np.uint8] = field(compare=False, repr=False)
+    """(n, S, S, 3)."""
+    size: tuple[int, int]
+    """Width and height of the original, pixels."""
+    facts: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """Whatever else JSON can hold."""
+
+    @classmethod
+    def of(
+        cls, tiles: NDArray[np.uint8], size: tuple[int, int], facts: Mapping[str, object] | None = None
+    ) -> SavedPicture:
+        """A picture of these tiles (n, S, S, 3)."""
+        return cls(tiles_sha256(tiles), tiles, size, facts or {})
+
+
+@dataclass(frozen=True)
+class SavedTurn:
+    """A question and its answer."""
+
+    question: str
+    pictures: tuple[SavedPicture, ...]
+    answer: str
+    ids: tuple[int, ...] | None
+    """Tokens of the answer, if they are known."""
+    stop_reason: str
+    """`stop`, `length` or `cancelled`."""
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What a decoder had computed."""
+
+    key: str
+    """SHA-256 in hexadecimal of the model and the prompt's beginning to which it belongs."""
+    count: int
+    """Positions."""
+    data: NDArray[np.uint8] = field(compare=False, repr=False)
+    """(bytes,): a sequence state of llama.cpp."""
+
+
+@dataclass(frozen=True)
+class SavedChat:
+    """A conversation."""
+
+    model: str
+    """Name of the bundle, for people."""
+    system: str | None
+    turns: tuple[SavedTurn, ...]
+    state: SavedState | None = None
+
+
+@dataclass(frozen=True)
+class _StateRecord:
+    """What chat.json says about state.bin."""
+
+    key: str
+    count: int
+    size: int
+    sha256: str
+    hmac: str = ""
+
+    @classmethod
+    def of(cls, state: SavedState, data: NDArray[np.uint8], secret: bytes) -> _StateRecord:
+        record = cls(state.key, state.count, data.nbytes, hashlib.sha256(data.data).hexdigest())
+        return replace(record, hmac=record.expected(secret))
+
+    def expected(self, secret: bytes) -> str:
+        """The HMAC-SHA256 of key, count and data; the data by their size and SHA-256, which are checked apart."""
+        message = f"ayaedge state 1\n{self.key}\n{self.count}\n{self.size}\n{self.sha256}\n"
+        return hmac.new(secret, message.encode(), hashlib.sha256).hexdigest()
+
+
+def tiles_sha256(tiles: NDArray[np.uint8]) -> str:
+    """SHA-256 in hexadecimal of tiles (n, S, S, 3) and their shape."""
+    digest = hashlib.sha256(" ".join(map(str, tiles.shape)).encode() + b"\n")
+    digest.update(np.ascontiguousarray(tiles).data)
+    return digest.hexdigest()
+
+
+def write_chat(path: Path, chat: SavedChat, secret: bytes | None) -> None:
+    """Write a conversation to a file that only this user may read; whatever is there is replaced at the end.
+
+    Without a secret the state is left out. Raises ChatFileError for a conversation that could not be read again and
+    for whatever the system refuses; the file is then as it was.
+    """
+    path, record, data = Path(path), None, np.empty(0, np.uint8)
+    try:
+        if chat.state is not None and secret is not None:
+            data = _bytes_of(chat.state.data)
+            record = _StateRecord.of(chat.state, data, secret)
+        pictures = {one.sha256: one.tiles for turn in chat.turns for one in turn.pictures}
+        _check_pictures(pictures)
+        text = _to_json(chat, record)
+        _from_json(text, lambda sha256, _count, _side: pictures[sha256])  # what is written can be read
+        with _replacing(path) as stream, zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr(_member(_CHAT), text)
+            for sha256, tiles in pictures.items():
+                archive.writestr(_member(_PICTURE.format(sha256)), _png_of(tiles))
+            if record is not None:
+                with archive.open(_member(_STATE), "w", force_zip64=True) as target:
+                    for start in range(0, data.nbytes, _CHUNK):
+                        target.write(data[start : start + _CHUNK].data)
+    except OSError as error:
+        raise ChatFileError(f"the conversation cannot be saved as {path}: {_reason(error)}") from error
+    except (*_DAMAGE, TypeError) as error:
+        raise ChatFileError(f"the conversation cannot be saved as {path}: {error}") from error
+
+
+def read_chat(
+    path: Path, secret: bytes | None, *, wants_state: Callable[[str], bool] = lambda _key: True
+) -> SavedChat:
+    """Read a conversation; ChatFileError says what is wrong with a file that is not one, or not whole.
+
+    `wants_state` is asked, with the key, whether a state should be read. A state that was not written with this
+    secret, or is damaged, is left out with a message logged.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a file")
+        with _Reader(path.open("rb", buffering=0)) as stream, zipfile.ZipFile(stream) as archive:
+            members = _members(archive, os.fstat(stream.fileno()).st_size)
+            if _CHAT not in members:
+                raise ValueError(f"it holds no {_CHAT}")
+            pictures = _PictureMembers(archive, members)
+            text = _content(archive, members[_CHAT], _MOST_TEXT).tobytes()
+            chat, record = _from_json(text, pictures)
+            expected = {_CHAT, *pictures.names, *([_STATE] if record else [])}
+            if missing := expected - members.keys():
+                raise ValueError(f"it holds no {missing.pop()}")
+            if odd := members.keys() - expected:
+                raise ValueError(f"it holds {odd.pop()[:100]!r}, which belongs to no conversation")
+            if record is None or not _is_ours(record, secret, path) or not wants_state(record.key):
+                return chat
+            return replace(chat, state=_read_state(archive, members[_STATE], record, path))
+    except FileNotFoundError:
+        raise ChatFileError(f"there is no conversation at {path}") from None
+    except OSError as error:
+        raise ChatFileError(f"the conversation {path} cannot be read: {_reason(error)}") from error
+    except MemoryError:
+        raise ChatFileError(f"the conversation {path} is too large for the memory that is free") from None
+    except _DAMAGE as error:
+        raise ChatFileError(f"the conversation {path} cannot be read: {error}") from error
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+class _Reader(io.BufferedReader):
+    """A file from which nothing large is read at once: zipfile reads the list of members whole."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _CHUNK:
+            raise ValueError(f"{size} bytes are too many at once")
+        return super().read(size)
+
+
+def _members(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfile.ZipInfo]:
+    """All members by name; together they are not larger than the file, so nothing is there twice."""
+    members = {info.filename: info for info in archive.infolist()}
+    if len(members) != len(archive.infolist()):
+        raise ValueError("two of its members have the same name")
+    if sum(info.file_size for info in members.values()) > file_size:
+        raise ValueError("its members are larger than the file: it is compressed, or damaged")
+    return members
+
+
+def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int | None = None) -> NDArray[np.uint8]:
+    """A member's bytes, read into one array; zipfile checks their CRC."""
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        raise ValueError(f"{info.filename} is compressed")
+    if info.flag_bits & _ENCRYPTED:
+        raise ValueError(f"{info.filename} is encrypted")
+    if most is not None and info.file_size > most:
+        raise ValueError(f"{info.filename} has {info.file_size} bytes, more than {most}")
+    content, place = np.empty(info.file_size, np.uint8), 0
+    with archive.open(info) as stream:
+        while chunk := stream.read(_CHUNK):
+            content[place : place + len(chunk)] = np.frombuffer(chunk, np.uint8)
+            place += len(chunk)
+    if place != len(content):
+        raise ValueError(f"{info.filename} ends after {place} of {len(content)} bytes")
+    return content
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, _WRITTEN)
+    info.create_system, info.external_attr = 3, 0o600 << 16
+    return info
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside `path`, which takes its place at the end, on the disk; or goes away if anything fails."""
+    if path.is_dir():
+        raise ValueError("this is a directory; give the name of a file in it")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no directory {path.parent}")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        with open(temporary, "xb", opener=_private) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):  # gone, if all went well
+            temporary.unlink()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _to_json(chat: SavedChat, record: _StateRecord | None) -> bytes:
+    turns = [
+        {
+            "question": turn.question,
+            "pictures": [
+                {
+                    "sha256": picture.sha256,
+                    "tiles": len(picture.tiles),
+                    "tile_size": picture.tiles.shape[1],
+                    "size": list(picture.size),
+                    "facts": dict(picture.facts),
+                }
+                for picture in turn.pictures
+            ],
+            "answer": turn.answer,
+            "ids": None if turn.ids is None else list(turn.ids),
+            "stop_reason": turn.stop_reason,
+        }
+        for turn in chat.turns
+    ]
+    document = {
+        "format_version": FORMAT_VERSION,
+        "model": chat.model,
+        "system": chat.system,
+        "turns": turns,
+        "state": asdict(record) if record else None,
+    }
+    return _encode(_lines(document) + "\n")
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a text is not valid Unicode: {error.reason}") from None
+
+
+def _lines(value: object, indent: str = "") -> str:
+    """JSON for people: objects have a line for each entry, and lists of numbers (many) are one line."""
+    deeper = f"{indent}  "
+    if isinstance(value, dict) and value:
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"the facts of pictures are named by text, not by {odd[0]!r}")
+        parts = [f"{_lines(key)}: {_lines(item, deeper)}" for key, item in value.items()]
+    elif isinstance(value, (list, tuple)) and any(isinstance(item, (dict, list, tuple)) for item in value):
+        parts = [_lines(item, deeper) for item in value]
+    else:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}\n{deeper}" + f",\n{deeper}".join(parts) + f"\n{indent}{closing}"
+
+
+def _from_json(text: bytes, tiles_of: _TilesOf) -> tuple[SavedChat, _StateRecord | None]:
+    """The conversation of a chat.json, what it says about the state apart."""
+    if len(text) > _MOST_TEXT:
+        raise ValueError(f"{_CHAT} has {len(text)} bytes, more than {_MOST_TEXT}")
+    try:
+        document = json.loads(text.decode())
+    except ValueError as error:
+        raise ValueError(f"{_CHAT} is not JSON: {error}") from None
+    version = _field(document, "format_version", int, _CHAT)
+    if version != FORMAT_VERSION:
+        reason = "was written by a newer ayaedge: update it" if version > FORMAT_VERSION else "is not known"
+        raise ValueError(f"its format version {version} {reason}; this ayaedge reads {FORMAT_VERSION}")
+    _encode(json.dumps(document, ensure_ascii=False, allow_nan=False))  # refuses what cannot be written again
+    state = _field(document, "state", (dict, NoneType), _CHAT)
+    turns = _field(document, "turns", list, _CHAT)
+    chat = SavedChat(
+        model=_field(document, "model", str, _CHAT),
+        system=_field(document, "system", (str, NoneType), _CHAT),
+        turns=tuple(_turn(turn, f"turn {number}", tiles_of) for number, turn in enumerate(turns, 1)),
+    )
+    return chat, None if state is None else _state_record(state)
+
+
+def _turn(data: object, where: str, tiles_of: _TilesOf) -> SavedTurn:
+    ids = _field(data, "ids", (list, NoneType), where)
+    reason = _field(data, "stop_reason", str, where)
+    if reason not in _STOP_REASONS:
+        raise ValueError(f"stop_reason of {where} must be one of {_STOP_REASONS}, not {reason[:40]!r}")
+    pictures = enumerate(_field(data, "pictures", list, where), 1)
+    return SavedTurn(
+        question=_field(data, "question", str, where),
+        pictures=tuple(_picture(one, f"{where}, picture {number}", tiles_of) for number, one in pictures),
+        answer=_field(data, "answer", str, where),
+        ids=None if ids is None else tuple(_whole(token, f"a token of {where}") for token in ids),
+        stop_reason=reason,
+    )
+
+
+def _picture(data: object, where: str, tiles_of: _TilesOf) -> SavedPicture:
+    sha256 = _digest(data, "sha256", where)
+    count = _whole(_field(data, "tiles", int, where), f"tiles of {where}", 1, MOST_TILES + 1)
+    side = _whole(_field(data, "tile_size", int, where), f"tile_size of {where}", 1, _MOST_SIDE)
+    if count * side**2 > MAX_PIXELS:
+        raise ValueError(f"{where} has {count * side**2} pixels in its tiles, more than {MAX_PIXELS}")
+    size = _field(data, "size", list, where)
+    if len(size) != 2:
+        raise ValueError(f"{where} has a size of {len(size)} numbers instead of width and height")
+    width, height = (_whole(pixels, f"size of {where}", 1) for pixels in size)
+    tiles = tiles_of(sha256, count, side)
+    if tiles.shape != (count, side, side, 3):
+        raise ValueError(f"{where} is said to have {count} tiles of {side} pixels; they are {tiles.shape}")
+    return SavedPicture(sha256, tiles, (width, height), _field(data, "facts", dict, where))
+
+
+def _state_record(data: object) -> _StateRecord:
+    where = "state"
+    return _StateRecord(
+        key=_digest(data, "key", where),
+        count=_whole(_field(data, "count", int, where), "count of state"),
+        size=_whole(_field(data, "size", int, where), "size of state", most=2**63 - 1),
+        sha256=_digest(data, "sha256", where),
+        hmac=_digest(data, "hmac", where),
+    )
+
+
+def _field(data: object, name: str, kinds: type | tuple[type, ...], where: str) -> Any:
+    if not isinstance(data, dict) or name not in data:
+        raise ValueError(f"{where} has no {name}")
+    value = data[name]
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise ValueError(f"{name} of {where} has the wrong type: {type(value).__name__}")
+    return value
+
+
+def _digest(data: object, name: str, where: str) -> str:
+    value: str = _field(data, name, str, where)
+    if not _DIGEST.fullmatch(value):
+        raise ValueError(f"{name} of {where} is not a SHA-256 of 64 hexadecimal digits")
+    return value
+
+
+def _whole(value: object, what: str, least: int = 0, most: int = _MOST_WHOLE) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{what} must be a whole number from {least} to {most}, not {str(value)[:40]}")
+    return value
+
+
+class _PictureMembers:
+    """Tiles by their hash, each decoded once."""
+
+    def __init__(self, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> None:
+        self._archive, self._members = archive, members
+        self._tiles: dict[str, NDArray[np.uint8]] = {}
+        self._bytes = 0
+
+    @property
+    def names(self) -> set[str]:
+        """The members that were asked for."""
+        return {_PICTURE.format(sha256) for sha256 in self._tiles}
+
+    def __call__(self, sha256: str, count: int, side: int) -> NDArray[np.uint8]:
+        name = _PICTURE.format(sha256)
+        if sha256 not in self._tiles:
+            self._bytes += count * side**2 * 3
+            if self._bytes > _MOST_PICTURE_BYTES:
+                raise ValueError(f"its pictures have more than {_MOST_PICTURE_BYTES} bytes")
+            if name not in self._members:
+                raise ValueError(f"it holds no {name}")
+            tiles = _tiles_of(_content(self._archive, self._members[name]), count, side, name)
+            if tiles_sha256(tiles) != sha256:
+                raise ValueError(f"{name} shows something else: its SHA-256 differs")
+            self._tiles[sha256] = tiles
+        return self._tiles[sha256]
+
+
+def _check_pictures(pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+    for sha256, tiles in pictures.items():
+        shape = tiles.shape
+        if tiles.dtype != np.uint8 or len(shape) != 4 or shape[1:] != (shape[1], shape[1], 3):
+            raise ValueError(f"tiles are uint8 of shape (n, S, S, 3), not {tiles.dtype} of shape {shape}")
+        if tiles_sha256(tiles) != sha256:
+            raise ValueError(f"the SHA-256 of a picture is not {sha256}")
+    if sum(tiles.nbytes for tiles in pictures.values()) > _MOST_PICTURE_BYTES:
+        raise ValueError(f"its pictures have more than {_MOST_PICTURE_BYTES} bytes")
+
+
+def _png_of(tiles: NDArray[np.uint8]) -> memoryview:
+    count, side = tiles.shape[:2]
+    target = io.BytesIO()
+    Image.fromarray(tiles.reshape(count * side, side, 3)).save(target, "PNG", compress_level=_COMPRESSION)
+    return target.getbuffer()
+
+
+def _tiles_of(content: NDArray[np.uint8], count: int, side: int, name: str) -> NDArray[np.uint8]:
+    """Tiles (n, S, S, 3) from a PNG; one of another size, or with anything but pixels, is not even opened."""
+    if not _is_plain_png(content.data, side, count * side):
+        raise ValueError(f"{name} is not a PNG of {side} x {count * side} pixels as ayaedge writes them")
+    try:
+        with PngImagePlugin.PngImageFile(io.BytesIO(content.data)) as picture:
+            return np.asarray(picture).reshape(count, side, side, 3)
+    except (OSError, MemoryError) as error:  # OSError: Pillow's for damage; there is no file behind this
+        raise ValueError(f"{name} is damaged, or too large: {error}") from error
+
+
+def _is_plain_png(content: memoryview, width: int, height: int) -> bool:
+    """Whether it begins with the header of an RGB picture of this size, and all else is pixels and the end."""
+    signature = b"\x89PNG\r\n\x1a\n"
+    header = signature + struct.pack(">I4sIIBBBBB", 13, b"IHDR", width, height, 8, 2, 0, 0, 0)
+    if bytes(content[: len(header)]) != header:
+        return False
+    place, kind = len(header) + 4, b""  # behind the header's CRC
+    while place + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, place)
+        place += 12 + length
+        if kind != b"IDAT":
+            break
+    return kind == b"IEND" and place == len(content)
+
+
+def _bytes_of(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if data.dtype != np.uint8 or data.ndim != 1:
+        raise ValueError(f"a state is uint8 of shape (bytes,), not {data.dtype} of shape {data.shape}")
+    return np.ascontiguousarray(data)
+
+
+def _is_ours(record: _StateRecord, secret: bytes | None, path: Path) -> bool:
+    if secret is not None and hmac.compare_digest(record.expected(secret), record.hmac):
+        return True
+    logger.warning(
+        "what was computed for %s was not saved by this user on this machine: it is not used, but computed again",
+        path,
+    )
+    return False
+
+
+def _read_state(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, record: _StateRecord, path: Path
+) -> SavedState | None:
+    try:
+        data = _content(archive, info, record.size)
+        if hashlib.sha256(data.data).hexdigest() == record.sha256:
+            return SavedState(record.key, record.count, data)
+        reason = "its SHA-256 differs"
+    except (*_DAMAGE, MemoryError) as error:
+        reason = str(error)
+    logger.warning("what was computed for %s cannot be used, and is computed again: %s", path, reason)
+    return None

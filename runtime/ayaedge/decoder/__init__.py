@@ -1,0 +1,1 @@
+"""The decoder: the llama.cpp context and what goes in and out of it."""

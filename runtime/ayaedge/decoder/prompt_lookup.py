@@ -1,0 +1,121 @@
+"""Prompt lookup: guesses of the next tokens, taken from what stands in the prompt and the answer already.
+
+An answer that copies (a transcription in two languages, a list, JSON with the same keys) repeats runs of tokens. The
+decoder checks several guesses in one step for less than the price of one step each. Source of the idea: prompt lookup
+decoding (Saxena 2023). Whether it pays depends on the machine and on the answer, so both are watched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from ayaedge.decoder.decoder import Decoder
+
+_NGRAM = 3
+"""Tokens that must have occurred before, in this order."""
+_TRIALS = 4
+"""Steps with guesses before their yield is judged."""
+_REST = 32
+"""Plain steps after guesses that did not pay."""
+
+
+def greedy_with_lookup(decoder: Decoder, prompt: Sequence[int], picture: int, limit: int) -> Iterator[int]:
+    """The likeliest token after what the decoder holds, then the next, up to `limit`; guesses where they pay.
+
+    `prompt` are the ids that the decoder holds, `picture` the one that stands for an image embedding. Each token is
+    the likeliest after those before it, so guessing changes nothing but the rounding of logits: a guess is computed
+    with a few others, a token without guesses alone.
+    """
+    lookup, worth = PromptLookup(prompt, picture), Worth()
+    most = min(decoder.options.draft_tokens, decoder.options.batch_size - 1)
+    token = decoder.likeliest()[-1]
+    given = 0
+    while given < limit:
+        yield token
+        given += 1
+        if given == limit:
+            return
+        lookup.push(token)
+        room = min(most, limit - given - 1, decoder.context_size - decoder.position - 1)
+        guesses = lookup.guess(room) if room > 0 and worth.allows() else []
+        started, start = time.perf_counter(), decoder.position
+        decoder.decode_tokens([token, *guesses], all_logits=bool(guesses))
+        right = decoder.likeliest()
+        kept = next((i for i, guess in enumerate(guesses) if guess != right[i]), len(guesses))
+        if kept < len(guesses):
+            decoder.cut(start + 1 + kept)
+        seconds = time.perf_counter() - started
+        if guesses:
+            worth.guessed(seconds, 1 + kept)
+        else:
+            worth.plain(seconds)
+        for guess in guesses[:kept]:
+            yield guess
+            given += 1
+            lookup.push(guess)
+        token = right[kept]
+
+
+class PromptLookup:
+    """The tokens of a prompt and its answer, with where each run of `_NGRAM` of them occurred last.
+
+    Positions inside pictures are no tokens and end every run.
+    """
+
+    def __init__(self, ids: Sequence[int], picture: int) -> None:
+        self._picture = picture
+        self._ids: list[int] = []
+        self._places: dict[tuple[int, ...], int] = {}
+        for token in ids:
+            self.push(token)
+
+    def push(self, token: int) -> None:
+        """Append a token."""
+        run = tuple(self._ids[-_NGRAM:])  # of the tokens before: what follows it is `token`
+        if len(run) == _NGRAM and self._picture not in run and token != self._picture:
+            self._places[run] = len(self._ids)
+        self._ids.append(token)
+
+    def guess(self, most: int) -> list[int]:
+        """At most `most` tokens that followed the same run earlier."""
+        place = self._places.get(tuple(self._ids[-_NGRAM:]))
+        if place is None:
+            return []
+        found = self._ids[place : place + most]
+        return found[: found.index(self._picture)] if self._picture in found else found
+
+
+class Worth:
+    """Whether guessing pays: seconds per token of steps with guesses against those without."""
+
+    def __init__(self) -> None:
+        self._plain: float | None = None
+        self._seconds = self._tokens = 0.0
+        self._trials = self._rest = 0
+
+    def allows(self) -> bool:
+        """Whether the next step may guess."""
+        if self._plain is None:  # one plain step first, to compare with
+            return False
+        if self._rest:
+            self._rest -= 1
+            return False
+        return True
+
+    def plain(self, seconds: float) -> None:
+        """Note a step without guesses."""
+        self._plain = seconds if self._plain is None else 0.8 * self._plain + 0.2 * seconds
+
+    def guessed(self, seconds: float, tokens: int) -> None:
+        """Note a step that gave `tokens` tokens; after several that did not pay there is a rest."""
+        self._seconds, self._tokens, self._trials = (
+            self._seconds + seconds,
+            self._tokens + tokens,
+            self._trials + 1,
+        )
+        if self._trials >= _TRIALS:
+            if self._seconds > self._tokens * (self._plain or 0.0):
+                self._rest = _REST
+            self._seconds = self._tokens = 0.0
+            self._trials = 0

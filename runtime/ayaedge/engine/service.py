@@ -1,0 +1,47 @@
+"""An engine and the thread that works for it: everything that models and conversations share."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ayaedge.engine.engine import Engine
+from ayaedge.engine.worker import Item, Request, Result, Worker
+from ayaedge.errors import AyaEdgeError
+
+
+class Service:
+    """Takes requests from any thread. Ends by itself when nobody holds it any more, and at the interpreter's exit."""
+
+    def __init__(self, engine: Engine, queue_size: int) -> None:
+        self.engine = engine
+        self._worker = Worker(f"ayaedge {engine.bundle.name}", queue_size, engine.close)
+        weakref.finalize(self, self._worker.abandon).atexit = False
+
+    def request(
+        self,
+        work: Callable[[Engine, Request[Item, Result]], Result],
+        listener: Callable[[Any], object] | None = None,
+    ) -> Request[Item, Result]:
+        """Queue work for the engine; ClosedError or BusyError if that is not possible."""
+        # The request holds the service, so that a caller need not hold the model. A partial lets go of all when the
+        # work is done; a closure would live as long as an error whose traceback names it.
+        return self._worker.submit(Request(partial(_serve, self, work), listener))
+
+    def call(self, work: Callable[[Engine, Request[Any, Result]], Result]) -> Result:
+        """Queue work and wait for its result; AyaEdgeError in a callback, which would wait for itself."""
+        if self._worker.is_current_thread:
+            raise AyaEdgeError("a callback runs on the model's own thread and cannot wait for it")
+        return self.request(work).result()
+
+    def close(self) -> None:
+        """Cancel everything and free the engine; returns when that is done, in a callback at once."""
+        self._worker.close()
+
+
+def _serve(
+    service: Service, work: Callable[[Engine, Request[Item, Result]], Result], request: Request[Item, Result]
+) -> Result:
+    return work(service.engine, request)

@@ -1,0 +1,1 @@
+"""What this computer is: processor, memory, devices, and what may be tried on them."""

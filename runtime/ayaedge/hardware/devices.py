@@ -1,0 +1,336 @@
+"""Which processors of this computer both halves can use, and how much of a model a graphics processor holds.
+
+What is there is asked of llama.cpp and ONNX Runtime as they are installed, never guessed. Nothing is loaded here and
+no memory is taken: a plan is arithmetic over the figures of `ayaedge.decoder.gguf_header`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from ayaedge import llama, ort
+from ayaedge.decoder.gguf_header import DecoderFigures
+from ayaedge.errors import InvalidOptionError
+
+logger = logging.getLogger(__name__)
+
+Device = Literal["auto", "cpu", "cuda", "metal", "vulkan", "directml", "coreml", "openvino"]
+
+CPU_PROVIDER = "CPUExecutionProvider"
+PROVIDERS = {
+    "cuda": "CUDAExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+"""ONNX Runtime's name of each device, the best first: OpenVINO mostly means the processor itself."""
+PACKAGES = {"cuda": "onnxruntime-gpu", "directml": "onnxruntime-directml", "openvino": "onnxruntime-openvino"}
+"""The build of ONNX Runtime that has a device; CoreML is in the ordinary one for macOS."""
+BACKENDS = ("cuda", "metal", "vulkan")
+"""The decoder's devices that can be asked for by name, the best first."""
+_ANY_GPU = ("WebGpuExecutionProvider", "DmlExecutionProvider")
+"""ONNX Runtime has no Vulkan; these drive the same hardware."""
+_REQUIREMENT = "llama-cpp-python~=0.3.36"
+
+_GPU, _INTEGRATED = 1, 2
+"""Of `ggml_backend_dev_type`."""
+_BACKEND_NAMES = {"mtl": "metal"}
+
+_LEAST_RESERVE = 256_000_000
+_RESERVE = 0.05
+"""Of the free memory: for the libraries' own work space, and because other programs draw windows."""
+_VISION_WORK = 600_000_000
+"""Bytes of activations that ONNX Runtime takes for one tile, beside the weights."""
+_ACTIVATIONS = 4
+"""Bytes of an activation."""
+_MASK = 2
+"""Bytes of an element of an attention mask."""
+_F16 = 2.0
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A graphics processor, as llama.cpp sees it."""
+
+    name: str
+    """`CUDA0`, `Vulkan1`."""
+    description: str
+    backend: str
+    """`cuda`, `metal`, `vulkan`, `rocm`, `sycl`, ..."""
+    total_bytes: int
+    free_bytes: int
+    """0, like `total_bytes`, if the driver does not tell."""
+    integrated: bool = False
+    """Uses main memory; llama.cpp leaves it alone where there is another one."""
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """What goes on a graphics processor."""
+
+    layers: int
+    """`n_gpu_layers`: the output layer is the first to go there, then the blocks from the last on."""
+    of: int
+    """`layers` when everything is there: all blocks and the output layer."""
+    vision: bool
+    bytes_used: int
+    free_bytes: int
+    """What there was before."""
+    reason: str
+
+
+def decoder_gpus() -> list[Gpu]:
+    """The graphics processors that this build of llama.cpp can use, in its order."""
+    registry, base = _registry()
+    devices = [registry.ggml_backend_dev_get(index) for index in range(registry.ggml_backend_dev_count())]
+    return [
+        _gpu(base, device) for device in devices if base.ggml_backend_dev_type(device) in (_GPU, _INTEGRATED)
+    ]
+
+
+def device_list(gpus: Sequence[Gpu]) -> Any:
+    """The handles of these processors, as `llama_model_params.devices` wants them: an array with NULL at its end."""
+    registry, base = _registry()
+    devices = [registry.ggml_backend_dev_get(index) for index in range(registry.ggml_backend_dev_count())]
+    names = [gpu.name for gpu in gpus]
+    chosen = [device for device in devices if base.ggml_backend_dev_name(device).decode() in names]
+    return (ctypes.c_void_p * (len(chosen) + 1))(*chosen, None)
+
+
+def decoder_backends() -> list[str]:
+    """What this build of llama.cpp was compiled for, whether or not there is such a device: `cpu`, `cuda`, ..."""
+    registry, base = _registry()
+    return [
+        _backend_name(base.ggml_backend_reg_name(registry.ggml_backend_reg_get(index)))
+        for index in range(registry.ggml_backend_reg_count())
+    ]
+
+
+def vision_providers() -> list[str]:
+    """The execution providers of the ONNX Runtime that is installed; a device for each need not be there."""
+    return list(ort.library().get_available_providers())
+
+
+def choose_vision(device: Device, available: Sequence[str]) -> tuple[str, ...]:
+    """ONNX Runtime's execution providers for a device, the best first and the processor last.
+
+    InvalidOptionError with the command that installs it if a device was asked for by name and is missing.
+    """
+    if device == "cpu":
+        return (CPU_PROVIDER,)
+    if device == "auto":
+        found = next((name for name in PROVIDERS.values() if name in available), CPU_PROVIDER)
+        logger.info("the vision tower runs through %s", found)
+    elif device == "vulkan":
+        found = next((name for name in _ANY_GPU if name in available), CPU_PROVIDER)
+        logger.info("ONNX Runtime has no Vulkan: the vision tower runs through %s", found)
+    else:
+        found = _named_provider("coreml" if device == "metal" else device, available)
+    return (found,) if found == CPU_PROVIDER else (found, CPU_PROVIDER)
+
+
+def choose_decoder(device: Device, gpus: Sequence[Gpu]) -> list[Gpu]:
+    """The graphics processors that the decoder shall use, all of one kind; none means the processor.
+
+    InvalidOptionError with the command that builds it if a device was asked for by name and is missing. DirectML and
+    OpenVINO concern the vision tower only; with CoreML the decoder uses Metal where it can.
+    """
+    if device == "auto":
+        chosen = _best(gpus)
+        logger.info("the decoder runs on %s", ", ".join(gpu.name for gpu in chosen) or "the processor")
+        return chosen
+    backend = "metal" if device == "coreml" else device
+    if backend not in BACKENDS:
+        return []
+    chosen = _best([gpu for gpu in gpus if gpu.backend == backend])
+    if not chosen and device != "coreml":
+        raise InvalidOptionError(
+            f"device is {device!r}, but this build of llama-cpp-python sees no such device; if there is one, "
+            f"build it anew: {decoder_command(backend)}"
+        )
+    return chosen
+
+
+def decoder_command(backend: str, system: str = "") -> str:
+    """The command that builds llama-cpp-python for one of `BACKENDS`; for PowerShell on Windows."""
+    arguments = f"-DGGML_{backend.upper()}=on"
+    install = (
+        "pip install --force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python "
+        f'"{_REQUIREMENT}"'
+    )
+    if (system or platform.system()) == "Windows":
+        return f'$env:CMAKE_ARGS="{arguments}"; {install}'
+    return f'CMAKE_ARGS="{arguments}" {install}'
+
+
+def vision_command(device: str, system: str = "") -> str:
+    """The command that installs the ONNX Runtime with a device; two of its packages would overwrite each other."""
+    then = ";" if (system or platform.system()) == "Windows" else " &&"
+    return f"pip uninstall -y onnxruntime{then} pip install {PACKAGES.get(device, 'onnxruntime')}"
+
+
+def plan_gpu(
+    figures: DecoderFigures,
+    *,
+    free_bytes: int,
+    context: int,
+    cache_element_bytes: float = _F16,
+    batch: int = 512,
+    flash_attention: bool = True,
+    vision_bytes: int | None,
+    vision_first: bool = False,
+) -> GpuPlan:
+    """As many layers as the free memory holds with their KV cache and work space; the vision tower if it fits beside.
+
+    `context` and `batch` are in tokens; `vision_bytes` are the vision graph's weights, None if it stays on the
+    processor anyway; `vision_first` sets its memory aside before layers are counted.
+
+    Layers come first where not everything fits. They pay with every token of every answer; the tower pays once for a
+    picture that was never seen before, since embeddings and decoder states are kept. For 8B its 1.8 GB are worth 11
+    layers: about 1.4 GB less to read from main memory for each token.
+    """
+    room, of = free_bytes - reserve(free_bytes), figures.layers + 1
+    needs = [
+        gpu_bytes(
+            figures, layers, context=context, cache_element_bytes=cache_element_bytes, batch=batch,
+            flash_attention=flash_attention,
+        )
+        for layers in range(of + 1)
+    ]  # fmt: skip
+    tower = None if vision_bytes is None else vision_bytes + _VISION_WORK
+    left = room - tower if tower and vision_first else room
+    layers = max(count for count, need in enumerate(needs) if need <= max(left, 0))
+    vision = tower is not None and needs[layers] + tower <= room
+    used = needs[layers] + (tower if tower and vision else 0)
+    reason = _reason(layers, of, vision, tower, free_bytes)
+    return GpuPlan(layers, of, vision, used, free_bytes, reason)
+
+
+def gpu_bytes(
+    figures: DecoderFigures,
+    layers: int,
+    *,
+    context: int,
+    cache_element_bytes: float = _F16,
+    batch: int = 512,
+    flash_attention: bool = True,
+) -> int:
+    """Bytes of graphics memory that `layers` layers take with KV cache and work space.
+
+    With fewer than all, llama.cpp copies matrices of the others there during prefill; the largest block is counted
+    for them, which is more than its largest matrix.
+    """
+    if layers == 0:
+        return 0
+    blocks = min(layers, figures.layers + 1) - 1
+    weights = figures.other_bytes + sum(figures.layer_bytes[figures.layers - blocks :])
+    cached = figures.kv_bytes(context, cache_element_bytes) * blocks // max(figures.layers, 1)
+    copies = 0 if blocks == figures.layers else max(figures.layer_bytes)
+    work = work_bytes(figures, context=context, batch=batch, flash_attention=flash_attention)
+    return weights + cached + copies + work
+
+
+def work_bytes(
+    figures: DecoderFigures, *, context: int, batch: int = 512, flash_attention: bool = True
+) -> int:
+    """Bytes of llama.cpp's compute buffer for batches of `batch` tokens, with one row of logits.
+
+    Fitted to what llama.cpp reserves for Cohere's parallel blocks (8B: 140.0 MiB at 8192 tokens and batches of 512);
+    without flash attention the scores of all heads are stored.
+    """
+    masks = 1 if figures.window is None else 2
+    row = _ACTIVATIONS * (3 * figures.feed_forward + 5 * figures.hidden) + masks * _MASK * context
+    if not flash_attention:
+        row += _ACTIVATIONS * figures.heads * context
+    return batch * row + _ACTIVATIONS * figures.vocab_size
+
+
+def reserve(free_bytes: int) -> int:
+    """Bytes of graphics memory that a plan leaves free."""
+    return max(_LEAST_RESERVE, int(_RESERVE * free_bytes))
+
+
+def fewer_layers(layers: int) -> int:
+    """How many layers to try after `layers` of them ran out of memory: three quarters, in the end 0."""
+    return max(0, min(layers * 3 // 4, layers - 1))
+
+
+def _named_provider(device: str, available: Sequence[str]) -> str:
+    if PROVIDERS[device] in available:
+        return PROVIDERS[device]
+    where = " (on macOS only)" if device == "coreml" else ""
+    raise InvalidOptionError(
+        f"device is {device!r}, but the ONNX Runtime that is installed has no {PROVIDERS[device]}; "
+        f"it has {', '.join(available)}. Install it{where}: {vision_command(device)}"
+    )
+
+
+def _best(gpus: Sequence[Gpu]) -> list[Gpu]:
+    """All of the best kind; integrated ones only where there are no others, as llama.cpp itself would choose."""
+    candidates = [gpu for gpu in gpus if not gpu.integrated] or list(gpus)
+    ranks = {backend: rank for rank, backend in enumerate(BACKENDS)}
+    kinds = sorted({gpu.backend for gpu in candidates}, key=lambda kind: (ranks.get(kind, len(ranks)), kind))
+    return [gpu for gpu in candidates if gpu.backend == kinds[0]]
+
+
+def _reason(layers: int, of: int, vision: bool, tower: int | None, free_bytes: int) -> str:
+    free = f"{free_bytes / 1e9:.1f} GB of graphics memory"
+    if layers == of:
+        decoder = f"the whole decoder fits in {free}"
+    elif layers:
+        decoder = f"{layers} of {of} layers fit in {free}"
+    else:
+        decoder = f"no layer fits in {free}"
+    if tower is None:
+        return f"{decoder}; the vision tower runs elsewhere"
+    place = "fits beside it" if vision else "does not fit beside it"
+    return f"{decoder}; the vision tower ({tower / 1e9:.1f} GB) {place}"
+
+
+def _gpu(base: Any, device: int) -> Gpu:
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+    return Gpu(
+        name=base.ggml_backend_dev_name(device).decode(),
+        description=base.ggml_backend_dev_description(device).decode(errors="replace"),
+        backend=_backend_name(base.ggml_backend_reg_name(base.ggml_backend_dev_backend_reg(device))),
+        total_bytes=total.value,
+        free_bytes=free.value,
+        integrated=base.ggml_backend_dev_type(device) == _INTEGRATED,
+    )
+
+
+def _backend_name(registered: bytes) -> str:
+    name = registered.decode().lower()
+    return _BACKEND_NAMES.get(name, name)
+
+
+@cache
+def _registry() -> tuple[Any, Any]:
+    """The libraries that know the devices (ggml) and what they are (ggml-base), with their functions declared."""
+    llama.library().llama_supports_gpu_offload()  # loads the backends that are libraries of their own
+    handle, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
+    sizes = ctypes.POINTER(size)
+    registry = llama.native_library(
+        "ggml",
+        ggml_backend_dev_count=(size, []),
+        ggml_backend_dev_get=(handle, [size]),
+        ggml_backend_reg_count=(size, []),
+        ggml_backend_reg_get=(handle, [size]),
+    )
+    base = llama.native_library(
+        "ggml-base",
+        ggml_backend_dev_name=(text, [handle]),
+        ggml_backend_dev_description=(text, [handle]),
+        ggml_backend_dev_memory=(None, [handle, sizes, sizes]),
+        ggml_backend_dev_type=(ctypes.c_int, [handle]),
+        ggml_backend_dev_backend_reg=(handle, [handle]),
+        ggml_backend_reg_name=(text, [handle]),
+    )
+    return registry, base

@@ -1,0 +1,308 @@
+"""Probes: pieces of our own code in a process of their own, because what they try may end it.
+
+Some kernels and graphics drivers end the process on some computers, where no error can be caught. A probe tries them
+in a child, gives back what it found or says how it died, and what was learnt can be kept for this machine. What is
+tried, and what follows from it, is decided elsewhere.
+
+The child imports the function that is tried, never the program's own main file. A program that is frozen into an
+executable starts itself as the child, so it has to call `freeze_support()` before anything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import operator
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ayaedge import errors
+from ayaedge.cache.prepared_graphs import write_private
+from ayaedge.errors import AyaEdgeError, BackendError
+from ayaedge.hardware.machine import processor
+
+logger = logging.getLogger(__name__)
+
+_FLAG = "--ayaedge-probe"
+_START = (
+    "import sys; sys.path[:] = eval(sys.stdin.readline()); from ayaedge.hardware.probes import serve; serve()"
+)
+"""With nothing imported before the path is this program's: the working directory would come first."""
+_WINDOWS_FAULTS = {0xC0000005: "ACCESS_VIOLATION", 0xC000001D: "ILLEGAL_INSTRUCTION", 0xC0000409: "FAIL_FAST"}
+_FAULTS = {"SIGSEGV", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE", "SIGTRAP", "SIGSYS", *_WINDOWS_FAULTS.values()}
+"""Deaths that come again; others, such as SIGKILL where memory ran out, may not."""
+_MOST_SAID = 2000
+_LAST_WAIT = 10.0
+"""Seconds that a child which has closed its output, or was told to end, may take for it."""
+
+_restarts = False
+"""Whether this program, frozen, has called `freeze_support`."""
+_known: dict[str, Result] = {}
+"""What was learnt by this process and has no file."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a probe gave back, or how it died."""
+
+    value: Any = None
+    """Made of what JSON has."""
+    death: str | None = None
+    """`SIGSEGV`, `exit code 1`, `no answer within 60 s`; None if it did not die."""
+    said: str = ""
+    """The end of its stderr, if it died."""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the same would happen again, by all that is known."""
+        return self.death is None or self.death in _FAULTS
+
+
+class Probe:
+    """A child that runs a function of a module with arguments that JSON has; a context manager that ends it.
+
+    A generator is asked for one value after the other and waits in between; of any other function the result is the
+    only value. Raises BackendError where no child can be started.
+    """
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any):
+        call = {"function": f"{function.__module__}:{function.__qualname__}", "arguments": arguments}
+        command = _command()
+        self._late: float | None = None
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0), encoding="utf-8",
+            )  # fmt: skip
+        except OSError as error:
+            self._stderr.close()
+            raise BackendError(f"{command[0]} cannot be started to try something apart: {error}") from None
+        path = ascii([entry for entry in sys.path if isinstance(entry, str)])
+        self._write(path, json.dumps(call, default=operator.index))
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child."""
+        self._process.kill()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                with suppress(OSError):
+                    stream.close()
+        self._process.wait()
+        self._stderr.close()
+
+    def ask(self, seconds: float) -> Result:
+        """The next value, within so many seconds. What ayaedge raises on purpose in the child is raised here."""
+        timer = threading.Timer(seconds, self._end_late, [seconds])
+        timer.daemon = True
+        timer.start()
+        try:
+            self._write("")
+            line = self._process.stdout.readline() if self._process.stdout else ""
+        finally:
+            timer.cancel()
+        if not line.endswith("\n"):
+            return Result(death=self._death(), said=self._said())
+        answer = json.loads(line)
+        if "error" in answer:
+            raise _error(*answer["error"])
+        return Result(answer["value"])
+
+    def _write(self, *lines: str) -> None:
+        with suppress(OSError, ValueError):  # it has died: reading will tell
+            if self._process.stdin:
+                self._process.stdin.write("".join(f"{line}\n" for line in lines))
+                self._process.stdin.flush()
+
+    def _end_late(self, seconds: float) -> None:
+        self._late = seconds
+        self._process.kill()
+
+    def _death(self) -> str:
+        try:
+            code = self._process.wait(_LAST_WAIT)
+        except subprocess.TimeoutExpired:
+            return "it said no more"
+        return f"no answer within {self._late:g} s" if self._late is not None else _death_of(code)
+
+    def _said(self) -> str:
+        size = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size - _MOST_SAID))
+        return self._stderr.read().decode("utf-8", "replace").strip()
+
+
+def probe(function: Callable[..., Any], *arguments: Any, seconds: float) -> Result:
+    """The only or first value of a function that runs in a child; see `Probe`."""
+    with Probe(function, *arguments) as child:
+        return child.ask(seconds)
+
+
+class Verdicts:
+    """What is known of settings on this machine, with these versions of llama.cpp and ONNX Runtime.
+
+    Kept in the directory's `machine`, which only its owner can read; without a directory, by this process alone.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory and directory / "machine"
+
+    def recall(self, setting: str) -> Result | None:
+        """What was learnt of a setting, without the value; None if it was never tried."""
+        key = _key(setting)
+        if self._directory is None:
+            return _known.get(key)
+        try:
+            entry = json.loads(self._path(self._directory, key).read_text("utf-8"))
+            result = Result(death=entry["death"], said=entry["said"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return _known.get(key)
+        return result
+
+    def remember(self, setting: str, result: Result) -> None:
+        """Keep what was learnt, unless it may be otherwise the next time."""
+        if not result.lasts:
+            return
+        key = _key(setting)
+        entry = {"setting": setting, **asdict(Result(death=result.death, said=result.said))}
+        try:
+            if self._directory is None:
+                raise FileNotFoundError("there is no directory")
+            write_private(self._path(self._directory, key), json.dumps(entry) + "\n")
+        except OSError as error:
+            logger.info("what was learnt of %s is kept by this process alone: %s", setting, error)
+            _known[key] = Result(death=result.death, said=result.said)
+
+    def settle(self, setting: str, function: Callable[..., Any], *arguments: Any, seconds: float) -> Result:
+        """What is known of a setting; if nothing is, a probe of `function` decides, and that is remembered."""
+        found = self.recall(setting)
+        if found is None:
+            logger.info("%s was never tried on this machine: trying it in a process of its own", setting)
+            found = probe(function, *arguments, seconds=seconds)
+            self.remember(setting, found)
+        return found
+
+    @staticmethod
+    def _path(directory: Path, key: str) -> Path:
+        return directory / f"verdict-{key}.json"
+
+
+def freeze_support() -> None:
+    """Let a frozen program start itself for probes: to be called first in its main file, once.
+
+    In the process of a probe it does not return; elsewhere it does nothing else. Without it a frozen program has no
+    probes, and what needs one is refused.
+    """
+    global _restarts
+    _restarts = True
+    if sys.argv[1:] == [_FLAG]:
+        sys.stdin.readline()  # the path, which a frozen program has already
+        serve()
+        sys.exit()
+
+
+def serve() -> None:
+    """Be the child: read what is called from stdin, and write a line of JSON for each value."""
+    _die_quietly()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
+        os.dup2(2, 1)  # what libraries print must not come between
+        call = json.loads(sys.stdin.readline())
+        values = _values(call["function"], call["arguments"])
+        while sys.stdin.readline():
+            answer: dict[str, Any]
+            try:
+                answer = {"value": next(values)}
+            except StopIteration:
+                return
+            except AyaEdgeError as error:
+                answer = {"error": [type(error).__name__, str(error)]}
+            print(json.dumps(answer), file=channel, flush=True)
+
+
+def _values(name: str, arguments: list[Any]) -> Iterator[Any]:
+    module, _, function = name.partition(":")
+    result = getattr(import_module(module), function)(*arguments)
+    if isinstance(result, Iterator):
+        yield from result
+    else:
+        yield result
+
+
+def _die_quietly() -> None:
+    """No core file, no window with a question, no trace of an interrupt: whoever started this one decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "win32":
+        import ctypes
+
+        ctypes.windll.kernel32.SetErrorMode(0x0001 | 0x0002)  # no dialogs for critical errors and faults
+        return
+    import resource
+
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _command() -> list[str]:
+    """What starts a child; BackendError in a program that cannot be started for that."""
+    import multiprocessing.spawn
+
+    executable = os.fsdecode(multiprocessing.spawn.get_executable() or "")
+    if not getattr(sys, "frozen", False) and _is_python(executable):
+        return [executable, "-c", _START]
+    if _restarts:
+        return [sys.executable, _FLAG]
+    raise BackendError(
+        "this program has no Python interpreter to try something apart in: let its main file begin with "
+        "`import ayaedge.hardware.probes; ayaedge.hardware.probes.freeze_support()`"
+    )
+
+
+def _is_python(executable: str) -> bool:
+    """Whether it can be told what to run; a program that embeds Python cannot."""
+    return Path(executable).name.lower().startswith(("python", "pypy")) and Path(executable).is_file()
+
+
+def _death_of(code: int) -> str:
+    if code >= 0:
+        return _WINDOWS_FAULTS.get(code) or f"exit code {code}"
+    with suppress(ValueError):
+        return signal.Signals(-code).name
+    return f"signal {-code}"
+
+
+def _error(kind: str, message: str) -> AyaEdgeError:
+    """The error that the child raised, of the class that it had there if that takes a message alone."""
+    with suppress(TypeError):
+        error = getattr(errors, kind, BackendError)(message)
+        assert isinstance(error, AyaEdgeError)
+        return error
+    return BackendError(message)
+
+
+def _key(setting: str) -> str:
+    from ayaedge import llama, ort
+
+    machine = processor()
+    versions = (llama.library().__version__, ort.library().__version__)
+    facts = (setting, machine.name, sorted(machine.features), platform.machine(), versions)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Images from anything to tiles."""

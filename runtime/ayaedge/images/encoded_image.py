@@ -1,0 +1,50 @@
+"""Pictures that were read and cut into tiles, perhaps encoded too: what a question needs of them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ayaedge.bundle import Manifest
+from ayaedge.images.load import ImageInput
+from ayaedge.images.tiling import split_tiles
+from ayaedge.planning.costs import PictureCost, TileChoice, picture_cost
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """A picture that a model has read, to be used in any number of its questions.
+
+    It may be used with every model that was loaded from the same bundle and runs its vision tower in the same way.
+    """
+
+    cost: PictureCost
+    """Size, grid, tiles and tokens."""
+    tiles: NDArray[np.uint8] = field(repr=False)
+    """(n, S, S, 3), the thumbnail last."""
+    encoder: bytes = field(repr=False)
+    """Identifies the bundle, and how its vision tower runs."""
+    embeddings: NDArray[np.float32] | None = field(default=None, repr=False)
+    """(n, T, hidden); None if they are computed when a question needs them."""
+
+    @property
+    def key(self) -> bytes:
+        """SHA-256 of the encoder and the tiles."""
+        return hashlib.sha256(self.encoder + self.tiles.tobytes()).digest()
+
+
+Picture: TypeAlias = "ImageInput | EncodedImage"
+"""What may be given as a picture."""
+
+
+def cut_picture(
+    image: NDArray[np.uint8], manifest: Manifest, choice: TileChoice, encoder: bytes
+) -> EncodedImage:
+    """A picture (H, W, 3) in tiles, not yet encoded; `choice` must be settled (`costs.tiles_within`)."""
+    size = (image.shape[1], image.shape[0])
+    tiles = split_tiles(image, manifest.tiling, max_tiles=choice.max_tiles, native=choice.policy == "native")
+    return EncodedImage(picture_cost(size, manifest, choice), tiles, encoder)

@@ -1,0 +1,1 @@
+"""OpenAI's dictionaries, in and out."""

@@ -1,0 +1,1 @@
+"""What a question will take, where each half runs, and which settings are fastest."""

@@ -1,0 +1,255 @@
+"""What a question will cost on this machine, before it is asked: tiles, tokens, memory, seconds.
+
+Arithmetic over figures that others provide: the manifest, the header of decoder.gguf, the machine's memory, and the
+speeds that `ayaedge.planning.tuning` measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+from ayaedge.bundle import Manifest
+from ayaedge.checks import check_options, make_plain, one_of, real_number, whole_number
+from ayaedge.decoder.gguf_header import DecoderFigures
+from ayaedge.hardware.devices import GpuPlan, work_bytes
+from ayaedge.hardware.machine import Memory
+from ayaedge.images.tiling import TilePolicy, Tiling, picture_grid, tile_count
+
+DEFAULT_BUDGET = 30.0
+"""Seconds to the first token that the policy `auto` allows itself unless told otherwise."""
+TEXT_TOKENS = 64
+"""Of a question, for choosing tiles: a picture gets the same tiles whatever is asked about it."""
+_PROCESS_BYTES = 120_000_000
+"""Python, numpy and both libraries."""
+_CACHE_BYTES = {
+    "f32": 4,
+    "f16": 2,
+    "bf16": 2,
+    "q8_0": 34 / 32,
+    "q5_1": 24 / 32,
+    "q5_0": 22 / 32,
+    "q4_1": 20 / 32,
+}
+_SMALLEST_CACHE_TYPE = 18 / 32
+_VISION_ACTIVATIONS = 7
+"""Float copies of a tile's widest activations that ONNX Runtime holds at once, measured at the 8B's shape."""
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Seconds that each step takes on this machine."""
+
+    tile: float
+    prompt_token: float
+    """At the beginning of the context."""
+    prompt_growth: float
+    """More for each token that stands before: attention looks back."""
+    answer_token: float
+    answer_growth: float
+
+    def prefill(self, start: int, count: int) -> float:
+        """Seconds for `count` tokens behind `start` others."""
+        return count * self.prompt_token + count * (start + count / 2) * self.prompt_growth
+
+    def answer(self, start: int, count: int) -> float:
+        """Seconds for `count` tokens of an answer behind a prompt of `start`."""
+        return count * self.answer_token + count * (start + count / 2) * self.answer_growth
+
+
+@dataclass(frozen=True)
+class PictureCost:
+    """What becomes of one picture."""
+
+    width: int
+    """Pixels, upright."""
+    height: int
+    columns: int
+    rows: int
+    tiles: int
+    """The thumbnail included."""
+    tokens: int
+    """Image embeddings, without tags and markers."""
+
+    def __str__(self) -> str:
+        size, grid = f"{self.width} x {self.height} pixels", f"grid {self.columns} x {self.rows}"
+        return f"{size}, {grid}, {self.tiles} tiles, {self.tokens} tokens"
+
+
+@dataclass(frozen=True)
+class MemoryCost:
+    """Bytes of main memory."""
+
+    decoder: int
+    """Weights; mapped from the file unless they are repacked, which takes as much again."""
+    kv_cache: int
+    work: int
+    """llama.cpp's compute buffer."""
+    vision: int
+    """Weights and activations."""
+    process: int = _PROCESS_BYTES
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.decoder + self.kv_cache + self.work + self.vision + self.process
+
+
+@dataclass(frozen=True)
+class QuestionCost:
+    """A question as it would run."""
+
+    pictures: tuple[PictureCost, ...]
+    prompt_tokens: int
+    context: int
+    memory: MemoryCost
+    available_bytes: int
+    vision_seconds: float | None
+    """None, like the other times, where nothing was measured yet."""
+    prefill_seconds: float | None
+    first_token_seconds: float | None
+    answer_tokens_per_second: float | None
+    gpu: GpuPlan | None = None
+    """What goes to graphics memory; `memory` is the rest."""
+
+    @property
+    def faults(self) -> list[str]:
+        """Why the question cannot run here, with advice; empty if it can."""
+        found = []
+        if self.prompt_tokens >= self.context:
+            found.append(
+                f"the prompt has {self.prompt_tokens} tokens and the context holds {self.context}: lower --max-tiles, "
+                "send fewer pictures, or raise the context size (-c/--ctx-size)"
+            )
+        if self.memory.total > self.available_bytes:
+            found.append(
+                f"{self.memory.total / 1e9:.1f} GB of memory are needed and {self.available_bytes / 1e9:.1f} GB are "
+                f"free: close other programs, lower --max-tiles or send fewer pictures (the KV cache takes "
+                f"{self.memory.kv_cache / 1e9:.1f} GB), or export with a smaller --quant"
+            )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        values = asdict(self)
+        values["memory"]["total"] = self.memory.total
+        return {**values, "fits": not self.faults, "faults": self.faults}
+
+
+@dataclass(frozen=True)
+class TileChoice:
+    """How many tiles pictures get."""
+
+    policy: TilePolicy = "faithful"
+    max_tiles: int | None = None
+    """Most tiles of a grid, at most the checkpoint's own limit."""
+    budget: float | None = None
+    """Seconds to the first token for the policy `auto`; `DEFAULT_BUDGET` unless given."""
+
+    def __post_init__(self) -> None:
+        make_plain(self)
+        check_options(
+            whole_number("max_tiles", self.max_tiles, least=1, optional=True),
+            one_of("tiles", self.policy, get_args(TilePolicy)),
+            real_number("budget", self.budget, above=0, limits="a number of seconds above 0", optional=True),
+            "a budget needs the policy auto (--tiles auto)"
+            if self.budget is not None and isinstance(self.policy, str) and self.policy != "auto"
+            else None,
+        )
+
+
+def picture_cost(size: tuple[int, int], manifest: Manifest, choice: TileChoice) -> PictureCost:
+    """Grid, tiles and tokens of a picture of `size` (width, height), after `tiles_within` for the policy `auto`."""
+    native = choice.policy == "native"
+    grid = picture_grid(*size, manifest.tiling, max_tiles=choice.max_tiles, native=native)
+    tiles = tile_count(grid)
+    return PictureCost(*size, *grid, tiles, tiles * manifest.image_prompt.tokens_per_tile)
+
+
+def tiles_within(
+    choice: TileChoice,
+    sizes: Sequence[tuple[int, int]],
+    tiling: Tiling,
+    speeds: Callable[[], Speeds],
+    *,
+    tokens_of: Callable[[int], int],
+    around: int,
+) -> TileChoice:
+    """A choice whose `max_tiles` keeps the pictures' first token within the budget; others than `auto` as they are.
+
+    `tokens_of` a picture's tiles are its prompt tokens, `around` those of the template. Nothing is taken as known. A
+    single tile is always allowed.
+    """
+    if choice.policy != "auto" or not sizes:
+        return choice
+    measured, budget = speeds(), choice.budget or DEFAULT_BUDGET
+    most = min(choice.max_tiles or tiling.max_tiles, tiling.max_tiles)
+    for limit in range(most, 0, -1):
+        tiles = [tile_count(picture_grid(*size, tiling, max_tiles=limit)) for size in sizes]
+        count = around + sum(map(tokens_of, tiles)) + TEXT_TOKENS
+        if sum(tiles) * measured.tile + measured.prefill(0, count) <= budget:
+            break
+    return TileChoice("auto", limit, choice.budget)
+
+
+def cache_element_bytes(keys: str, values: str) -> float:
+    """Mean bytes of a number in a KV cache of these types, scales of blocks included."""
+    return sum(_CACHE_BYTES.get(name, _SMALLEST_CACHE_TYPE) for name in (keys, values)) / 2
+
+
+def memory_cost(
+    manifest: Manifest,
+    figures: DecoderFigures,
+    *,
+    context: int,
+    batch: int,
+    cache_types: tuple[str, str],
+    flash_attention: bool,
+    repack: bool,
+) -> MemoryCost:
+    """Bytes that a loaded model takes while it answers, all of it on the processor."""
+    element = cache_element_bytes(*cache_types)
+    tile = 4 * max(
+        3 * manifest.tiling.tile_size**2, 2 * figures.hidden * manifest.image_prompt.tokens_per_tile
+    )
+    return MemoryCost(
+        decoder=figures.weight_bytes + repack * sum(figures.layer_bytes),
+        kv_cache=figures.kv_bytes(context, element),
+        work=work_bytes(figures, context=context, batch=batch, flash_attention=flash_attention),
+        vision=manifest.vision_bytes + _VISION_ACTIVATIONS * tile,
+    )
+
+
+def without_gpu_part(memory: MemoryCost, figures: DecoderFigures, gpu: GpuPlan) -> MemoryCost:
+    """What is left for main memory when a part is on a graphics processor; token embeddings always stay."""
+    blocks = max(gpu.layers - 1, 0)
+    moved = sum(figures.layer_bytes[figures.layers - blocks :])
+    share = blocks / max(figures.layers, 1)
+    return MemoryCost(
+        decoder=max(memory.decoder - moved, 0),
+        kv_cache=round(memory.kv_cache * (1 - share)),
+        work=memory.work,
+        vision=0 if gpu.vision else memory.vision,
+    )
+
+
+def question_cost(
+    pictures: Sequence[PictureCost],
+    prompt_tokens: int,
+    memory: MemoryCost,
+    machine: Memory,
+    *,
+    context: int,
+    speeds: Speeds | None,
+    gpu: GpuPlan | None = None,
+) -> QuestionCost:
+    """The whole of it, nothing of the prompt being known yet."""
+    vision = prefill = first = rate = None
+    if speeds is not None:
+        vision = sum(picture.tiles for picture in pictures) * speeds.tile
+        prefill = speeds.prefill(0, prompt_tokens)
+        first, rate = vision + prefill, 1 / max(speeds.answer(prompt_tokens, 1), 1e-9)
+    return QuestionCost(
+        tuple(pictures), prompt_tokens, context, memory, machine.available, vision, prefill, first, rate, gpu
+    )

@@ -1,0 +1,98 @@
+"""A question's cost without loading the weights: the tokenizer alone is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ayaedge.bundle import Bundle
+from ayaedge.cache.stores import CacheOptions
+from ayaedge.decoder.decoder import DecoderOptions, open_vocabulary, repacks_by_default
+from ayaedge.decoder.gguf_header import read_figures
+from ayaedge.engine.engine import ANSWER_ROOM
+from ayaedge.errors import AyaEdgeError
+from ayaedge.hardware.devices import Device
+from ayaedge.hardware.machine import memory
+from ayaedge.planning.costs import (
+    QuestionCost,
+    Speeds,
+    TileChoice,
+    memory_cost,
+    picture_cost,
+    question_cost,
+    tiles_within,
+    without_gpu_part,
+)
+from ayaedge.planning.placement import find_devices, plan_placement
+from ayaedge.planning.tuning import load_profile, profile_path
+from ayaedge.text.prompt import Message, PromptBuilder
+from ayaedge.vision.encoder import VisionOptions
+
+
+def plan_question(
+    bundle: Bundle,
+    sizes: Sequence[tuple[int, int]],
+    question: str = "",
+    *,
+    choice: TileChoice | None = None,
+    device: Device = "auto",
+    decoder: DecoderOptions | None = None,
+    vision: VisionOptions | None = None,
+    cache: CacheOptions | None = None,
+) -> QuestionCost:
+    """What `question` about pictures of these sizes (width, height) takes on this machine.
+
+    Times are known where the bundle was measured before; the policy `auto` cannot choose without them and raises
+    AyaEdgeError. Nothing of the prompt is taken as known.
+    """
+    root = (cache or CacheOptions()).root
+    profile = load_profile(profile_path(root, bundle)) if root else None
+    options = decoder or DecoderOptions()
+    if profile is not None:
+        options = profile.apply(options)
+    manifest = bundle.manifest
+
+    def speeds() -> Speeds:
+        if profile is None:
+            raise AyaEdgeError(
+                "tiles cannot be chosen by time before this machine was measured: run `ayaedge tune`"
+            )
+        return profile.speeds
+
+    with _prompts(bundle) as prompts:
+        before = len(prompts.preamble())
+        chosen = tiles_within(
+            choice or TileChoice(),
+            sizes,
+            manifest.tiling,
+            speeds,
+            tokens_of=prompts.picture_tokens,
+            around=before,
+        )
+        pictures = [picture_cost(size, manifest, chosen) for size in sizes]
+        message = Message("user", question, len(pictures))
+        prompt = prompts.build([message], [picture.tiles for picture in pictures])
+    options, tower = find_devices(bundle, device, options, vision or VisionOptions())
+    context = options.context_of(manifest.decoder.context_length)
+    figures, gpu = read_figures(bundle.decoder_path), plan_placement(bundle, options, tower)
+    needed = memory_cost(
+        manifest,
+        figures,
+        context=min(len(prompt.ids) + ANSWER_ROOM, context),
+        batch=options.rows_at_once,
+        cache_types=(options.cache_type, options.value_type),
+        flash_attention=options.uses_flash,
+        repack=repacks_by_default() if options.repack is None else options.repack,
+    )
+    if gpu is not None:
+        needed = without_gpu_part(needed, figures, gpu)
+    measured = profile.speeds if profile else None
+    return question_cost(
+        pictures, len(prompt.ids), needed, memory(), context=context, speeds=measured, gpu=gpu
+    )
+
+
+@contextmanager
+def _prompts(bundle: Bundle) -> Iterator[PromptBuilder]:
+    with open_vocabulary(bundle.decoder_path) as vocabulary:
+        yield PromptBuilder(bundle.manifest, vocabulary.tokenize)

@@ -1,0 +1,312 @@
+"""Measuring a bundle on this machine: which settings of the decoder are fastest, and how fast everything is.
+
+The result is remembered in the cache directory, for this bundle, processor and versions of both libraries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ayaedge.bundle import Bundle, Manifest, read_bundle
+from ayaedge.cache.prepared_graphs import write_private
+from ayaedge.cache.stores import CacheOptions
+from ayaedge.decoder.decoder import Decoder, DecoderOptions, repacks_by_default
+from ayaedge.decoder.repacking import repacking_of
+from ayaedge.errors import BackendError
+from ayaedge.hardware.devices import Device
+from ayaedge.hardware.machine import memory, processor
+from ayaedge.hardware.probes import Probe, Result, Verdicts, probe
+from ayaedge.planning.costs import Speeds
+from ayaedge.planning.placement import place
+from ayaedge.vision.encoder import VisionEncoder, VisionOptions, open_encoder
+
+logger = logging.getLogger(__name__)
+
+ANSWER_TOKENS = 200
+"""Of the work that is tuned for: a question about a picture with most tiles, and an answer of this length."""
+_TEXT_TOKENS = 600
+"""Template and question around the picture."""
+_PROMPT_SAMPLE, _ANSWER_SAMPLE = 256, 12
+_QUICK_SAMPLE = 96
+_GROWTH = 1.5e-4
+"""Share by which a token takes longer for each token before it, where that is not measured."""
+_ROUNDS = 2
+_TILES = 3
+_UBATCHES = (256, 512)
+_PATIENCE = 900.0
+"""Seconds after which a trial has failed: loading, or a prompt's sample, on the slowest disk or processor."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is tuned; the names are those of `DecoderOptions`."""
+
+    repack: bool
+    threads: int
+    threads_batch: int
+    ubatch_size: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice of settings and what it took; no times if it ended the process that tried it."""
+
+    settings: Settings
+    prompt_token: float | None = None
+    """Seconds."""
+    answer_token: float | None = None
+    work_seconds: float | None = None
+    """For the work that is tuned for, without the vision tower."""
+    death: str | None = None
+    """How its process ended, `SIGSEGV` for one; None if it did not."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What is known of a bundle on this machine."""
+
+    speeds: Speeds
+    settings: Settings | None = None
+    """None after a quick measurement, which tries no others than the defaults."""
+
+    def apply(self, options: DecoderOptions) -> DecoderOptions:
+        """`options` with the tuned value wherever they leave one open."""
+        if self.settings is None:
+            return options
+        tuned = dataclasses.asdict(self.settings)
+        if options.threads is not None:  # given for both kinds of work
+            tuned["threads_batch"] = options.threads
+        left = {name: value for name, value in tuned.items() if getattr(options, name) is None}
+        return dataclasses.replace(options, **left)
+
+
+def profile_path(cache: Path, bundle: Bundle) -> Path:
+    """Where the profile of a bundle on this machine lies."""
+    from ayaedge import llama, ort
+
+    hashes = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
+    versions = (llama.library().__version__, ort.library().__version__)
+    facts = (hashes, processor().name, processor().threads, platform.machine(), versions)
+    return cache / "machine" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.json"
+
+
+def load_profile(path: Path) -> Profile | None:
+    """A profile that was saved; None if there is none, or not a whole one."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        settings = values["settings"]
+        profile = Profile(Speeds(**values["speeds"]), Settings(**settings) if settings else None)
+        profile.apply(DecoderOptions())
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return profile
+
+
+def save_profile(path: Path, profile: Profile) -> None:
+    """Write it; what goes wrong is logged and nothing else happens."""
+    try:
+        write_private(path, json.dumps(dataclasses.asdict(profile)) + "\n")
+    except OSError as error:
+        logger.warning("what was measured could not be kept in %s: %s", path.parent, error)
+
+
+def measure_speeds(vision: VisionEncoder, decoder: Decoder, manifest: Manifest) -> Speeds:
+    """A quick measurement with a model as it is loaded; the decoder forgets what it holds.
+
+    Takes four tiles, a hundred tokens of prompt and a few of an answer.
+    """
+    decoder.clear()
+    decoder.decode_tokens(_tokens(decoder, 2))  # touches the weights
+    prompt = _prompt_token(decoder, min(_QUICK_SAMPLE, decoder.context_size // 2))
+    answer = _answer_token(decoder)
+    decoder.clear()
+    tile = measure_tile(vision, manifest)
+    return Speeds(tile, prompt, prompt * _GROWTH, answer, answer * _GROWTH)
+
+
+def measure_tile(vision: VisionEncoder, manifest: Manifest) -> float:
+    """Seconds that a tile takes after the first, the median of several."""
+    size, seconds = manifest.tiling.tile_size, []
+    vision.warm_up()
+    for pixels in np.random.default_rng(0).uniform(-1, 1, (_TILES, 1, 3, size, size)).astype(np.float32):
+        started = time.perf_counter()
+        vision.run(pixels)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def tune(
+    bundle: Bundle,
+    options: DecoderOptions,
+    *,
+    device: Device = "auto",
+    cache: CacheOptions | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
+) -> tuple[Profile, list[Trial]]:
+    """Compare settings, one kind after the other, and keep each change that makes the work faster.
+
+    `options` sets everything that is not tuned; devices are chosen as `AyaVision.load` would. Those that are compared
+    take turns, because a machine's speed drifts, each in a process of its own, because some end it on some machines:
+    these are not chosen. Repacked weights are tried only where there is memory for them, and whether they work is
+    remembered. Raises what loading raises, and BackendError if nothing works.
+    """
+    options, vision = place(bundle, device, options, VisionOptions())
+    cache = cache or CacheOptions()
+    trials: list[Trial] = []
+    best = _defaults()
+    for changes in _changes(bundle):
+        rivals = [best, *(dataclasses.replace(best, **change) for change in changes)]
+        found = _compare(bundle, options, rivals, Verdicts(cache.root))
+        trials += found
+        if on_trial:
+            for trial in found:
+                on_trial(trial)
+        best = _fastest(found)
+    encoder = open_encoder(bundle, vision, prepared=cache.prepared())
+    try:
+        tile = measure_tile(encoder, bundle.manifest)
+    finally:
+        encoder.close()
+    return Profile(_all_speeds(bundle, options, best, tile), best), trials
+
+
+def _fastest(trials: Sequence[Trial]) -> Settings:
+    """Of those that worked."""
+    times = [(trial.work_seconds, trial) for trial in trials if trial.work_seconds is not None]
+    if not times:
+        deaths = ", ".join(sorted({trial.death or "" for trial in trials}))
+        raise BackendError(f"llama.cpp ended every process that tried the decoder's settings here ({deaths})")
+    return min(times, key=lambda pair: pair[0])[1].settings
+
+
+def _defaults() -> Settings:
+    machine = processor()
+    return Settings(
+        repack=repacks_by_default(), threads=machine.threads, threads_batch=machine.threads,
+        ubatch_size=_UBATCHES[0],
+    )  # fmt: skip
+
+
+def _changes(bundle: Bundle) -> Iterator[list[dict[str, Any]]]:
+    """Of each kind, what to change about the best so far."""
+    machine = processor()
+    if memory().available > 2.5 * bundle.decoder_path.stat().st_size:
+        yield [{"repack": not _defaults().repack}]
+    counts = {count for count in (machine.cores, machine.threads - 1) if 1 < count < machine.threads}
+    for name in ("threads_batch", "threads") if counts else ():
+        yield [{name: count} for count in sorted(counts)]
+    yield [{"ubatch_size": size} for size in _UBATCHES[1:]]
+
+
+def _compare(
+    bundle: Bundle, options: DecoderOptions, rivals: Sequence[Settings], verdicts: Verdicts
+) -> list[Trial]:
+    """One trial of each, from the best of several rounds in which they take turns."""
+    sample = max(_PROMPT_SAMPLE, *(settings.ubatch_size for settings in rivals))
+    with ExitStack() as stack:
+        probes = [
+            stack.enter_context(Probe(measure, *_arguments(bundle, options, settings), sample))
+            for settings in rivals
+        ]
+        rounds = [[probe.ask(_PATIENCE) for probe in probes] for _ in range(1 + _ROUNDS)]
+    results = list(zip(*rounds, strict=True))
+    for settings, seen in zip(rivals, results, strict=True):
+        if settings.repack:
+            verdicts.remember(repacking_of(bundle, options), seen[-1])
+    return [_trial(bundle.manifest, *pair) for pair in zip(rivals, results, strict=True)]
+
+
+def _trial(manifest: Manifest, settings: Settings, results: Sequence[Result]) -> Trial:
+    """From what a probe of `measure` gave back."""
+    last = results[-1]
+    if last.death is not None:
+        return Trial(settings, death=last.death)
+    work = (manifest.tiling.max_tiles + 1) * manifest.image_prompt.tokens_per_tile + _TEXT_TOKENS
+    prompt, answer = (min(times) for times in zip(*(result.value for result in results[1:]), strict=True))
+    return Trial(settings, prompt, answer, work * prompt + ANSWER_TOKENS * answer)
+
+
+def measure(directory: str, options: dict[str, Any], sample: int) -> Iterator[list[float]]:
+    """Load a decoder, which gives nothing; then, as often as asked, seconds of a prompt's token and of an answer's."""
+    with _decoder(directory, options) as decoder:
+        count = min(sample, decoder.context_size // 2)
+        yield []
+        while True:
+            decoder.clear()
+            decoder.reserve(count + _ANSWER_SAMPLE)
+            yield [_prompt_token(decoder, count), _answer_token(decoder)]
+
+
+def _arguments(bundle: Bundle, options: DecoderOptions, settings: Settings) -> tuple[str, dict[str, Any]]:
+    """What a decoder with these settings is made of, for a probe."""
+    return str(bundle.directory), dataclasses.asdict(options) | dataclasses.asdict(settings)
+
+
+def _decoder(directory: str, options: dict[str, Any]) -> Decoder:
+    bundle = read_bundle(directory)
+    return Decoder(bundle.decoder_path, bundle.manifest, DecoderOptions(**options))
+
+
+def _all_speeds(bundle: Bundle, options: DecoderOptions, best: Settings, tile: float) -> Speeds:
+    """Measured apart, as the trials are."""
+    found = probe(measure_growth, *_arguments(bundle, options, best), seconds=_PATIENCE)
+    if found.death is not None:
+        raise BackendError(
+            f"llama.cpp ended the process that measured the decoder ({found.death}); {found.said}"
+        )
+    start, growth, answer = found.value
+    return Speeds(tile, start, growth, answer, answer * _GROWTH)
+
+
+def measure_growth(directory: str, options: dict[str, Any]) -> list[float]:
+    """Seconds of a prompt's first token, how these grow with each before it, and of an answer's token.
+
+    From twice as much prompt as in a trial.
+    """
+    with _decoder(directory, options) as decoder:
+        count = min(max(_PROMPT_SAMPLE, decoder.options.rows_at_once), decoder.context_size // 4)
+        decoder.reserve(2 * count + _ANSWER_SAMPLE)
+        decoder.decode_tokens(_tokens(decoder, 2))  # touches the weights
+        decoder.clear()
+        first, second = _prompt_token(decoder, count), _prompt_token(decoder, count)
+        answer = _answer_token(decoder)
+    growth = max(second - first, 0.0) / count
+    return [max(first - growth * count / 2, first / 2), growth, answer]
+
+
+def _prompt_token(decoder: Decoder, count: int) -> float:
+    """Seconds per token of a prompt that is appended."""
+    ids = _tokens(decoder, count)
+    started = time.perf_counter()
+    decoder.decode_tokens(ids)
+    return (time.perf_counter() - started) / count
+
+
+def _answer_token(decoder: Decoder) -> float:
+    """Seconds of a token alone, the median of several."""
+    seconds = []
+    for token in _tokens(decoder, min(_ANSWER_SAMPLE, decoder.context_size - decoder.position)):
+        started = time.perf_counter()
+        decoder.decode_tokens([token])
+        seconds.append(time.perf_counter() - started)
+    if not seconds:
+        raise BackendError(f"a context of {decoder.context_size} tokens is too small to measure")
+    return statistics.median(seconds)
+
+
+def _tokens(decoder: Decoder, count: int) -> list[int]:
+    """Any tokens: what they say does not decide about the time."""
+    return [int(token) for token in np.random.default_rng(count).integers(0, decoder.vocabulary.size, count)]

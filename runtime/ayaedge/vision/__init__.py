@@ -1,0 +1,1 @@
+"""The vision tower: encoder and ONNX Runtime session."""

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ayaedge import AyaVision, VisionOptions
+from ayaedge.bundle import Bundle
+from ayaedge.cache.prepared_graphs import DATA, GRAPH, PreparedGraphs, _facts
+from ayaedge.vision import encoder as vision_module
+from ayaedge.vision.encoder import VisionEncoder
+from ayaedge_export.exporter import export_checkpoint
+
+
+def write(target: Path) -> None:
+    (target / GRAPH).write_bytes(b"graph")
+    (target / DATA).write_bytes(b"data")
+
+
+def test_a_graph_that_was_made_is_found(tmp_path: Path) -> None:
+    graphs = PreparedGraphs(tmp_path)
+    assert graphs.find("a") is None
+    made = graphs.make("a", 10, write)
+    assert made == graphs.find("a") == tmp_path / "a" / GRAPH
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+    graphs.forget("a")
+    assert graphs.find("a") is None
+
+
+@pytest.mark.parametrize("name", [GRAPH, DATA, "complete.json"])
+@pytest.mark.parametrize("damage", ["cut", "touched", "removed"])
+def test_a_damaged_graph_is_not_found_and_replaced(tmp_path: Path, name: str, damage: str) -> None:
+    graphs = PreparedGraphs(tmp_path)
+    graphs.make("a", 10, write)
+    path = tmp_path / "a" / name
+    if damage == "removed":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif name == "complete.json":
+        path.write_text("[]")
+    else:
+        os.utime(path, (1, 1))
+    assert graphs.find("a") is None
+    assert graphs.make("a", 10, write) == tmp_path / "a" / GRAPH
+
+
+def test_a_graph_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(target: Path) -> None:
+        (target / GRAPH).write_bytes(b"half")
+        raise OSError("no space left")
+
+    with caplog.at_level(logging.WARNING):
+        assert PreparedGraphs(tmp_path).make("a", 10, fail) is None
+        assert PreparedGraphs(tmp_path).make("b", 1 << 60, write) is None
+    assert "no space left" in caplog.text
+    assert "needed on the disk" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_directories_are_private_and_abandoned_entries_go(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    root.mkdir(mode=0o755)
+    graphs = PreparedGraphs(root / "vision")
+    (root / "vision" / "old.1234.partial").mkdir(parents=True)
+    os.utime(root / "vision" / "old.1234.partial", (1, 1))
+    graphs.make("a", 10, write)
+    assert [entry.name for entry in (root / "vision").iterdir()] == ["a"]
+    if os.name == "posix":
+        assert root.stat().st_mode & 0o777 == 0o700
+
+
+def test_only_the_graphs_used_last_are_kept(tmp_path: Path) -> None:
+    graphs = PreparedGraphs(tmp_path)
+    for number, name in enumerate("abc"):
+        graphs.make(name, 10, write)
+        os.utime(tmp_path / name / "complete.json", (number, number))
+    graphs.find("a")
+    graphs.make("d", 10, write)
+    assert sorted(entry.name for entry, _ in graphs.entries()) == ["a", "c", "d"]
+
+
+@pytest.fixture(scope="module")
+def split_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export_checkpoint(tiny, tmp_path_factory.mktemp("split") / "b")
+
+
+def test_a_prepared_graph_gives_the_same_embeddings(
+    split_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(vision_module, "_LARGE_GRAPH", 0)
+    graphs = PreparedGraphs(tmp_path)
+    manifest = split_bundle.manifest
+    size = manifest.tiling.tile_size
+    pixels = np.random.default_rng(0).uniform(-1, 1, (1, 3, size, size)).astype(np.float32)
+
+    def embeddings(prepared: PreparedGraphs | None) -> np.ndarray:
+        encoder = VisionEncoder(
+            split_bundle.vision_path, manifest, VisionOptions(device="cpu"), prepared=prepared
+        )
+        return encoder.run(pixels)
+
+    plain = embeddings(None)
+    np.testing.assert_array_equal(embeddings(graphs), plain)
+    ((entry, _),) = graphs.entries()
+    np.testing.assert_array_equal(embeddings(graphs), plain)
+    (entry / GRAPH).write_bytes(b"not a graph")
+    (entry / "complete.json").write_text(json.dumps(_facts(entry)))
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(embeddings(graphs), plain)
+    assert "was of no use and was removed" in caplog.text
+    assert graphs.entries() == []
+
+
+def test_a_small_graph_is_not_kept(tmp_path: Path) -> None:
+    from ayaedge import CacheOptions
+
+    with AyaVision.load(cache=CacheOptions(directory=tmp_path)):
+        assert not (tmp_path / "vision").exists()

@@ -1,0 +1,131 @@
+"""The doctor's report, from made-up computers and from this one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from ayaedge.cli.doctor import Cache, Facts, Speed, doctor, find_missing, report
+from ayaedge.hardware.devices import CPU_PROVIDER, PROVIDERS, Gpu
+from ayaedge.hardware.machine import Memory, Processor
+
+LAPTOP = Facts(
+    system="Linux",
+    processor=Processor("Made Up 7", "x86_64", 8, 16, frozenset({"avx2", "avx_vnni"})),
+    memory=Memory(16_000_000_000, 9_000_000_000),
+    decoder_gpus=[],
+    decoder_backends=["cpu"],
+    vision_providers=[CPU_PROVIDER],
+    llama_build="CPU : AVX2 = 1",
+    versions={"ayaedge": "0.1.0", "python": "3.13.0"},
+    telemetry=False,
+    cache=Cache("/home/someone/.cache/ayaedge", 3, 900_000_000),
+    speed=Speed(51.2e9, 640e9),
+)
+MAC = replace(
+    LAPTOP,
+    system="Darwin",
+    processor=Processor("Apple M2", "arm64", 8, 8, frozenset({"asimddp", "i8mm", "bf16"})),
+    decoder_backends=["metal", "cpu"],
+    decoder_gpus=[Gpu("MTL0", "Apple M2", "metal", 12_000_000_000, 11_000_000_000)],
+    vision_providers=[PROVIDERS["coreml"], CPU_PROVIDER],
+)
+WINDOWS = replace(LAPTOP, system="Windows")
+app = typer.Typer()
+app.command()(doctor)
+
+
+def shown(facts: Facts) -> str:
+    stream = StringIO()
+    Console(file=stream, width=150).print(report(facts))
+    return stream.getvalue()
+
+
+def test_the_report_says_whether_anything_may_have_been_sent() -> None:
+    assert "off (ONNX Runtime's" in shown(LAPTOP)
+    assert "ORT_DISABLE_TELEMETRY=1" in shown(replace(LAPTOP, telemetry=True))
+
+
+def missing(facts: Facts) -> list[tuple[str, str]]:
+    return [(found.half, found.device) for found in find_missing(facts)]
+
+
+def test_the_report_names_what_decides_about_speed() -> None:
+    text = shown(LAPTOP)
+    for part in (
+        "Made Up 7, x86_64", "8, 16 threads for this process", "AVX2 yes, AVX-512 no, VNNI yes, AMX no, bf16 no",
+        "16.00 GB",
+        "51.2 GB/s", "640 GFLOP/s", "no GPU", CPU_PROVIDER, "AVX2 = 1", "python 3.13.0", "3 files, 900.0 MB",
+    ):  # fmt: skip
+        assert part in text
+
+
+def test_gpus_are_shown_with_their_memory() -> None:
+    assert "MTL0: Apple M2, 11.00 GB of 12.00 GB free" in shown(MAC)
+    assert "dotprod yes, i8mm yes, bf16 yes, fp16 no, SVE no, SME no" in shown(MAC)
+    shared = Gpu("Vulkan0", "Radeon 780M", "vulkan", 8_000_000_000, 7_000_000_000, integrated=True)
+    assert "7.00 GB of 8.00 GB free, main memory" in shown(replace(LAPTOP, decoder_gpus=[shared]))
+
+
+def test_a_system_that_does_not_tell_is_not_guessed() -> None:
+    silent = replace(LAPTOP, processor=Processor("unknown", "x86_64", 4, 4, frozenset()))
+    assert "the system does not tell" in shown(silent)
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (LAPTOP, {"decoder": ["cuda", "vulkan"], "vision": ["cuda", "openvino"]}),
+        (WINDOWS, {"decoder": ["cuda", "vulkan"], "vision": ["cuda", "directml", "openvino"]}),
+        (MAC, {"decoder": [], "vision": []}),
+        (
+            replace(MAC, decoder_backends=["cpu"], vision_providers=[CPU_PROVIDER]),
+            {"decoder": ["metal"], "vision": ["coreml"]},
+        ),
+        (replace(MAC, system="Linux"), {"decoder": ["cuda", "vulkan"], "vision": []}),
+    ],
+    ids=["linux", "windows", "mac", "bare-mac", "linux-on-arm"],
+)
+def test_only_what_makes_sense_on_the_system_is_advised(facts: Facts, expected: dict[str, list[str]]) -> None:
+    found = [(half, device) for half, devices in expected.items() for device in devices]
+    assert missing(facts) == found
+
+
+def test_what_is_there_is_not_advised() -> None:
+    complete = replace(
+        LAPTOP, decoder_backends=["cuda", "cpu"], vision_providers=[PROVIDERS["cuda"], CPU_PROVIDER]
+    )
+    assert missing(complete) == [("decoder", "vulkan"), ("vision", "openvino")]
+
+
+def test_json_is_one_object_with_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vision").mkdir()
+    (tmp_path / "vision" / "a").write_bytes(b"12345")
+    monkeypatch.setenv("AYAEDGE_CACHE_DIR", str(tmp_path))
+    result = CliRunner().invoke(app, ["--json"])
+    assert result.exit_code == 0
+    data = json.loads(result.stdout)
+    assert set(data) == {*Facts.__dataclass_fields__, "missing"}
+    assert data["processor"]["features"] == sorted(data["processor"]["features"])
+    assert data["cache"] == {"directory": str(tmp_path), "files": 1, "bytes": 5}
+    assert data["speed"]["memory_bytes_per_second"] > 1e8
+    assert {"ayaedge", "onnxruntime", "llama-cpp-python", "numpy", "pillow", "python"} == set(
+        data["versions"]
+    )
+
+
+def test_people_get_a_table_and_commands_that_can_be_copied() -> None:
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 0
+    assert "llama.cpp sees" in result.stdout
+    for line in result.stdout.splitlines():
+        if "pip install" in line:
+            assert line.startswith("  ")
+            assert "│" not in line

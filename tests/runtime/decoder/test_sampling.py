@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ayaedge import AyaEdgeError, AyaVision, DecoderOptions, InvalidOptionError, TruncatedError
+from ayaedge.bundle import TextToken
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.sampling import Grammar, Sampler, SamplingOptions, token_logprob
+from random_schema import random_schema
+
+SIX = Path(__file__).parents[3] / "examples" / "pictures" / "six-cells.png"
+QUESTION = "What number is at the bottom left?"
+
+
+@pytest.fixture
+def decoder(demo_model: AyaVision) -> Decoder:
+    """Holds a few tokens; nothing else asks while a test runs."""
+    decoder = demo_model._engine.decoder
+    demo_model._engine.prefix.forget()
+    decoder.clear()
+    decoder.decode_tokens(decoder.vocabulary.tokenize("a picture with a red"))
+    return decoder
+
+
+@pytest.fixture
+def grammar(demo_model: AyaVision) -> Callable[[str], Grammar]:
+    vocabulary, tokens = demo_model._engine.decoder.vocabulary, demo_model.bundle.manifest.tokens
+    return lambda text: Grammar(text, vocabulary, tokens)
+
+
+def test_a_grammar_takes_added_tokens_as_text_only_where_they_are_shown(demo_model: AyaVision) -> None:
+    vocabulary, tokens = demo_model._engine.decoder.vocabulary, demo_model.bundle.manifest.tokens
+    (letter,) = vocabulary.tokenize("a")
+    ids, logits = np.asarray([letter]), np.zeros(1, np.float32)
+    shown = replace(tokens, texts=(TextToken("a", letter),))
+    unseen = replace(shown, hidden=(*tokens.hidden, letter))
+    marker = replace(tokens, special=tokens.special | {"a": letter})
+    for changed, allowed in ((tokens, 1), (shown, 1), (unseen, 0), (marker, 0)):
+        assert len(Grammar('root ::= "a"', vocabulary, changed).allowed(ids, logits)) == allowed
+
+
+def test_temperature_zero_takes_the_likeliest(decoder: Decoder) -> None:
+    with Sampler(SamplingOptions()) as sampler:
+        assert sampler.sample(decoder) == int(decoder.logits().argmax())
+
+
+def test_draws_follow_the_distribution(decoder: Decoder) -> None:
+    logits = decoder.logits().astype(np.float64)
+    probability = np.exp(logits - logits.max())
+    probability /= probability.sum()
+    with Sampler(SamplingOptions(temperature=1.0, seed=5)) as sampler:
+        drawn = [sampler.sample(decoder) for _ in range(4000)]
+    for token in np.argsort(-probability)[:5]:
+        expected = probability[token] * 4000
+        assert abs(drawn.count(int(token)) - expected) < 5 * math.sqrt(expected) + 1
+
+
+def test_a_grammars_draws_are_the_distribution_under_it(
+    decoder: Decoder, grammar: Callable[[str], Grammar]
+) -> None:
+    """Chosen first, tested then: a rejected draw is replaced by one among all that is allowed."""
+    digits = [decoder.vocabulary.tokenize(str(d))[0] for d in range(10)]
+    drawn = []
+    for seed in range(600):
+        rules = grammar("root ::= [0-9]")
+        rules._begun = True
+        with Sampler(SamplingOptions(temperature=1.0, seed=seed), rules) as sampler:
+            drawn.append(sampler.sample(decoder))
+    assert set(drawn) <= set(digits)
+    logits = decoder.logits()[digits].astype(np.float64)
+    probability = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    for digit, share in zip(digits, probability, strict=True):
+        assert abs(drawn.count(digit) - 600 * share) < 5 * math.sqrt(600 * share) + 1
+
+
+def test_under_a_grammar_the_likeliest_allowed_token_is_taken(
+    decoder: Decoder, grammar: Callable[[str], Grammar]
+) -> None:
+    logits = decoder.logits()
+    for text in ("root ::= [0-9]+", 'root ::= "{" [a-z]* "}"', "root ::= [あ-ん]+", 'root ::= "zebra"'):
+        rules = grammar(text)
+        allowed = rules.allowed(np.arange(len(logits)), logits)
+        with Sampler(SamplingOptions(), rules) as sampler:
+            assert sampler.sample(decoder) == allowed["id"][allowed["logit"].argmax()]
+
+
+def test_only_what_a_grammar_allows_is_taken(
+    demo_model: AyaVision, grammar: Callable[[str], Grammar]
+) -> None:
+    vocabulary, tokens = demo_model._engine.decoder.vocabulary, demo_model.bundle.manifest.tokens
+    rules = grammar('root ::= "a" "b"')
+    a, b = (vocabulary.tokenize(letter)[0] for letter in "ab")
+    start, end, stop = (
+        tokens.special[name] for name in ("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>")
+    )
+    assert not rules.take(stop)
+    assert rules.take(start)  # what the model writes before its answer
+    assert not rules.take(start)
+    assert not rules.take(b)
+    assert rules.take(a)
+    assert not any(map(rules.take, (a, start, end, stop)))
+    assert not rules.may_end
+    assert rules.take(b)
+    assert rules.may_end
+    assert rules.take(end)
+    assert rules.take(stop)
+    assert not rules.take(a)
+    rules.close()
+
+
+def test_no_added_token_is_text_to_a_grammar(
+    demo_model: AyaVision, grammar: Callable[[str], Grammar]
+) -> None:
+    """To llama.cpp a turn marker is its own name, which fits between any quotes."""
+    tokens = demo_model.bundle.manifest.tokens
+    rules = grammar(r'root ::= "\"" [^"]* "\""')
+    assert rules.take(demo_model._engine.decoder.vocabulary.tokenize('"')[0])
+    assert not any(map(rules.take, tokens.special.values()))
+    logits = np.zeros(demo_model._engine.decoder.vocabulary.size, np.float32)
+    allowed = set(rules.allowed(np.arange(len(logits)), logits)["id"].tolist())
+    assert not allowed & set(tokens.special.values())
+    assert len(allowed) > 1000
+    rules.close()
+
+
+def test_a_grammar_that_no_token_can_follow_is_an_error(
+    decoder: Decoder, grammar: Callable[[str], Grammar]
+) -> None:
+    impossible = grammar(r'root ::= "\x00"')
+    with Sampler(SamplingOptions(), impossible) as sampler, pytest.raises(AyaEdgeError, match="cannot spell"):
+        sampler.sample(decoder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "root ::= (", "other ::= [a]", "root ::= missing", "::=", "root ::= [z-a]{3,1}"]
+)
+def test_a_faulty_grammar_is_refused(demo_model: AyaVision, text: str) -> None:
+    with pytest.raises(InvalidOptionError):
+        demo_model.ask("x", grammar=text, max_tokens=3)
+    assert demo_model.ask("x", max_tokens=1).ids
+
+
+def test_choices_in_any_script(demo_model: AyaVision) -> None:
+    for choices in (
+        ["yes", "no"],
+        ["はい", "いいえ"],
+        ["نعم", "لا"],
+        ["a", "ab", "abc"],
+        ["👍🏽", "👎"],
+        ['"', "\\n"],
+    ):
+        answer = demo_model.ask(QUESTION, choices=choices)
+        assert answer.text in choices
+        assert answer.stop_reason == "stop"
+
+
+def test_a_truncated_object_says_so(demo_model: AyaVision) -> None:
+    answer = demo_model.ask(QUESTION, response_format={"type": "json_object"}, max_tokens=2)
+    assert answer.stop_reason == "length"
+    with pytest.raises(TruncatedError, match="max_tokens"):
+        answer.parse()
+
+
+def test_a_schema_gives_an_object(demo_model: AyaVision) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "number": {"type": "integer", "minimum": 0, "maximum": 9999},
+            "colour": {"enum": ["red", "blue"]},
+        },
+        "required": ["number", "colour"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "cell", "schema": schema}}
+    found = demo_model.ask(QUESTION, response_format=form).parse()
+    assert set(found) == {"number", "colour"}
+    assert 0 <= found["number"] <= 9999
+
+
+def test_a_pydantic_model_gives_its_instance(demo_model: AyaVision) -> None:
+    pydantic = pytest.importorskip("pydantic")
+    cell: Any = pydantic.create_model("Cell", number=(int, pydantic.Field(ge=0, le=99)), seen=(bool, ...))
+    found = demo_model.ask(QUESTION, response_format=cell).parse()
+    assert isinstance(found, cell)
+    assert 0 <= found.number <= 99
+
+
+def test_log_probabilities_are_those_of_the_logits(decoder: Decoder) -> None:
+    logits = decoder.logits()
+    entry = token_logprob(logits, 300, 4, decoder.vocabulary.piece)
+    values = logits.astype(np.float64)
+    expected = values - np.log(np.exp(values - values.max()).sum()) - values.max()
+    assert entry.logprob == pytest.approx(expected[300])
+    assert [other.id for other in entry.top] == list(np.argsort(-values, kind="stable")[:4])
+    assert [other.logprob for other in entry.top] == pytest.approx(sorted(expected)[::-1][:4])
+    assert entry.data == decoder.vocabulary.piece(300)
+    assert token_logprob(logits, 300, 0, decoder.vocabulary.piece).top == ()
+
+
+def test_each_visible_token_has_its_log_probability(demo_model: AyaVision) -> None:
+    answer = demo_model.ask(QUESTION, top_logprobs=2)
+    assert b"".join(entry.data for entry in answer.logprobs).decode() == answer.text
+    assert all(entry.id == entry.top[0].id for entry in answer.logprobs)  # greedy takes the likeliest
+    assert all(entry.logprob <= 0 for entry in answer.logprobs)
+    assert demo_model.ask(QUESTION).logprobs == ()
+
+
+def test_log_probabilities_do_not_depend_on_the_temperature(demo_model: AyaVision) -> None:
+    plain = demo_model.ask(QUESTION, top_logprobs=1, max_tokens=3)
+    drawn = demo_model.ask(QUESTION, top_logprobs=1, max_tokens=3, temperature=1e-3, seed=1)
+    assert drawn.ids == plain.ids
+    assert drawn.logprobs == plain.logprobs
+
+
+@pytest.mark.parametrize("stop", ["at", ["xyz", "at"], "c"])
+def test_a_stop_string_ends_an_answer_and_is_not_shown(demo_model: AyaVision, stop: Any) -> None:
+    whole = demo_model.ask(
+        "Say something", max_tokens=40, temperature=9.0, seed=8, grammar="root ::= [a-z ]+"
+    )
+    assert "a" in whole.text
+    first = whole.text[4:6]
+    answer = demo_model.ask(
+        "Say something", max_tokens=40, temperature=9.0, seed=8, grammar="root ::= [a-z ]+", stop=[first]
+    )
+    assert answer.text == whole.text[: whole.text.index(first)]
+    assert answer.stop_reason == "stop"
+
+
+@pytest.mark.parametrize("stop", ["", [""], ["a", ""], [5], 5, b"x", {"a": 1}])
+def test_senseless_stop_strings_are_refused(demo_model: AyaVision, stop: Any) -> None:
+    with pytest.raises(InvalidOptionError, match="stop"):
+        demo_model.ask("x", stop=stop)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_logprobs": 21}, {"top_logprobs": -1}, {"overflow": "x"}, {"choices": []}, {"choices": "yes"},
+        {"grammar": 5}, {"response_format": {"type": "xml"}}, {"choices": ["a"], "grammar": "root ::= [a]"},
+        {"temperature": True}, {"temperature": 10**400}, {"seed": 2**32 - 1}, {"top_p": 10**400},
+    ],
+)  # fmt: skip
+def test_senseless_forms_are_refused_before_any_work(demo_model: AyaVision, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOptionError):
+        demo_model.stream("x", **options)
+
+
+def test_a_tiny_temperature_is_none(demo_model: AyaVision) -> None:
+    expected = demo_model.ask(QUESTION, images=[SIX]).ids
+    for temperature in (1e-45, 1e-38, 1e-30, 1e-7):
+        assert demo_model.ask(QUESTION, images=[SIX], temperature=temperature, seed=1).ids == expected
+
+
+def test_forms_and_log_probabilities_also_where_all_logits_are_kept() -> None:
+    with AyaVision.load(decoder=DecoderOptions(all_logits=True, batch_size=64)) as model:
+        assert model.ask(QUESTION, choices=["yes", "no"]).text in ("yes", "no")
+        assert model.ask(QUESTION, top_logprobs=1, max_tokens=3).logprobs
+
+
+SCHEMAS = 300
+
+
+def test_every_answer_under_a_random_schema_is_valid(demo_model: AyaVision) -> None:
+    """The small model knows no JSON at all, so each token is up to the grammar."""
+    jsonschema = pytest.importorskip("jsonschema")
+    chance, finished, refused, cut = random.Random(11), 0, 0, 0
+    while finished + cut < SCHEMAS:
+        schema = random_schema(chance, bounded=True)
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        options: dict[str, Any] = {"temperature": chance.choice([0.0, 1.0]), "seed": chance.randrange(1000)}
+        images = [SIX] if chance.random() < 0.3 else []
+        try:
+            answer = demo_model.ask(QUESTION, images=images, response_format=form, max_tokens=60, **options)
+        except InvalidOptionError as error:  # a keyword that cannot be honoured is said
+            assert "schema" in str(error)
+            refused += 1
+            continue
+        if answer.stop_reason == "length":  # reported, and not taken for an answer
+            cut += 1
+            with pytest.raises(TruncatedError):
+                answer.parse()
+            continue
+        jsonschema.Draft202012Validator(schema).validate(answer.parse())
+        finished += 1
+    assert finished > SCHEMAS // 2
+    assert refused < SCHEMAS

@@ -1,0 +1,178 @@
+"""Which half runs where, with made-up graphics processors: nothing here needs one."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ayaedge import AyaVision, BundleError, CacheOptions, DecoderOptions, InvalidOptionError, VisionOptions
+from ayaedge.bundle import Bundle, FileInfo, read_bundle
+from ayaedge.decoder import decoder as decoder_module
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.gguf_header import DecoderFigures
+from ayaedge.hardware.devices import Gpu
+from ayaedge.model import demo_bundle
+from ayaedge.planning import placement
+from ayaedge.planning.placement import place
+from ayaedge.planning.question_plan import plan_question
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+LARGE = DecoderFigures(
+    architecture="cohere2", layers=32, hidden=4096, heads=32, kv_heads=8, head_dim=128, feed_forward=14336,
+    vocab_size=256000, window=4096, window_pattern=(True, True, True, False) * 8,
+    layer_bytes=(138_919_936, 122_699_776) * 16, other_bytes=860_176_384,
+)  # fmt: skip
+"""Aya Vision 8B as q4_k_m."""
+DEMO = read_bundle(demo_bundle())
+
+
+@pytest.fixture
+def portable() -> Bundle:
+    """A bundle whose vision tower runs anywhere, of the 8B's size."""
+    manifest = DEMO.manifest
+    formats = dataclasses.replace(manifest.formats, vision="fp16")
+    files = {**manifest.files, "vision.onnx.data": FileInfo(1_208_000_000, "")}
+    decoder = dataclasses.replace(manifest.decoder, context_length=8192)
+    return Bundle(
+        DEMO.directory, dataclasses.replace(manifest, formats=formats, files=files, decoder=decoder)
+    )
+
+
+def made_up(
+    monkeypatch: pytest.MonkeyPatch, gigabytes: float, providers: tuple[str, ...] = (CUDA, CPU)
+) -> None:
+    gpu = Gpu("CUDA0", "made up", "cuda", int(gigabytes * 1.1e9), int(gigabytes * 1e9))
+    monkeypatch.setattr(placement, "decoder_gpus", lambda: [gpu] if gigabytes else [])
+    monkeypatch.setattr(placement, "vision_providers", lambda: list(providers))
+    monkeypatch.setattr(placement, "read_figures", lambda _: LARGE)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "layers", "vision"), [(4, 17, "cpu"), (6, 29, "cpu"), (8, 33, "cpu"), (16, 33, "auto")]
+)
+def test_layers_go_to_the_graphics_processor_first_then_the_tower(
+    portable: Bundle, monkeypatch: pytest.MonkeyPatch, gigabytes: float, layers: int, vision: str
+) -> None:
+    made_up(monkeypatch, gigabytes)
+    decoder, tower = place(portable, "auto", DecoderOptions(), VisionOptions())
+    assert (decoder.gpu_layers, tower.device) == (layers, vision)
+
+
+def test_without_a_graphics_processor_nothing_is_placed(
+    portable: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up(monkeypatch, 0)
+    decoder, tower = place(portable, "auto", DecoderOptions(), VisionOptions())
+    assert (decoder.gpu_layers, tower.device) == (None, "auto")
+
+
+def test_options_of_a_half_override_the_word_for_both(
+    portable: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up(monkeypatch, 4)
+    decoder, tower = place(portable, "cuda", DecoderOptions(gpu_layers=3), VisionOptions(device="cpu"))
+    assert (decoder.gpu_layers, tower.device) == (3, "cpu")
+    decoder, tower = place(portable, "cuda", DecoderOptions(), VisionOptions())
+    assert (decoder.gpu_layers, tower.device) == (17, "cpu")  # it does not fit beside the layers
+    decoder, tower = place(portable, "auto", DecoderOptions(), VisionOptions(device="cuda"))
+    assert (decoder.gpu_layers, tower.device) == (6, "cuda")  # named alone, so its memory is set aside
+    decoder, tower = place(portable, "cpu", DecoderOptions(), VisionOptions())
+    assert (decoder.gpu_layers, tower.device) == (None, "cpu")
+
+
+def test_an_int8_tower_stays_on_the_processor_when_a_device_is_named_for_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made_up(monkeypatch, 16)
+    assert place(DEMO, "cuda", DecoderOptions(), VisionOptions())[1].device == "cpu"
+
+
+def test_a_missing_device_is_an_error_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up(monkeypatch, 0)
+    with pytest.raises(InvalidOptionError, match=r"-DGGML_CUDA=on"):
+        place(DEMO, "cuda", DecoderOptions(), VisionOptions())
+    with pytest.raises(InvalidOptionError, match=r"-DGGML_VULKAN=on"):
+        AyaVision.load(device="vulkan")
+
+
+class CrampedDecoder(Decoder):
+    """Has graphics memory for two layers only."""
+
+    tried: list[int] = []  # noqa: RUF012
+    holds = 2
+
+    def _wanted_layers(self, path: Path) -> int:
+        wanted = self.options.gpu_layers or 0
+        return 6 if wanted < 0 else wanted
+
+    def _load_model(self, path: Path) -> Any:
+        self.tried.append(self.gpu_layers)
+        if self.gpu_layers > self.holds or self.gpu_layers < 0:
+            raise BundleError("llama.cpp cannot load it: unable to allocate CUDA0 buffer")
+        layers, self.gpu_layers = self.gpu_layers, 0
+        model = super()._load_model(path)
+        self.gpu_layers = layers
+        return model
+
+
+@pytest.mark.parametrize(("asked", "tried"), [(4, [4, 3, 2]), (-1, [6, 4, 3, 2]), (2, [2]), (0, [0])])
+def test_out_of_memory_falls_back_to_fewer_layers_and_says_so_once(
+    asked: int, tried: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    CrampedDecoder.tried = []
+    options = DecoderOptions(gpu_layers=asked)
+    with (
+        caplog.at_level(logging.WARNING),
+        CrampedDecoder(DEMO.decoder_path, DEMO.manifest, options) as decoder,
+    ):
+        decoder.decode_tokens([300, 301])
+    assert CrampedDecoder.tried == tried
+    messages = [record.getMessage() for record in caplog.records if "graphics memory" in record.getMessage()]
+    assert len(messages) == (len(tried) > 1)
+    assert all("2 are there now" in message for message in messages)
+
+
+def test_a_file_that_cannot_be_loaded_at_all_is_still_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CrampedDecoder, "holds", -2)
+    with pytest.raises(BundleError, match="unable to allocate"):
+        CrampedDecoder(DEMO.decoder_path, DEMO.manifest, DecoderOptions(gpu_layers=4))
+    assert decoder_module.fewer_layers(1) == 0
+
+
+@pytest.mark.parametrize("device", ["openvino", "coreml", "directml"])
+def test_a_device_for_the_tower_alone_that_is_missing_is_an_error(device: Any) -> None:
+    with pytest.raises(InvalidOptionError, match="pip install onnxruntime"):
+        AyaVision.load(device=device)
+
+
+def test_a_device_for_the_tower_alone_needs_a_tower_that_can_run_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made_up(monkeypatch, 0, ("OpenVINOExecutionProvider", CPU))
+    with pytest.raises(InvalidOptionError, match="--vision fp16"):
+        place(DEMO, "openvino", DecoderOptions(), VisionOptions())
+
+
+def test_layers_on_the_processor_are_a_contradiction() -> None:
+    with pytest.raises(InvalidOptionError, match="the device is cpu"):
+        AyaVision.load(device="cpu", decoder=DecoderOptions(gpu_layers=4))
+
+
+def test_a_plan_shows_what_goes_to_graphics_memory(
+    portable: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made_up(monkeypatch, 8)
+    monkeypatch.setattr("ayaedge.planning.question_plan.read_figures", lambda _: LARGE)
+    cache = CacheOptions(directory=tmp_path)
+    gpu = plan_question(portable, [(640, 480)], cache=cache)
+    assert gpu.gpu is not None
+    assert (gpu.gpu.layers, gpu.gpu.vision) == (33, False)
+    cpu = plan_question(portable, [(640, 480)], device="cpu", cache=cache)
+    assert cpu.gpu is None
+    assert gpu.memory.decoder == LARGE.other_bytes
+    assert cpu.memory.decoder == LARGE.weight_bytes
+    assert gpu.memory.vision == cpu.memory.vision > 1_208_000_000

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import probed
+from ayaedge import AyaVision, BackendError, CacheOptions, DecoderOptions
+from ayaedge.bundle import read_bundle
+from ayaedge.cli.plan import _trial_table
+from ayaedge.decoder.repacking import repacking_of
+from ayaedge.hardware.probes import Result, Verdicts
+from ayaedge.model import demo_bundle
+from ayaedge.planning import tuning
+from ayaedge.planning.costs import Speeds
+from ayaedge.planning.tuning import (
+    Profile,
+    Settings,
+    Trial,
+    _fastest,
+    load_profile,
+    profile_path,
+    save_profile,
+    tune,
+)
+
+DEMO = read_bundle(demo_bundle())
+
+
+def test_the_choice_is_the_fastest_of_all_that_were_tried() -> None:
+    seen: list[Trial] = []
+    profile, trials = tune(DEMO, DecoderOptions(), on_trial=seen.append)
+    assert seen == trials
+    assert profile.settings is not None
+    assert {trial.settings.repack for trial in trials} == {False, True}
+    assert len({trial.settings.ubatch_size for trial in trials}) > 1
+    last = [trial for trial in trials if trial.settings.repack == profile.settings.repack][-2:]
+    times = {trial.settings: trial.work_seconds for trial in last if trial.work_seconds is not None}
+    assert profile.settings == min(times, key=lambda settings: times[settings])
+    speeds = profile.speeds
+    assert min(speeds.tile, speeds.prompt_token, speeds.answer_token) > 0
+    assert min(speeds.prompt_growth, speeds.answer_growth) >= 0
+
+
+def test_settings_fill_what_the_options_leave_open(tmp_path: Path) -> None:
+    settings = Settings(repack=True, threads=2, threads_batch=1, ubatch_size=128)
+    profile = Profile(Speeds(1, 1, 0, 1, 0), settings)
+    applied = profile.apply(DecoderOptions())
+    assert (applied.repack, applied.threads, applied.threads_batch, applied.ubatch_size) == (True, 2, 1, 128)
+    given = profile.apply(DecoderOptions(threads=1, repack=False))
+    assert (given.repack, given.threads, given.threads_batch, given.ubatch_size) == (False, 1, 1, 128)
+    mapped = dataclasses.replace(settings, repack=False)  # which works on every processor
+    save_profile(profile_path(tmp_path, DEMO), dataclasses.replace(profile, settings=mapped))
+    with AyaVision.load(cache=CacheOptions(directory=tmp_path)) as model:
+        used = model._engine.decoder.options
+        assert (used.repack, used.threads, used.threads_batch, used.ubatch_size) == (False, 2, 1, 128)
+        assert model.ask("Hi", max_tokens=2).text is not None
+
+
+def test_a_trial_that_died_is_shown_and_never_chosen() -> None:
+    mapped, repacked = (
+        Settings(repack=repack, threads=2, threads_batch=2, ubatch_size=256) for repack in (False, True)
+    )
+    trials = [Trial(mapped, 0.01, 0.1, 40.0), Trial(repacked, death="SIGSEGV")]
+    assert _fastest(trials) == mapped
+    console = Console(width=120, file=io.StringIO())
+    console.print(_trial_table(trials, Profile(Speeds(1, 1, 0, 1, 0), mapped)))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert any("mapped" in line and "100.0" in line and "40.0" in line for line in lines)
+    assert any("repacked" in line and "died: SIGSEGV" in line for line in lines)
+    with pytest.raises(BackendError, match=r"every process.*SIGSEGV"):
+        _fastest(trials[1:])
+
+
+def test_each_rival_has_a_process_of_its_own_and_one_that_dies_later_counts_as_dead(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tuning, "measure", probed.measure_until_repacking_dies)
+    profile, trials = tune(DEMO, DecoderOptions(), cache=CacheOptions(directory=tmp_path))
+    first = trials[:2]
+    assert {(trial.settings.repack, trial.death) for trial in first} == {(False, None), (True, "SIGSEGV")}
+    assert profile.settings is not None
+    assert not profile.settings.repack
+    assert Verdicts(tmp_path).recall(repacking_of(DEMO, DecoderOptions(gpu_layers=0))) == Result(
+        death="SIGSEGV"
+    )
+
+
+def test_the_command_tunes_and_remembers(tmp_path: Path, monkeypatch: object) -> None:
+    import os
+
+    environment = {**os.environ, "AYAEDGE_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "ayaedge", "tune", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    data = json.loads(done.stdout)
+    profile = load_profile(profile_path(tmp_path, DEMO))
+    assert profile is not None
+    assert profile.settings is not None
+    assert data["profile"]["settings"]["repack"] == profile.settings.repack
+    assert len(data["trials"]) >= 2
+    assert "remembered" not in done.stdout
