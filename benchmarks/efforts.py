@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from ayaedge import AyaVision
 from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.options import DecoderOptions
 from ayaedge.images.load import load_image
 from ayaedge.images.tiling import split_tiles
 from ayaedge.text.prompt import Message, Prompt, PromptBuilder

@@ -41,9 +41,9 @@ from pathlib import Path
 import numpy as np
 from full_size import REFERENCE, RELEASES, write_full_size_checkpoint
 
+from ayaedge_export.best.prediction import predict_seconds
 from ayaedge_export.checkpoint.checkpoint import open_checkpoint
 from ayaedge_export.decoder.gguf_writer import PlannedTensor, plan_tensors, write_decoder
-from ayaedge_export.effort import predict_seconds
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.synthetic.random_weights import Drawer
 from ayaedge_export.vision.graph import write_vision_graph

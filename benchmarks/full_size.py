@@ -28,10 +28,9 @@ from numpy.typing import NDArray
 
 from ayaedge.errors import list_faults
 from ayaedge.hardware.machine import usable_threads
-from ayaedge_export.checkpoint.checkpoint import text_tensors
 from ayaedge_export.checkpoint.config import parse_config
+from ayaedge_export.checkpoint.spec import text_tensors, vision_tensors
 from ayaedge_export.synthetic.random_weights import Drawer
-from ayaedge_export.vision.graph import vision_tensors
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 """Where the released configurations and tokenizers are looked for: beside the repository."""

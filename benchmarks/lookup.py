@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from ayaedge.bundle import read_bundle
-from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.options import DecoderOptions
 from ayaedge.decoder.prompt_lookup import greedy_with_lookup
 
 _PROMPT = 256

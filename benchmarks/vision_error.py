@@ -25,11 +25,12 @@ from torch.nn import functional
 
 from ayaedge import ort
 from ayaedge.hardware.machine import processor
-from ayaedge.vision.encoder import EXACT_PRODUCTS
+from ayaedge.vision.session import EXACT_PRODUCTS
 from ayaedge_export.checkpoint.config import VisionConfig
+from ayaedge_export.checkpoint.spec import layer_prefix
 from ayaedge_export.checkpoint.tensors import WeightSource
 from ayaedge_export.vision import int8 as vision_int8
-from ayaedge_export.vision.forward import FloatArray, layer_prefix
+from ayaedge_export.vision.forward import FloatArray
 from ayaedge_export.vision.graph import (
     CONTRIB_DOMAIN,
     EmitLinear,

@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ayaedge_export.checkpoint.spec import vision_tensors
 from ayaedge_export.synthetic.bundle import MODELS
 from ayaedge_export.synthetic.random_weights import Drawer as WeightDrawer
 from ayaedge_export.synthetic.random_weights import DrawnTensors
-from ayaedge_export.vision.graph import vision_tensors, write_vision_graph
+from ayaedge_export.vision.graph import write_vision_graph
 from ayaedge_export.vision.int8 import write_block_vision_graph, write_int8_vision_graph
 
 MODEL = MODELS["8b"]
@@ -79,7 +80,7 @@ def write_graphs(directory: Path, forms: list[str]) -> dict[str, Path]:
 
 def onnx_runner(path: Path, threads: int) -> Run:
     """The session that the runtime makes."""
-    from ayaedge.vision.encoder import VisionOptions, _make_session, _session_options
+    from ayaedge.vision.session import VisionOptions, _make_session, _session_options
 
     session = _make_session(path, _session_options(VisionOptions(threads=threads), {}))
     return lambda pixels: session.run(None, {"pixel_values": pixels})

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from ayaedge_export.checkpoint.checkpoint import text_tensors
 from ayaedge_export.checkpoint.config import parse_config
-from ayaedge_export.vision.graph import vision_tensors
+from ayaedge_export.checkpoint.spec import text_tensors, vision_tensors
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.json",

@@ -20,12 +20,12 @@ from full_size import (
     write_full_size_checkpoint,
 )
 
-from ayaedge_export.checkpoint.checkpoint import open_checkpoint, text_tensors
+from ayaedge_export.checkpoint.checkpoint import open_checkpoint
 from ayaedge_export.checkpoint.config import parse_config
+from ayaedge_export.checkpoint.spec import text_tensors, vision_tensors
 from ayaedge_export.decoder.gguf_writer import plan_tensors, write_decoder
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.synthetic.random_weights import Drawer
-from ayaedge_export.vision.graph import vision_tensors
 from ayaedge_quant.imatrix import ColumnSums, ImportanceMatrix
 from stock_quantizer import stock_quantize
 

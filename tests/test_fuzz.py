@@ -48,7 +48,7 @@ from ayaedge import (
     InvalidOptionError,
     VisionOptions,
 )
-from ayaedge.model import demo_bundle
+from ayaedge.bundle import demo_bundle
 from random_schema import random_schema, unsupported_schema
 
 EXAMPLES = int(os.environ.get("AYAEDGE_FUZZ_EXAMPLES", "0"))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ayaedge import NO_CACHE, AyaVision, CacheOptions
-from ayaedge.model import demo_bundle
+from ayaedge.bundle import demo_bundle
 
 PICTURE = Path(__file__).parents[1] / "examples" / "pictures" / "six-cells.png"
 QUESTION = "What number is at the bottom left?"
@@ -154,7 +154,7 @@ def test_no_cache_asks_for_no_directory(monkeypatch: pytest.MonkeyPatch) -> None
     def asked() -> Path:
         raise AssertionError("the cache's directory was asked for")
 
-    monkeypatch.setattr("ayaedge.cache.stores.cache_directory", asked)
+    monkeypatch.setattr("ayaedge.cache.options.cache_directory", asked)
     with AyaVision.load(cache=NO_CACHE) as model:
         model.ask(QUESTION, images=PICTURE, max_tokens=2)
         model.chat().ask("Hi", max_tokens=1)

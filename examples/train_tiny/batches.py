@@ -19,7 +19,8 @@ import torch
 from model import MAX_TILES, SYSTEM_PREAMBLE, TILE_SIZE, TOKENS_PER_TILE, tile_tags
 from torch import Tensor
 
-from ayaedge.images.tiling import Tiling, normalize, split_tiles
+from ayaedge.images.tiling import normalize, split_tiles
+from ayaedge.manifest import Tiling
 
 IGNORE = -100
 """Label that cross-entropy leaves out."""

@@ -5,45 +5,34 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import platform
 from dataclasses import asdict, replace
-from importlib import metadata
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge import __version__
-from ayaedge.bundle import (
-    DECODER,
-    VISION,
-    Bundle,
-    Decoder,
-    EmbeddingTable,
-    Formats,
-    Manifest,
-    Source,
-    Tokens,
-    read_bundle,
-)
+from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.checks import check_options, whole_number
-from ayaedge.decoder.decoder import MAX_THREADS
+from ayaedge.decoder.options import MAX_THREADS
 from ayaedge.errors import CheckpointError, ExportError, InvalidOptionError
 from ayaedge.hardware.machine import usable_threads
+from ayaedge.manifest import DECODER, VISION, Formats
 from ayaedge_export.best.rounding import FeedbackOptions
 from ayaedge_export.calibration.text import BUILTIN, CalibrationText
-from ayaedge_export.checkpoint.checkpoint import Checkpoint, check_finite, open_checkpoint, text_tensors
+from ayaedge_export.checkpoint.checkpoint import Checkpoint, check_finite, open_checkpoint
 from ayaedge_export.checkpoint.logit_scale import choose_scale, scale_fault
-from ayaedge_export.decoder.gguf_writer import ARCHITECTURES, Advance, write_decoder
+from ayaedge_export.checkpoint.spec import text_tensors, vision_tensors
+from ayaedge_export.decoder.gguf_writer import Advance, write_decoder
 from ayaedge_export.effort import Budget, Effort, effort_faults
+from ayaedge_export.manifest import describe, describe_writers
 from ayaedge_export.plan import VisionFormat, check_disk, plan_recipe
 from ayaedge_export.product_threads import bounded_products
 from ayaedge_export.resume.eta import Countdown
 from ayaedge_export.resume.journal import Journal
 from ayaedge_export.resume.staged_bundle import check_target, staged_bundle, what_is_left, write_manifest
 from ayaedge_export.resume.state_file import forget_states
-from ayaedge_export.vision.graph import vision_tensors, write_vision_graph
+from ayaedge_export.vision.graph import write_vision_graph
 from ayaedge_export.vision.int8 import write_block_vision_graph, write_int8_vision_graph
 from ayaedge_quant.blocks import SUPER_BLOCK
 from ayaedge_quant.imatrix import ImportanceMatrix, read_imatrix, write_imatrix
@@ -67,8 +56,6 @@ _USUAL_FEEDBACK = FeedbackOptions()
 _IMPORTANCE = "../importance.gguf"
 """Beside the bundle's files, to which it does not belong."""
 _VISION_DATA = f"{VISION}.data"
-_WRITERS = ("onnx", "gguf", "llama-cpp-python", "numpy")
-"""Packages, beside ayaedge itself, whose versions decide about the bytes of a bundle."""
 
 
 def export_checkpoint(
@@ -239,51 +226,6 @@ def work_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the checkpoint that an export deals with: every tensor is checked, then written."""
     names = (*text_tensors(checkpoint.config.text), *vision_tensors(checkpoint.config.vision))
     return 2 * sum(checkpoint.tensors.entries[name].nbytes for name in names)
-
-
-def describe(checkpoint: Checkpoint, embeddings: EmbeddingTable, formats: Formats) -> Manifest:
-    """The manifest of a bundle made from `checkpoint`; files are added when they are written."""
-    text, tokenizer = checkpoint.config.text, checkpoint.tokenizer
-    return Manifest(
-        source=Source(checkpoint.name, text.model_type, checkpoint.parameters, checkpoint.license),
-        formats=formats,
-        tiling=checkpoint.tiling,
-        image_prompt=checkpoint.image_prompt,
-        tokens=Tokens(
-            special=tokenizer.markers,
-            named=tokenizer.named,
-            image_patch=checkpoint.config.image_token_id,
-            bos=tokenizer.added[tokenizer.bos],
-            stop=checkpoint.stop_ids,
-            hidden=tokenizer.hidden,
-            texts=tokenizer.texts,
-        ),
-        decoder=Decoder(
-            architecture=ARCHITECTURES[text.model_type],
-            hidden_size=text.hidden_size,
-            vocab_size=text.vocab_size,
-            num_layers=text.num_layers,
-            context_length=text.context_length,
-            embeddings=embeddings,
-            sliding_window=text.sliding_window,
-            logit_scale=text.logit_scale,
-        ),
-        chat_template=checkpoint.chat_template,
-        created_by=describe_writers(),
-    )
-
-
-def describe_writers() -> dict[str, str]:
-    """Versions of everything that decides about the bytes of a bundle."""
-    versions = {"ayaedge": __version__} | {name: _version_of(name) for name in _WRITERS}
-    return versions | {"machine": platform.machine()}
-
-
-def _version_of(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:  # in a frozen program
-        return "unknown"
 
 
 def _measured(

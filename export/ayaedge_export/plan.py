@@ -19,9 +19,9 @@ from rich.table import Table
 from ayaedge.errors import ExportError, InvalidOptionError
 from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.checkpoint.config import TextConfig, VisionConfig
+from ayaedge_export.checkpoint.spec import UNUSED_TENSORS, vision_tensors
 from ayaedge_export.checkpoint.tokenizer import Tokenizer
 from ayaedge_export.decoder.gguf_writer import plan_tensors
-from ayaedge_export.vision.graph import UNUSED_TENSORS, vision_tensors
 from ayaedge_export.vision.int8 import BLOCK_LINEAR, BLOCK_SIZE, MLP_GROUPS
 from ayaedge_quant.int8 import group_slices
 from ayaedge_quant.recipes import DecoderFormat, Recipe

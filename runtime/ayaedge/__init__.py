@@ -8,11 +8,12 @@ with AyaVision.load("bundle") as model:
 
 import logging as _logging
 
-from ayaedge.answers import Answer, AnswerHandle, AnswerStream, AsyncAnswerStream, Timings, Usage
-from ayaedge.bundle import Bundle, Manifest, read_bundle
-from ayaedge.cache.stores import NO_CACHE, CacheOptions
+from ayaedge.answers import Answer, Timings, Usage
+from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.cache.options import NO_CACHE, CacheOptions
 from ayaedge.conversation import Conversation, Turn
-from ayaedge.decoder.decoder import DecoderOptions
+from ayaedge.decoder.options import DecoderOptions
+from ayaedge.engine.streams import AnswerHandle, AnswerStream, AsyncAnswerStream
 from ayaedge.errors import (
     AyaEdgeError,
     BackendError,
@@ -32,9 +33,10 @@ from ayaedge.errors import (
     TruncatedError,
 )
 from ayaedge.images.encoded_image import EncodedImage
+from ayaedge.manifest import Manifest
 from ayaedge.model import AyaVision
 from ayaedge.text.text_stream import Piece, TokenLogprob
-from ayaedge.vision.encoder import VisionOptions
+from ayaedge.vision.session import VisionOptions
 
 _logging.getLogger(__name__).addHandler(_logging.NullHandler())  # silent unless the application listens
 

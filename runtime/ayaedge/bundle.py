@@ -14,172 +14,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ayaedge.errors import BundleError, list_faults
 from ayaedge.files import read_text
-from ayaedge.images.tiling import MOST_TILES, Tiling
+from ayaedge.manifest import _LONGEST_NAME, DECODER, FORMAT_VERSION, VISION, Manifest, check_values
 
-FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-VISION = "vision.onnx"
-DECODER = "decoder.gguf"
 FILES = (VISION, f"{VISION}.data", DECODER)
 """Everything that a bundle may hold beside its manifest."""
 _CHUNK = 1 << 20
-_LONGEST_NAME = 255
-_LARGEST_TILE = 4096
-_MOST_TOKENS = 1 << 24
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """One file of the bundle, as it was written."""
-
-    size: int
-    """Bytes."""
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """What the bundle was made from."""
-
-    name: str
-    """Name of the checkpoint's directory."""
-    model_type: str
-    """`cohere2` (8B) or `cohere` (32B)."""
-    parameters: int
-    license: str
-    """As the checkpoint's model card states it; the released weights are CC-BY-NC 4.0."""
-
-
-@dataclass(frozen=True)
-class Formats:
-    """Number formats of the two halves."""
-
-    vision: str
-    decoder: str
-    adjustments: tuple[str, ...] = ()
-    """What else decided about the decoder's weights: an importance matrix, types that a user asked for."""
-
-
-@dataclass(frozen=True)
-class ImagePrompt:
-    """How a picture is written into the prompt."""
-
-    placeholder: str
-    """What the chat template writes where a picture belongs."""
-    start: str
-    end: str
-    patch: str
-    """The token that stands for one image embedding."""
-    tile: str
-    """Ordinary text before each tile, followed by `_` and the tile's number from 1."""
-    thumbnail: str
-    """Ordinary text before the thumbnail, or before the only tile."""
-    tokens_per_tile: int
-
-
-@dataclass(frozen=True)
-class TextToken:
-    """An added token that any text may hold, and how the reference finds it there."""
-
-    text: str
-    id: int
-    normalized: bool = True
-    """Found in composed text (NFC), not in the text as it is."""
-    single_word: bool = False
-    """Not found inside a word."""
-    lstrip: bool = False
-    """Takes the blanks in front of it."""
-    rstrip: bool = False
-    """Takes the blanks behind it."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Ids that the runtime treats in a special way."""
-
-    special: dict[str, int]
-    """Added tokens that only the template and pictures may write: in other text they are spelled out."""
-    named: dict[str, str]
-    """What the tokenizer calls `bos_token`, `eos_token`, `pad_token`: templates use these names."""
-    image_patch: int
-    bos: int
-    stop: tuple[int, ...]
-    """An answer ends at any of these."""
-    hidden: tuple[int, ...]
-    """Never shown: what the tokenizer marks as special."""
-    texts: tuple[TextToken, ...] = ()
-    """All other added tokens, as those of a fine-tune; a user's text may hold them."""
-
-    @property
-    def added(self) -> dict[str, int]:
-        """Every added token, by its text."""
-        return self.special | {token.text: token.id for token in self.texts}
-
-
-@dataclass(frozen=True)
-class EmbeddingTable:
-    """Where decoder.gguf holds the token embeddings."""
-
-    type: str
-    """ggml's name of the storage type."""
-    offset: int
-    """Of the first row, in bytes from the start of the file."""
-    row_bytes: int
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """Figures of the decoder."""
-
-    architecture: str
-    hidden_size: int
-    vocab_size: int
-    num_layers: int
-    context_length: int
-    """Most tokens of a prompt and its answer together."""
-    embeddings: EmbeddingTable
-    sliding_window: int | None = None
-    logit_scale: float | None = None
-    """What the logits are multiplied with; None in bundles that do not say."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Everything that the runtime needs to know about a bundle."""
-
-    source: Source
-    formats: Formats
-    tiling: Tiling
-    image_prompt: ImagePrompt
-    tokens: Tokens
-    decoder: Decoder
-    chat_template: str
-    created_by: dict[str, str]
-    """Versions of what wrote the bundle."""
-    files: dict[str, FileInfo] = field(default_factory=dict)
-    parity: dict[str, float] = field(default_factory=dict)
-    """Figures of the last verification against the checkpoint, if there was one."""
-    format_version: int = FORMAT_VERSION
-
-    @property
-    def vision_bytes(self) -> int:
-        """Size of the vision graph with its weights."""
-        return sum(info.size for name, info in self.files.items() if name.startswith(VISION))
-
-    def to_json(self) -> str:
-        """The text of manifest.json; equal manifests give equal text."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True)
@@ -260,48 +111,6 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def check_values(manifest: Manifest) -> list[str]:
-    """What in a manifest of the right form cannot be true, a sentence each."""
-    tiling, image, tokens, decoder = (
-        manifest.tiling, manifest.image_prompt, manifest.tokens, manifest.decoder,
-    )  # fmt: skip
-    limits = {
-        "tiling.tile_size": (tiling.tile_size, 1, _LARGEST_TILE),
-        "tiling.max_tiles": (tiling.max_tiles, 1, MOST_TILES),
-        "tiling.min_tiles": (tiling.min_tiles, 1, tiling.max_tiles),
-        "tiling.resample": (tiling.resample, 0, 5),
-        "image_prompt.tokens_per_tile": (image.tokens_per_tile, 1, _MOST_TOKENS),
-        "decoder.vocab_size": (decoder.vocab_size, 1, _MOST_TOKENS),
-        "decoder.context_length": (decoder.context_length, 2, _MOST_TOKENS),
-        "tokens.image_patch": (tokens.image_patch, 0, decoder.vocab_size - 1),
-        "tokens.bos": (tokens.bos, 0, decoder.vocab_size - 1),
-    }
-    faults = [
-        f"{place} is {value}, it must lie between {low} and {high}"
-        for place, (value, low, high) in limits.items()
-        if not low <= value <= high
-    ]
-    numbers = {"mean": tiling.mean, "std": tiling.std, "rescale": (tiling.rescale,) * 3}
-    for name, values in numbers.items():
-        zero = name != "mean" and 0 in values
-        if len(values) != 3 or not all(map(math.isfinite, values)) or zero:
-            faults.append(f"tiling.{name} is {values}, which is no number for each of three channels")
-    texts = tuple(token.id for token in tokens.texts)
-    for name, ids in (("stop", tokens.stop), ("special", tuple(tokens.special.values())), ("texts", texts)):
-        wrong = [token for token in ids if not 0 <= token < decoder.vocab_size]
-        if wrong or (not ids and name != "texts"):
-            faults.append(f"tokens.{name} must hold ids below {decoder.vocab_size}, it is {wrong or 'empty'}")
-    for name in ("start", "end", "patch"):
-        if getattr(image, name) not in tokens.special:
-            faults.append(f"image_prompt.{name} is {getattr(image, name)!r}, which is no special token")
-    scale = decoder.logit_scale
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
-        faults.append(f"decoder.logit_scale is {scale}, it must be a finite number above 0")
-    if not image.placeholder or "" in tokens.added:
-        faults.append("image_prompt.placeholder and added tokens must not be empty")
-    return faults
-
-
 def check_hashes(bundle: Bundle) -> list[str]:
     """The files whose content is not what was written, as one sentence each; empty if all are intact."""
     faults = []
@@ -358,3 +167,14 @@ def _convert(hint: Any, value: object, place: str, faults: list[str]) -> Any:
     if not (isinstance(hint, type) and isinstance(value, hint)) or isinstance(value, bool) != (hint is bool):
         faults.append(f"{place} has the wrong type: {value!r}")
     return value
+
+
+def demo_bundle() -> Path:
+    """Where the small demonstration model lies that ships with the package."""
+    directory = Path(str(files("ayaedge") / "demo"))
+    if not directory.is_dir():
+        raise BundleError(
+            f"the demonstration model is not at {directory}: this copy of ayaedge is packed, or was packed without it; "
+            "name the directory of a bundle"
+        )
+    return directory

@@ -13,23 +13,25 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from ayaedge.answers import Answer, AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream, StopReason
+from ayaedge.answers import Answer, StopReason
 from ayaedge.checks import check_options, function, path_of
-from ayaedge.engine.engine import Dialogue, Engine, OnProgress
+from ayaedge.engine.dialogue import Dialogue
+from ayaedge.engine.engine import Engine, OnProgress
 from ayaedge.engine.service import Service
+from ayaedge.engine.streams import AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream
 from ayaedge.engine.worker import Request
 from ayaedge.errors import CancelledError, ChatFileError, PromptError
 from ayaedge.images.encoded_image import EncodedImage, Picture
 from ayaedge.images.load import ImageInput, list_images, take_image
+from ayaedge.images.tile_budget import PictureCost
 from ayaedge.options import AnswerOptions, answer_options
-from ayaedge.planning.costs import PictureCost
 from ayaedge.text.prompt import Message
 from ayaedge.text.text_stream import Piece
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ayaedge.chat_file.archive import SavedChat, SavedPicture, SavedState, SavedTurn
+    from ayaedge.chat_file.saved_chat import SavedChat, SavedPicture, SavedState, SavedTurn
     from ayaedge.options import AnswerKeywords
 
 logger = logging.getLogger(__name__)
@@ -261,7 +263,7 @@ class Conversation:
         return Dialogue((*messages, *last), (*before, *pictures), self._goes_on)
 
     def _known_state(self, engine: Engine) -> SavedState | None:
-        from ayaedge.chat_file.archive import SavedState
+        from ayaedge.chat_file.saved_chat import SavedState
 
         found = engine.snapshot(self._dialogue(self.system, self._turns))
         if found is None:
@@ -270,7 +272,7 @@ class Conversation:
         return SavedState(segment.key, segment.stop, data)
 
     def _saved(self, engine: Engine, state: SavedState | None) -> SavedChat:
-        from ayaedge.chat_file.archive import SavedChat, SavedPicture, SavedTurn
+        from ayaedge.chat_file.saved_chat import SavedChat, SavedPicture, SavedTurn
 
         turns = [
             SavedTurn(

@@ -8,33 +8,37 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
-from ayaedge.answers import Answer, AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream
-from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.cache.stores import CacheOptions
+from ayaedge.answers import Answer
+from ayaedge.bundle import Bundle, demo_bundle, read_bundle
+from ayaedge.cache.options import CacheOptions
 from ayaedge.checks import check_options, function, instance, one_of, path_of, whole_number
 from ayaedge.conversation import Conversation, Images
-from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.options import DecoderOptions
 from ayaedge.decoder.repacking import require_repacking
-from ayaedge.engine.engine import Dialogue, Engine, OnProgress
+from ayaedge.engine.dialogue import Dialogue
+from ayaedge.engine.engine import Engine, OnProgress
 from ayaedge.engine.service import Service
+from ayaedge.engine.streams import AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream
 from ayaedge.engine.worker import Request
-from ayaedge.errors import BundleError, InvalidOptionError
+from ayaedge.errors import InvalidOptionError
 from ayaedge.hardware.devices import Device
+from ayaedge.hardware.speeds import Speeds
 from ayaedge.images.encoded_image import EncodedImage, Picture
 from ayaedge.images.load import take_image
+from ayaedge.images.tile_budget import TileChoice
 from ayaedge.images.tiling import TilePolicy
 from ayaedge.options import AnswerOptions, answer_options
-from ayaedge.planning.costs import Speeds, TileChoice
 from ayaedge.planning.placement import place
-from ayaedge.planning.tuning import load_profile, profile_path
+from ayaedge.planning.profile import load_profile, profile_path
 from ayaedge.text.prompt import Message
 from ayaedge.text.text_stream import Piece
-from ayaedge.vision.encoder import VisionEncoder, VisionOptions, open_encoder
+from ayaedge.vision.encoder import VisionEncoder, open_encoder
+from ayaedge.vision.session import VisionOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -289,7 +293,8 @@ class AyaVision:
         `stop`, `max_tokens` and the form of the answer are for that text alone. PromptError if the chat template
         changes that message, so that it cannot go on.
         """
-        from ayaedge.openai.messages import ChunkMaker, completion, parse_options
+        from ayaedge.openai.completions import ChunkMaker, completion
+        from ayaedge.openai.options import parse_options
 
         asked = parse_options({**options, "stream": stream})
         answer = AnswerStream(self._complete(_dialogue(messages), answer_options(**asked.options)))
@@ -372,14 +377,3 @@ def _close_result(loading: Future[VisionEncoder]) -> None:
 
 
 def _no_progress(step: str, done: int, of: int) -> None: ...
-
-
-def demo_bundle() -> Path:
-    """Where the small demonstration model lies that ships with the package."""
-    directory = Path(str(files("ayaedge") / "demo"))
-    if not directory.is_dir():
-        raise BundleError(
-            f"the demonstration model is not at {directory}: this copy of ayaedge is packed, or was packed without it; "
-            "name the directory of a bundle"
-        )
-    return directory

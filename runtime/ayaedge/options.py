@@ -9,8 +9,8 @@ from typing import Any, Literal, TypedDict, get_args
 
 from ayaedge.checks import check_options, make_plain, one_of, shown, whole_number
 from ayaedge.decoder.sampling import MOST_LOGPROBS, SamplingOptions
+from ayaedge.images.tile_budget import TileChoice
 from ayaedge.images.tiling import TilePolicy
-from ayaedge.planning.costs import TileChoice
 
 Overflow = Literal["error", "drop_oldest"]
 

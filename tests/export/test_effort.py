@@ -13,19 +13,13 @@ import pytest
 
 from ayaedge import InvalidOptionError
 from ayaedge.cli import export as cli_export
+from ayaedge_export.best.allocation import Allocation, choose_types
+from ayaedge_export.best.prediction import predict_seconds
 from ayaedge_export.best.sensitivity import KINDS, Survey
 from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.checkpoint.config import TextConfig
 from ayaedge_export.decoder.gguf_writer import header_bytes, plan_tensors, write_decoder
-from ayaedge_export.effort import (
-    EFFORTS,
-    Allocation,
-    Budget,
-    Effort,
-    choose_types,
-    effort_faults,
-    predict_seconds,
-)
+from ayaedge_export.effort import EFFORTS, Budget, Effort, effort_faults
 from ayaedge_quant.ggml import GgmlType
 from ayaedge_quant.hessian import Covariance
 from ayaedge_quant.recipes import EMBEDDINGS, DecoderFormat, Recipe

@@ -10,17 +10,16 @@ from pathlib import Path
 import pytest
 
 from ayaedge import CheckpointError, ExportError, read_bundle
-from ayaedge.bundle import check_hashes
-from ayaedge.model import demo_bundle
+from ayaedge.bundle import check_hashes, demo_bundle
 from ayaedge_export.decoder import gguf_writer as decoder_gguf
 from ayaedge_export.exporter import (
     DECODER_FORMATS,
     VISION_FORMATS,
-    describe_writers,
     export_checkpoint,
     open_checkpoint,
     work_bytes,
 )
+from ayaedge_export.manifest import describe_writers
 from ayaedge_export.resume.staged_bundle import staging_place
 from random_checkpoint import Shape, write_random_checkpoint
 

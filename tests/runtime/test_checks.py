@@ -15,9 +15,9 @@ import ayaedge
 from ayaedge import NO_CACHE, AyaVision, CacheOptions, DecoderOptions, InvalidOptionError, VisionOptions
 from ayaedge.checks import plain
 from ayaedge.decoder.sampling import SamplingOptions
-from ayaedge.openai.messages import parse_options
+from ayaedge.images.tile_budget import TileChoice
+from ayaedge.openai.options import parse_options
 from ayaedge.options import AnswerKeywords, AnswerOptions
-from ayaedge.planning.costs import TileChoice
 
 
 class Index:

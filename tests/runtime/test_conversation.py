@@ -181,7 +181,7 @@ def test_cancelling_stops_within_a_tile(model: AyaVision, monkeypatch: pytest.Mo
 def test_cancelling_inside_prefill_stops_within_a_micro_batch(wide_bundle: Path) -> None:
     """llama.cpp itself looks at the flag: not one more call, and whole micro-batches stay."""
     from ayaedge import DecoderOptions
-    from ayaedge.engine.worker import Cancellation
+    from ayaedge.cancellation import Cancellation
 
     options = DecoderOptions(context_size=2048, batch_size=2000, ubatch_size=50)
     with AyaVision.load(wide_bundle, decoder=options, cache=NO_CACHE) as model:
@@ -209,7 +209,7 @@ def test_cancelling_inside_prefill_stops_within_a_micro_batch(wide_bundle: Path)
 
 
 def test_a_flag_that_is_set_before_stops_the_first_call(model: AyaVision) -> None:
-    from ayaedge.engine.worker import Cancellation
+    from ayaedge.cancellation import Cancellation
 
     decoder, flag = model._engine.decoder, Cancellation()
     flag.set()

@@ -29,8 +29,8 @@ from ayaedge import (
     TokenLogprob,
     VisionOptions,
 )
+from ayaedge.images.tile_budget import PictureCost
 from ayaedge.options import answer_options
-from ayaedge.planning.costs import PictureCost
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("runtime", "export", "quant")

@@ -10,20 +10,14 @@ from typing import Any
 
 from ayaedge.errors import ExportError
 from ayaedge.hardware.machine import usable_threads
+from ayaedge_export.best.allocation import Allocation, check_budget, choose_types
+from ayaedge_export.best.passages import BestPassages, calibration_passages
 from ayaedge_export.best.rounding import FeedbackOptions, Rounder
 from ayaedge_export.best.sensitivity import OnStep, Survey, survey
-from ayaedge_export.calibration.imatrix import BestPassages, calibration_passages
 from ayaedge_export.calibration.text import CalibrationText
 from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.decoder.gguf_writer import Advance, header_bytes
-from ayaedge_export.effort import (
-    PROBE_TOKENS,
-    SURVEY_TOKENS,
-    Allocation,
-    Budget,
-    check_budget,
-    choose_types,
-)
+from ayaedge_export.effort import PROBE_TOKENS, SURVEY_TOKENS, Budget
 from ayaedge_export.resume.eta import Countdown
 from ayaedge_export.resume.journal import Journal
 from ayaedge_export.resume.state_file import Arrays, StateFile, Values

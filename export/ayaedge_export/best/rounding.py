@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge_export.best.sensitivity import Passages
+from ayaedge_export.best.passages import Passages
 from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.checkpoint.tensors import slabs
 from ayaedge_export.decoder.forward import EMBEDDINGS, PART, StoredLinears, add_layer

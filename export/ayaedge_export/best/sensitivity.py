@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ayaedge_export.best.passages import Passages
 from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.checkpoint.config import TextConfig
 from ayaedge_export.checkpoint.tensors import TensorSource, slabs
@@ -41,23 +42,6 @@ _LINEARS = (
 )  # fmt: skip
 _SAMPLED_ROWS = 256
 """Rows of a tensor that its losses are measured on."""
-
-
-@dataclass(frozen=True)
-class Passages:
-    """Embedded sequences for the decoder."""
-
-    rows: Sequence[FloatArray]
-    """Of each sequence (positions, hidden)."""
-    ids: NDArray[np.int64]
-    """Token of each position of all sequences; -1 where a picture's embedding stands."""
-    weights: FloatArray
-    """What each position counts."""
-
-    @property
-    def lengths(self) -> list[int]:
-        """Positions of each sequence."""
-        return [len(rows) for rows in self.rows]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from ayaedge import llama
 from ayaedge.bundle import Bundle
-from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import BackendError
 
 FloatArray = NDArray[np.float32]

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ayaedge.bundle import ImagePrompt
 from ayaedge.errors import CheckpointError, PromptError, list_faults
-from ayaedge.images.tiling import MOST_TILES, Tiling
+from ayaedge.manifest import MOST_TILES, ImagePrompt, Tiling
 from ayaedge.text.template import ChatTemplate
-from ayaedge_export.checkpoint.config import ModelConfig, TextConfig, parse_config
+from ayaedge_export.checkpoint.config import ModelConfig, parse_config
 from ayaedge_export.checkpoint.fields import Fields
 from ayaedge_export.checkpoint.files import CheckpointFiles, checkpoint_name
 from ayaedge_export.checkpoint.handed_over import (
@@ -25,14 +24,12 @@ from ayaedge_export.checkpoint.handed_over import (
     quantized_by,
     quantized_fault,
 )
+from ayaedge_export.checkpoint.spec import _EMBEDDINGS, _HEAD, text_tensors, vision_tensors
 from ayaedge_export.checkpoint.tensors import TensorIndex, TensorSource, slabs
 from ayaedge_export.checkpoint.tokenizer import Tokenizer, keep_markers, parse_tokenizer
-from ayaedge_export.vision.graph import vision_tensors
 
 _UNUSED = re.compile(r"vision_tower\.vision_model\.head\.|\.position_ids$|\.rotary_emb\.inv_freq$")
 """Tensors that some versions write and the model does not use."""
-_HEAD = "language_model.lm_head.weight"
-_EMBEDDINGS = "language_model.model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -102,30 +99,6 @@ def _open_tensors(directory: Path, config: ModelConfig | None) -> tuple[TensorIn
     except CheckpointError as error:
         return None, [str(error)]
     return tensors, _tensor_faults(tensors, config) if config else []
-
-
-def text_tensors(text: TextConfig) -> dict[str, tuple[int, ...]]:
-    """Names on the hub and shapes of every tensor of the decoder."""
-    hidden, inner, head = text.hidden_size, text.intermediate_size, text.head_dim
-    query, key = text.num_heads * head, text.num_kv_heads * head
-    layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm": (hidden,),
-        "self_attn.q_proj": (query, hidden),
-        "self_attn.k_proj": (key, hidden),
-        "self_attn.v_proj": (key, hidden),
-        "self_attn.o_proj": (hidden, query),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-    if text.use_qk_norm:
-        layer["self_attn.q_norm"] = (text.num_heads, head)
-        layer["self_attn.k_norm"] = (text.num_kv_heads, head)
-    shapes = {_EMBEDDINGS: (text.vocab_size, hidden), "language_model.model.norm.weight": (hidden,)}
-    for index in range(text.num_layers):
-        for name, shape in layer.items():
-            shapes[f"language_model.model.layers.{index}.{name}.weight"] = shape
-    return shapes
 
 
 def _tensor_faults(tensors: TensorIndex, config: ModelConfig) -> list[str]:

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ayaedge.bundle import Manifest
 from ayaedge.checks import real_number
+from ayaedge.manifest import Manifest
 from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.checkpoint.config import ModelConfig
 

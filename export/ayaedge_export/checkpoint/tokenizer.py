@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ayaedge.bundle import ImagePrompt, TextToken
+from ayaedge.manifest import ImagePrompt, TextToken
 from ayaedge_export.checkpoint.fields import LARGEST
 
 PRE_TOKENIZER = "command-r"

@@ -18,10 +18,11 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge.bundle import EmbeddingTable, TextToken
 from ayaedge.hardware.machine import usable_threads
-from ayaedge_export.checkpoint.checkpoint import Checkpoint, text_tensors
+from ayaedge.manifest import EmbeddingTable, TextToken
+from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.checkpoint.config import TextConfig
+from ayaedge_export.checkpoint.spec import text_tensors
 from ayaedge_export.checkpoint.tensors import TensorSource, slabs
 from ayaedge_export.checkpoint.tokenizer import PRE_TOKENIZER, Tokenizer
 from ayaedge_export.resume.journal import Journal, Piece

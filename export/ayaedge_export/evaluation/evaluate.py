@@ -15,10 +15,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ayaedge.bundle import MANIFEST, Bundle, Manifest, read_bundle
-from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.bundle import MANIFEST, Bundle, read_bundle
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import BundleError, InvalidOptionError, list_faults
 from ayaedge.hardware.machine import usable_threads
+from ayaedge.manifest import Manifest
 from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.checkpoint.logit_scale import scaled_like
 from ayaedge_export.evaluation.results import Journal, WindowResult

@@ -8,12 +8,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge.bundle import Bundle, Manifest
-from ayaedge.decoder.decoder import CacheType, Decoder, DecoderOptions
+from ayaedge.bundle import Bundle
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.options import CacheType, DecoderOptions
 from ayaedge.errors import BackendError
 from ayaedge.hardware.machine import memory
 from ayaedge.images.tiling import normalize
-from ayaedge.vision.encoder import VisionEncoder, VisionOptions
+from ayaedge.manifest import Manifest
+from ayaedge.vision.encoder import VisionEncoder
+from ayaedge.vision.session import VisionOptions
 from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.decoder.forward import EMBEDDINGS, decoder_forward, head_logits
 from ayaedge_export.evaluation.windows import Window, drawn_tiles

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ayaedge import ort
-from ayaedge.bundle import Bundle, Manifest
-from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.bundle import Bundle
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.options import DecoderOptions
 from ayaedge.hardware.machine import usable_threads
 from ayaedge.images.load import load_image
 from ayaedge.images.tiling import normalize, split_tiles
+from ayaedge.manifest import Manifest
 from ayaedge.text.prompt import Message, Prompt, PromptBuilder
 from ayaedge.vision.encoder import VisionEncoder
 from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint

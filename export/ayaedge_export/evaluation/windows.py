@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ayaedge.bundle import Manifest
 from ayaedge.errors import InvalidOptionError
 from ayaedge.files import read_text
 from ayaedge.images.load import load_image
 from ayaedge.images.tiling import split_tiles
+from ayaedge.manifest import Manifest
 from ayaedge.text.prompt import Message, Prompt, PromptBuilder
 from ayaedge_export.evaluation.sample_text import SENTENCES
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ayaedge.bundle import FILES, MANIFEST, FileInfo, Manifest, hash_file, read_bundle
+from ayaedge.bundle import FILES, MANIFEST, hash_file, read_bundle
 from ayaedge.errors import CheckpointError, ExportError, InvalidOptionError
+from ayaedge.manifest import FileInfo, Manifest
 from ayaedge_export.resume.journal import Journal, has_pieces
 
 _JOURNAL, _OLD, _DISCARDED = "journal.jsonl", "old", "discarded"

@@ -13,18 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ayaedge.bundle import DECODER, Formats
 from ayaedge.checks import check_options, plain, whole_number
 from ayaedge.errors import ExportError
-from ayaedge_export.checkpoint.checkpoint import Checkpoint, text_tensors
+from ayaedge.manifest import DECODER, Formats
+from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.checkpoint.config import ModelConfig, TextConfig, VisionConfig
+from ayaedge_export.checkpoint.spec import text_tensors, vision_tensors
 from ayaedge_export.decoder.gguf_writer import Advance, plan_tensors, write_decoder
-from ayaedge_export.exporter import describe, describe_writers, write_vision
+from ayaedge_export.exporter import write_vision
+from ayaedge_export.manifest import describe, describe_writers
 from ayaedge_export.plan import VisionFormat, check_disk, plan_recipe
 from ayaedge_export.resume.staged_bundle import staged_bundle, what_is_left, write_manifest
 from ayaedge_export.synthetic.random_weights import Drawer, DrawnBlocks, DrawnTensors
 from ayaedge_export.synthetic.tokenizer import chat_template, fill_vocabulary, read_demo
-from ayaedge_export.vision.graph import vision_tensors
 from ayaedge_quant.recipes import DecoderFormat, as_recipe
 
 Shape = Literal["8b", "32b"]

@@ -14,7 +14,8 @@ from itertools import product
 
 import gguf
 
-from ayaedge.bundle import DECODER, Manifest, read_manifest
+from ayaedge.bundle import read_manifest
+from ayaedge.manifest import DECODER, Manifest
 from ayaedge_export.checkpoint.tokenizer import Tokenizer
 
 _SPACE = "Ġ"

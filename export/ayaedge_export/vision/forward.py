@@ -13,15 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge_export.checkpoint.config import VisionConfig
+from ayaedge_export.checkpoint.spec import CONNECTOR, TOWER, layer_prefix
 from ayaedge_export.checkpoint.tensors import WeightSource
 from ayaedge_quant.matmul import multiply
 
 FloatArray = NDArray[np.float32]
 LinearFunction = Callable[[str, FloatArray], FloatArray]
 """(name without `.weight`, input (..., in)) to output (..., out)."""
-
-TOWER = "vision_tower.vision_model"
-CONNECTOR = "multi_modal_projector"
 
 
 def vision_forward(
@@ -59,11 +57,6 @@ def connector_input(config: VisionConfig, weights: WeightSource, features: Float
     """What the connector's first linear sees: shuffled, normalised features (n, T, hidden * downsample^2)."""
     shuffled = pixel_shuffle(features, config)
     return layer_norm(shuffled, weights, f"{CONNECTOR}.layernorm", config.adapter_layer_norm_eps)
-
-
-def layer_prefix(layer: int) -> str:
-    """What the names of an encoder layer's tensors begin with."""
-    return f"{TOWER}.encoder.layers.{layer}"
 
 
 def plain_linear(weights: WeightSource) -> LinearFunction:

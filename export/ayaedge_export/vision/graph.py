@@ -21,8 +21,8 @@ from onnx import helper
 from ayaedge.errors import CheckpointError, list_faults
 from ayaedge.hardware.machine import usable_threads
 from ayaedge_export.checkpoint.config import VisionConfig
+from ayaedge_export.checkpoint.spec import CONNECTOR, TOWER, layer_prefix, vision_tensors
 from ayaedge_export.checkpoint.tensors import WeightSource
-from ayaedge_export.vision.forward import CONNECTOR, TOWER, layer_prefix
 
 PRODUCER_NAME, PRODUCER_VERSION = "ayaedge", "1"
 OPSET = 20
@@ -40,38 +40,6 @@ _SLAB_COLUMNS = 128
 INPUT_NAME, OUTPUT_NAME = "pixel_values", "image_embeddings"
 FloatPrecision = Literal["fp32", "fp16"]
 FLOAT_TYPES: dict[FloatPrecision, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16}
-
-UNUSED_TENSORS = (f"{TOWER}.post_layernorm.weight", f"{TOWER}.post_layernorm.bias")
-"""Stored in every checkpoint, but Aya Vision takes its features before this layer."""
-
-
-def vision_tensors(config: VisionConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of tower and connector, hub name to shape, `UNUSED_TENSORS` included."""
-    hidden, mlp, patch = config.hidden_size, config.intermediate_size, config.patch_size
-    embeddings = f"{TOWER}.embeddings"
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{embeddings}.patch_embedding.weight": (hidden, 3, patch, patch),
-        f"{embeddings}.patch_embedding.bias": (hidden,),
-        f"{embeddings}.position_embedding.weight": (config.patches_per_side**2, hidden),
-    }
-    for layer in range(config.num_layers):
-        prefix = layer_prefix(layer)
-        shapes |= _affine(f"{prefix}.layer_norm1", hidden)
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= _affine(f"{prefix}.self_attn.{name}", hidden, hidden)
-        shapes |= _affine(f"{prefix}.layer_norm2", hidden)
-        shapes |= _affine(f"{prefix}.mlp.fc1", mlp, hidden)
-        shapes |= _affine(f"{prefix}.mlp.fc2", hidden, mlp)
-    shapes |= _affine(f"{TOWER}.post_layernorm", hidden)
-    joined = hidden * config.downsample_factor**2
-    shapes |= _affine(f"{CONNECTOR}.layernorm", joined)
-    shapes |= _affine(f"{CONNECTOR}.linear_1", config.adapter_size, joined)
-    shapes |= _affine(f"{CONNECTOR}.linear_2", config.output_size, config.adapter_size // 2)
-    return shapes
-
-
-def _affine(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
 class GraphWriter:

@@ -16,18 +16,16 @@ import onnx
 from ayaedge.errors import ExportError, MissingExtraError
 from ayaedge.hardware.machine import memory, usable_threads
 from ayaedge_export.checkpoint.config import VisionConfig
+from ayaedge_export.checkpoint.spec import CONNECTOR, TOWER, UNUSED_TENSORS, vision_tensors
 from ayaedge_export.checkpoint.tensors import WeightSource
 from ayaedge_export.offline import stay_offline
-from ayaedge_export.vision.forward import CONNECTOR, TOWER
 from ayaedge_export.vision.graph import (
     INPUT_NAME,
     OUTPUT_NAME,
     PRODUCER_NAME,
     PRODUCER_VERSION,
-    UNUSED_TENSORS,
     check_divisible,
     declare_tiles,
-    vision_tensors,
     weight_count,
 )
 

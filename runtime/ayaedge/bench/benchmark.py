@@ -24,12 +24,12 @@ from PIL import Image
 from ayaedge.bench.limits import Limits, Work, answer_work, measure_limits, prompt_work
 from ayaedge.bench.process_watch import Finished, Resident, run_watched
 from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.cache.prepared_graphs import can_read
-from ayaedge.cache.stores import cache_directory
+from ayaedge.cache.options import cache_directory
 from ayaedge.checks import check_options, plain, whole_number
-from ayaedge.decoder.decoder import DEFAULT_CONTEXT
 from ayaedge.decoder.gguf_header import DecoderFigures, read_figures
+from ayaedge.decoder.options import DEFAULT_CONTEXT
 from ayaedge.errors import InvalidOptionError
+from ayaedge.files import can_read
 from ayaedge.hardware.machine import memory, processor
 
 OnStep = Callable[[int, int, str], None]

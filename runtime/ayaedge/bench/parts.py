@@ -22,16 +22,18 @@ import numpy as np
 from ayaedge import llama, ort
 from ayaedge.bench.limits import graph_work
 from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.cache.stores import CacheOptions
-from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.cache.options import CacheOptions
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.options import DecoderOptions
 from ayaedge.decoder.sampling import Sampler, SamplingOptions
 from ayaedge.errors import BackendError
 from ayaedge.hardware.machine import usable_threads
 from ayaedge.model import AyaVision
 from ayaedge.planning.placement import place
-from ayaedge.planning.tuning import load_profile, profile_path
+from ayaedge.planning.profile import load_profile, profile_path
 from ayaedge.text.text_stream import TextStream
-from ayaedge.vision.encoder import VisionEncoder, VisionOptions
+from ayaedge.vision.encoder import VisionEncoder
+from ayaedge.vision.session import VisionOptions
 
 Result = dict[str, Any]
 

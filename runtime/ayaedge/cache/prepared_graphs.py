@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
 import shutil
 import time
@@ -18,15 +17,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from ayaedge.files import _PARTIAL, ABANDONED, can_write, matching
+
 logger = logging.getLogger(__name__)
 
 GRAPH, DATA = "graph.onnx", "graph.data"
 _FACTS = "complete.json"
 _MOST = 3
 """Graphs that are kept; each takes twice the size of the bundle's."""
-_PARTIAL = ".partial"
-ABANDONED = 3600.0
-"""Seconds after which an unfinished entry belongs to a process that was killed."""
 _ROOM = 1_000_000_000
 """Bytes that stay free on the disk."""
 
@@ -97,47 +95,6 @@ class PreparedGraphs:
                     continue
                 found.append((facts.parent, facts.stat().st_mtime))
         return sorted(found, key=lambda entry: entry[1])
-
-
-def make_private(directory: Path) -> None:
-    """Make a directory that only its owner may look into, and close one that others may."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if directory.stat().st_mode & 0o077:
-        with suppress(OSError):  # not ours
-            directory.chmod(0o700)
-
-
-def can_read(path: Path) -> bool:
-    """Whether there is a file or directory that this user may read."""
-    return os.access(path, os.R_OK)
-
-
-def can_write(directory: Path) -> bool:
-    """Whether files can be put into a directory, which is made, and closed to others, if need be."""
-    try:
-        make_private(directory)
-    except OSError:
-        return False
-    return os.access(directory, os.W_OK | os.X_OK)
-
-
-def matching(directory: Path, pattern: str) -> list[Path]:
-    """Paths below a directory; none if it is missing or may not be looked into."""
-    return list(directory.glob(pattern)) if os.access(directory, os.R_OK | os.X_OK) else []
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file whole, into a directory that only its owner may look into; OSError, and nothing left, if not."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
-    try:
-        make_private(path.parent.parent)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        temporary.write_text(text, "utf-8")
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _facts(entry: Path) -> dict[str, list[int]]:

@@ -8,7 +8,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from ayaedge.cache.prepared_graphs import make_private
+from ayaedge.files import make_private
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,12 @@ import typer
 from ayaedge.bench.benchmark import Measured, OtherDecode, OtherProgram, measure_bundle
 from ayaedge.bench.process_watch import run_watched
 from ayaedge.bench.report import benchmark_table, draw_benchmark, notes, to_dict
-from ayaedge.bundle import MANIFEST, Manifest, read_bundle
-from ayaedge.cache.stores import NAME_ANOTHER, cache_directory
+from ayaedge.bundle import MANIFEST, read_bundle
+from ayaedge.cache.options import NAME_ANOTHER, cache_directory
 from ayaedge.cli.console import JsonFlag, announce, count_progress, print_table, stderr, write
 from ayaedge.cli.export import require_exporter
 from ayaedge.errors import BackendError, InvalidOptionError, MissingExtraError
+from ayaedge.manifest import Manifest
 
 Shape = Literal["8b", "32b"]
 

@@ -12,9 +12,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ayaedge.cache.prepared_graphs import PreparedGraphs, matching
-from ayaedge.cache.stores import NAME_ANOTHER, CacheOptions, DiskStates, cache_directory
+from ayaedge.cache.options import NAME_ANOTHER, CacheOptions, cache_directory
+from ayaedge.cache.prepared_graphs import PreparedGraphs
+from ayaedge.cache.stores import DiskStates
 from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, write
+from ayaedge.files import matching
 
 app = typer.Typer(
     no_args_is_help=True, help="Look after what is kept of pictures and prompts; only you can read it."

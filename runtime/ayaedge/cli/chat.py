@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ayaedge.cache.stores import NO_CACHE
+from ayaedge.cache.options import NO_CACHE
 from ayaedge.cli.chat_input import open_lines
 from ayaedge.cli.chat_loop import ChatLoop, attach
 from ayaedge.cli.console import show_messages, stderr
@@ -33,10 +33,10 @@ from ayaedge.cli.options import (
     decoder_options,
     tile_policy,
 )
+from ayaedge.images.tile_budget import TileChoice
 from ayaedge.model import AyaVision
 from ayaedge.options import AnswerKeywords, Overflow, answer_options
-from ayaedge.planning.costs import TileChoice
-from ayaedge.vision.encoder import VisionOptions
+from ayaedge.vision.session import VisionOptions
 
 
 def chat(

@@ -13,8 +13,8 @@ from typing import TypeAlias, get_args
 
 from ayaedge.cli.pasted_paths import BLANKS, WINDOWS, find_paths
 from ayaedge.errors import InvalidOptionError
+from ayaedge.images.tile_budget import DEFAULT_BUDGET, TileChoice
 from ayaedge.images.tiling import TilePolicy
-from ayaedge.planning.costs import DEFAULT_BUDGET, TileChoice
 
 COMMANDS = {
     "image": ("PATH... | clear", "attach pictures to the next question; alone: show what is attached"),

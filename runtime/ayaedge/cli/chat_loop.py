@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from ayaedge.answers import Answer, AnswerStream
+from ayaedge.answers import Answer
 from ayaedge.cli.chat_commands import (
     Command,
     DroppedPictures,
@@ -29,12 +29,13 @@ from ayaedge.cli.console import announce, stderr, step_progress, write
 from ayaedge.cli.interrupts import Interrupts
 from ayaedge.cli.pasted_paths import find_path, find_paths, is_file, is_picture_file
 from ayaedge.conversation import Conversation
+from ayaedge.engine.streams import AnswerStream
 from ayaedge.errors import AyaEdgeError, CancelledError, ChatFileError, ImageError, InvalidOptionError
 from ayaedge.images.encoded_image import Picture
 from ayaedge.images.load import load_image, read_file
+from ayaedge.images.tile_budget import TileChoice
 from ayaedge.model import AyaVision
 from ayaedge.options import AnswerKeywords
-from ayaedge.planning.costs import TileChoice
 
 CHAT_SUFFIX = ".ayachat"
 _SHOWN = 70

@@ -15,9 +15,9 @@ from typing import Any
 from rich.table import Table
 
 from ayaedge import __version__, llama, ort
-from ayaedge.cache.prepared_graphs import matching
-from ayaedge.cache.stores import NAME_ANOTHER, cache_directory
+from ayaedge.cache.options import NAME_ANOTHER, cache_directory
 from ayaedge.cli.console import JsonFlag, print_table, size_text, stderr, write
+from ayaedge.files import matching
 from ayaedge.hardware import machine
 from ayaedge.hardware.devices import (
     BACKENDS,

@@ -108,10 +108,11 @@ def export(
     """Turn a Hugging Face checkpoint of Aya Vision into a bundle."""
     show_messages(logging.WARNING)
     exporter = require_exporter("ayaedge export")
+    from ayaedge_export.best.prediction import predict_seconds
     from ayaedge_export.best.rounding import FeedbackOptions
     from ayaedge_export.calibration.imatrix import load_importance
     from ayaedge_export.calibration.text import read_calibration_text
-    from ayaedge_export.effort import Budget, effort_faults, predict_seconds
+    from ayaedge_export.effort import Budget, effort_faults
     from ayaedge_export.plan import make_recipe, plan_decoder
     from ayaedge_quant.blocks import SUPER_BLOCK
 
@@ -219,8 +220,9 @@ def plan_export(
     """Show what an export would write: types, bytes and bits per weight, and the disk needed."""
     require_exporter("ayaedge plan --export")
     from ayaedge_export import plan
+    from ayaedge_export.best.prediction import predict_seconds
     from ayaedge_export.checkpoint.checkpoint import open_checkpoint
-    from ayaedge_export.effort import EFFORTS, predict_seconds
+    from ayaedge_export.effort import EFFORTS
 
     planned = plan.plan_export(
         checkpoint,

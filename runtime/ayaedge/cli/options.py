@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ayaedge.decoder.decoder import CacheType, DecoderOptions
+from ayaedge.decoder.options import CacheType, DecoderOptions
 from ayaedge.errors import InvalidOptionError
 from ayaedge.files import read_text
 from ayaedge.hardware.devices import Device

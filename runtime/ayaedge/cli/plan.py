@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.cache.stores import CacheOptions
+from ayaedge.bundle import Bundle, demo_bundle, read_bundle
+from ayaedge.cache.options import CacheOptions
 from ayaedge.cli import export as exporting
 from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, write
 from ayaedge.cli.export import DecoderFormat, OutputType, TensorTypes, VisionFormat
@@ -36,12 +36,13 @@ from ayaedge.cli.options import (
 )
 from ayaedge.errors import InvalidOptionError
 from ayaedge.images.load import load_image
-from ayaedge.model import demo_bundle
-from ayaedge.planning.costs import QuestionCost, TileChoice
+from ayaedge.images.tile_budget import TileChoice
+from ayaedge.planning.costs import QuestionCost
+from ayaedge.planning.profile import Profile, profile_path, save_profile
 from ayaedge.planning.question_plan import plan_question
-from ayaedge.planning.tuning import Profile, Trial, profile_path, save_profile
+from ayaedge.planning.tuning import Trial
 from ayaedge.planning.tuning import tune as tune_bundle
-from ayaedge.vision.encoder import VisionOptions
+from ayaedge.vision.session import VisionOptions
 
 
 def plan(

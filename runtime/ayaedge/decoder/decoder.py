@@ -9,25 +9,22 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import platform
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge import llama
-from ayaedge.bundle import Manifest
-from ayaedge.checks import check_options, instance, make_plain, one_of, shown, whole_number
+from ayaedge.cancellation import Cancellation
 from ayaedge.decoder.gguf_header import read_figures
+from ayaedge.decoder.options import _FLOAT_TYPES, CacheType, DecoderOptions, repacks_by_default
 from ayaedge.decoder.token_embeddings import TokenEmbeddings
-from ayaedge.engine.worker import Cancellation
+from ayaedge.decoder.vocabulary import Vocabulary
 from ayaedge.errors import (
     BackendError,
     BundleError,
@@ -37,120 +34,23 @@ from ayaedge.errors import (
     OutOfMemoryError,
     list_faults,
 )
-from ayaedge.hardware.devices import Device, Gpu, choose_decoder, decoder_gpus, device_list, fewer_layers
-from ayaedge.hardware.machine import architecture, processor, usable_threads
+from ayaedge.hardware.devices import Gpu, choose_decoder, decoder_gpus, device_list, fewer_layers
+from ayaedge.hardware.machine import processor, usable_threads
+from ayaedge.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_UBATCH = 256
-DEFAULT_CONTEXT = 8192
-"""Tokens of context unless asked otherwise: 1.1 GB of f16 KV cache for Aya Vision 8B."""
 
-CacheType = Literal["f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-MAX_THREADS = 512
-"""More than any processor of a laptop or a server has; far more makes each token wait for all of them."""
-_LARGEST_BATCH = 1 << 16
 _CANCELLED = 2
 """What llama_decode says when it was told to stop."""
-_MOST_DRAFTS = 63
 _SCRATCH = 1
 """Number of a second sequence, in which a part of the first one is copied to and from states."""
 _CAPACITY_STEP = 512
 """Positions by which the KV cache grows: 67 MB for Aya Vision 8B."""
 _BF16 = 30
 """ggml's number of the one type that llama-cpp-python has no name for."""
-_FLOAT_TYPES = ("f16", "bf16", "f32")
 _CACHE_BLOCK = 32
 """Values of a head that share a block in the other types."""
-
-
-@dataclass(frozen=True)
-class DecoderOptions:
-    """How the decoder runs; None means the bundle's or the machine's value."""
-
-    context_size: int | None = None
-    """Tokens of prompt and answer together; at most the bundle's, by default `DEFAULT_CONTEXT`."""
-    threads: int | None = None
-    threads_batch: int | None = None
-    """During prefill; by default as many as `threads`."""
-    batch_size: int = 512
-    """Tokens or embeddings that go to llama.cpp in one call during prefill: the grain of progress."""
-    ubatch_size: int | None = None
-    """Those of them that are computed at once; by default `DEFAULT_UBATCH`."""
-    cache_type: CacheType = "f16"
-    """Number format of the KV cache."""
-    cache_type_v: CacheType | None = None
-    """Number format of its values; by default that of its keys, `cache_type`."""
-    flash_attention: bool | None = None
-    """Attention without storing its scores. By default on for GPUs and where the cache's format needs it; processors
-    are as fast without it during prefill, and faster with each token of an answer behind a long prompt."""
-    repack: bool | None = None
-    """Arrange 4-bit weights anew for the processor, in memory of their own; by default where it was measured to be
-    faster, or on Arm. True is tried in a process of its own first, once for a bundle and machine: some processors end
-    the process with it. That takes as long as loading the bundle, and its memory for this time."""
-    device: Device | None = None
-    """`auto`, the default, takes the best that this build of llama.cpp sees."""
-    gpu_layers: int | None = None
-    """Layers on the GPU: -1 for all, 0 for none, by default as many as its memory holds (`planning.placement`)."""
-    draft_tokens: int = 0
-    """Most tokens that are tried in one step when an answer seems to copy (`decoder.prompt_lookup`); 0 for never."""
-    all_logits: bool = False
-    """Keep the logits of every token of a batch, not of the last alone (for verification)."""
-
-    def __post_init__(self) -> None:
-        make_plain(self)
-        types = get_args(CacheType)
-        check_options(
-            whole_number("context_size", self.context_size, least=2, optional=True),
-            whole_number("threads", self.threads, least=1, most=MAX_THREADS, optional=True),
-            whole_number("threads_batch", self.threads_batch, least=1, most=MAX_THREADS, optional=True),
-            whole_number("batch_size", self.batch_size, least=1, most=_LARGEST_BATCH),
-            whole_number("ubatch_size", self.ubatch_size, least=1, most=_LARGEST_BATCH, optional=True),
-            whole_number("gpu_layers", self.gpu_layers, least=-1, optional=True),
-            whole_number("draft_tokens", self.draft_tokens, least=0, most=_MOST_DRAFTS),
-            one_of("cache_type", self.cache_type, types),
-            one_of("cache_type_v", self.cache_type_v, types, optional=True),
-            one_of("device", self.device, get_args(Device), optional=True),
-            instance("flash_attention", self.flash_attention, bool, optional=True),
-            instance("repack", self.repack, bool, optional=True),
-            instance("all_logits", self.all_logits, bool),
-        )
-        if self.value_type not in _FLOAT_TYPES and not self.uses_flash:
-            check_options("quantized values (cache_type_v) need flash_attention")
-
-    def context_of(self, trained: int) -> int:
-        """Tokens of context for a model that was trained with `trained`; InvalidOptionError if that is too few."""
-        if self.context_size is None:
-            return min(trained, DEFAULT_CONTEXT)
-        if self.context_size > trained:
-            raise InvalidOptionError(
-                f"the context size must lie between 2 and {trained} for this model, not {shown(self.context_size)}"
-            )
-        return self.context_size
-
-    @property
-    def is_usual(self) -> bool:
-        """Whether speeds with these options say something about the defaults."""
-        usual = replace(DecoderOptions(), device=self.device, gpu_layers=self.gpu_layers)
-        return self == replace(usual, context_size=self.context_size, draft_tokens=self.draft_tokens)
-
-    @property
-    def value_type(self) -> CacheType:
-        """Number format of the values in the KV cache."""
-        return self.cache_type_v or self.cache_type
-
-    @property
-    def uses_flash(self) -> bool:
-        """Whether attention is computed without storing its scores."""
-        if self.flash_attention is not None:
-            return self.flash_attention
-        on_gpu = bool(self.gpu_layers) and "f32" not in (self.cache_type, self.value_type)
-        return on_gpu or self.value_type not in _FLOAT_TYPES
-
-    @property
-    def rows_at_once(self) -> int:
-        """Tokens of a prompt that are computed at once."""
-        return min(self.ubatch_size or DEFAULT_UBATCH, self.batch_size)
 
 
 class Decoder:
@@ -586,89 +486,3 @@ class Decoder:
 
     def _cache_type(self, name: CacheType) -> int:
         return int(getattr(self._llama, f"GGML_TYPE_{name.upper()}", _BF16))
-
-
-class Vocabulary:
-    """The tokenizer inside the GGUF file; usable as long as its decoder is open."""
-
-    def __init__(self, library: Any, model: Any):
-        self._llama = library
-        self._handle = library.llama_model_get_vocab(model)
-        self._in_use = threading.Lock()
-        self.size: int = library.llama_vocab_n_tokens(self._handle)
-        """Number of tokens, padding included."""
-
-    def close(self) -> None:
-        """Refuse all further calls: the weights that it belongs to are being freed."""
-        with self._in_use:
-            self._handle = None
-
-    @property
-    def _vocab(self) -> Any:
-        if self._handle is None:
-            raise ClosedError
-        return self._handle
-
-    def tokenize(self, text: str) -> list[int]:
-        """Ids of plain text; no added token is recognised in it and none is added.
-
-        Safe from any thread, also beside `close`, like `piece`.
-        """
-        data = text.encode()
-        room = len(data) + 1  # a byte-level token has at least one byte
-        buffer = (self._llama.llama_token * room)()
-        with self._in_use:
-            count = self._llama.llama_tokenize(self._vocab, data, len(data), buffer, room, False, False)
-        if count < 0:
-            raise BackendError(f"llama.cpp could not tokenise {len(data)} bytes of text")
-        return list(buffer[:count])
-
-    def text(self, token: int) -> str:
-        """The token as the vocabulary spells it; BackendError for an id that it does not have."""
-        self._check_id(token)
-        spelled = self._llama.llama_vocab_get_text(self._vocab, token)
-        return str(spelled.decode("utf-8")) if spelled is not None else ""
-
-    @property
-    def handle(self) -> Any:
-        """The llama_vocab, for grammars; ClosedError after `close()`."""
-        return self._vocab
-
-    def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for in text, perhaps part of a character; errors as `text`."""
-        self._check_id(token)
-        size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            with self._in_use:
-                count = self._llama.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
-            if count >= 0:
-                return buffer.raw[:count]
-            size = -count
-
-    def _check_id(self, token: int) -> None:
-        if not 0 <= token < self.size:  # llama.cpp would abort the process
-            raise BackendError(f"token ids must lie between 0 and {self.size - 1}, not {token}")
-
-
-@contextmanager
-def open_vocabulary(path: Path) -> Iterator[Vocabulary]:
-    """The tokenizer of a GGUF file, without its weights; BundleError if it cannot be loaded."""
-    library = llama.library()
-    parameters = library.llama_model_default_params()
-    parameters.vocab_only, parameters.use_extra_bufts = True, False
-    llama.forget_errors()
-    model = library.llama_model_load_from_file(os.fsencode(path), parameters)
-    if not model:
-        raise BundleError(f"llama.cpp cannot load {path}: {llama.recent_errors()}")
-    vocabulary = Vocabulary(library, model)
-    try:
-        yield vocabulary
-    finally:
-        vocabulary.close()
-        library.llama_model_free(model)
-
-
-def repacks_by_default() -> bool:
-    """Repacked weights double memory and halve prefill on x86; on Arm they are the fast path."""
-    return architecture(platform.machine()) != "x86_64"

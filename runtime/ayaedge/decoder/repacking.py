@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import BackendError
 from ayaedge.hardware.probes import Result, Verdicts
 

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge import llama
-from ayaedge.bundle import Tokens
 from ayaedge.checks import check_options, make_plain, real_number, whole_number
-from ayaedge.decoder.decoder import Decoder, Vocabulary
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.vocabulary import Vocabulary
 from ayaedge.errors import AyaEdgeError, BackendError, InvalidOptionError
+from ayaedge.manifest import Tokens
 from ayaedge.text.text_stream import TokenLogprob
 
 MOST_LOGPROBS = 20

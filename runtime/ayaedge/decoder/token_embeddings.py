@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge import llama
-from ayaedge.bundle import Decoder
 from ayaedge.errors import BundleError
+from ayaedge.manifest import Decoder
 
 _BLOCKS = {
     "F32": (1, 4), "F16": (1, 2), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34),

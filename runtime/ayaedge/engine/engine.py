@@ -16,58 +16,37 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge.answers import Answer, AnswerRequest, StopReason, Timings, Usage
+from ayaedge.answers import Answer, Timings, Usage
 from ayaedge.bundle import Bundle
-from ayaedge.cache.stores import CacheOptions, RecentArrays, State
+from ayaedge.cache.options import CacheOptions
+from ayaedge.cache.stores import RecentArrays, State
+from ayaedge.cancellation import Cancellation
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.prompt_lookup import greedy_with_lookup
 from ayaedge.decoder.sampling import Grammar, Sampler, token_logprob
-from ayaedge.engine.prefix_cache import KnownPrefix, Segment, split_prompt
-from ayaedge.engine.worker import Cancellation
+from ayaedge.engine.dialogue import Dialogue
+from ayaedge.engine.generation import _Writing
+from ayaedge.engine.prefix_cache import KnownPrefix
+from ayaedge.engine.segments import Segment, split_prompt
+from ayaedge.engine.streams import AnswerRequest
 from ayaedge.errors import CancelledError, ContextLengthError, ImageError
+from ayaedge.hardware.speeds import Speeds
 from ayaedge.images.encoded_image import EncodedImage, Picture, cut_picture
 from ayaedge.images.load import ImageInput, load_image
+from ayaedge.images.tile_budget import TileChoice, tiles_within
 from ayaedge.options import AnswerOptions
-from ayaedge.planning.costs import Speeds, TileChoice, tiles_within
-from ayaedge.planning.tuning import Profile, measure_speeds, profile_path, save_profile
-from ayaedge.text.prompt import Message, Prompt, PromptBuilder
-from ayaedge.text.text_stream import Piece, TextStream, TokenLogprob
+from ayaedge.planning.costs import ANSWER_ROOM
+from ayaedge.planning.profile import Profile, profile_path, save_profile
+from ayaedge.planning.tuning import measure_speeds
+from ayaedge.text.prompt import Prompt, PromptBuilder
+from ayaedge.text.text_stream import TextStream, TokenLogprob
 from ayaedge.vision.encoder import VisionEncoder
 
 logger = logging.getLogger(__name__)
 
-ANSWER_ROOM = 512
-"""Tokens of an answer for which there is memory before it begins; longer ones get more on the way."""
 
 OnProgress = Callable[[Literal["vision", "prefill"], int, int], None]
 """Called on the model's thread with the step, how many tiles or tokens of it are done, and of how many."""
-
-
-@dataclass(frozen=True)
-class Dialogue:
-    """A conversation up to the question that is to be answered."""
-
-    messages: tuple[Message, ...]
-    pictures: tuple[Picture, ...]
-    goes_on: bool = False
-    """Whether more questions are likely to follow, so that what is known of it is worth keeping."""
-
-    @property
-    def questions(self) -> int:
-        """How many there are."""
-        return sum(message.role == "user" for message in self.messages)
-
-    def without_oldest(self, count: int) -> Dialogue:
-        """The same without its `count` oldest questions, their pictures and their answers; the last one must stay."""
-        starts = [i for i, message in enumerate(self.messages) if message.role == "user"]
-        first, kept = starts[0], starts[count]
-        before = sum(message.images for message in self.messages[:first])
-        gone = sum(message.images for message in self.messages[first:kept])
-        return replace(
-            self,
-            messages=self.messages[:first] + self.messages[kept:],
-            pictures=self.pictures[:before] + self.pictures[before + gone :],
-        )
 
 
 @dataclass(frozen=True)
@@ -412,46 +391,3 @@ class Engine:
 def _load(picture: ImageInput, flag: Cancellation) -> NDArray[np.uint8]:
     flag.check()
     return load_image(picture)
-
-
-class _Writing:
-    """An answer that is being written: its tokens, its text, and the moment of its first token."""
-
-    def __init__(
-        self, prefilled: float, request: AnswerRequest, stream: TextStream, stop: Sequence[int]
-    ) -> None:
-        self.first = prefilled
-        self.ids: list[int] = []
-        self.logprobs: list[TokenLogprob] = []
-        self._text: list[str] = []
-        self._request, self._stream, self._stop = request, stream, frozenset(stop)
-
-    def follow(self, tokens: Iterator[tuple[int, TokenLogprob | None]]) -> StopReason:
-        """Take tokens until the model ends its turn or a stop string comes; `length` if they end before."""
-        for token, logprob in tokens:
-            if not self.ids:
-                self.first = time.perf_counter()
-            self.ids.append(token)
-            if token in self._stop:
-                return "stop"
-            self._add(self._stream.push(token, logprob))
-            if self._stream.stopped:
-                return "stop"
-        return "length"
-
-    def end(self) -> str:
-        """Give out what is still held; returns the whole text."""
-        if not self._stream.stopped:
-            self._add(self._stream.finish())
-        return "".join(self._text)
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string came; of several that overlap it may show at the end only."""
-        return self._stream.stopped
-
-    def _add(self, piece: Piece | None) -> None:
-        if piece is not None:
-            self._text.append(piece)
-            self.logprobs += piece.logprobs
-            self._request.give(piece)

@@ -7,7 +7,6 @@ handlers, writes nothing and shares nothing with another worker.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import logging
 import os
 import threading
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from ayaedge.cancellation import Cancellation
 from ayaedge.errors import AyaEdgeError, BusyError, CancelledError, ClosedError, OutOfMemoryError
 
 logger = logging.getLogger(__name__)
@@ -28,27 +28,6 @@ Item = TypeVar("Item")
 
 _SLICE = 0.2
 """Seconds of waiting without a look at the signals that came: Windows interrupts no wait by itself."""
-
-
-class Cancellation:
-    """A flag that llama.cpp can read too, without Python: the first byte of `buffer` is 0 until it is set."""
-
-    def __init__(self) -> None:
-        self.buffer = ctypes.create_string_buffer(2)
-
-    def set(self) -> None:
-        """Ask for an end."""
-        self.buffer[0] = b"\x01"
-
-    @property
-    def is_set(self) -> bool:
-        """Whether an end was asked for."""
-        return bool(self.buffer[0] != b"\x00")
-
-    def check(self) -> None:
-        """Raise CancelledError if an end was asked for."""
-        if self.is_set:
-            raise CancelledError
 
 
 class Request(Generic[Item, Result]):

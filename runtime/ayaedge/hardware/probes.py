@@ -30,8 +30,8 @@ from types import TracebackType
 from typing import Any
 
 from ayaedge import errors
-from ayaedge.cache.prepared_graphs import write_private
 from ayaedge.errors import AyaEdgeError, BackendError
+from ayaedge.files import write_private
 from ayaedge.hardware.machine import processor
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge.bundle import Manifest
 from ayaedge.images.load import ImageInput
+from ayaedge.images.tile_budget import PictureCost, TileChoice, picture_cost
 from ayaedge.images.tiling import split_tiles
-from ayaedge.planning.costs import PictureCost, TileChoice, picture_cost
+from ayaedge.manifest import Manifest
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,6 @@ knows arrays only: opening files is the job of `ayaedge.images.load`, encoding t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -15,29 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ayaedge.manifest import Tiling
+
 TilePolicy = Literal["faithful", "native", "auto"]
 """How a picture's grid is chosen: by the reference's rule; never larger than the picture itself; or as large as a time
 allows (which is decided in `ayaedge.planning.costs`)."""
-MOST_TILES = 256
-"""Largest limit on tiles that a checkpoint may have; the released ones have 12."""
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How one checkpoint cuts pictures; every field comes from its processor configuration."""
-
-    tile_size: int
-    """Side of a square tile, in pixels."""
-    min_tiles: int = 1
-    """Fewest tiles of a grid, the thumbnail not counted."""
-    max_tiles: int = 12
-    """Most tiles of a grid, the thumbnail not counted."""
-    resample: int = int(Image.Resampling.BICUBIC)
-    """Pillow's number of the resampling filter."""
-    rescale: float = 1 / 255
-    """Factor applied to 8-bit values before the mean is subtracted."""
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
 
 @lru_cache

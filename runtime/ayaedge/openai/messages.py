@@ -8,22 +8,15 @@ pictures; a caller that is not trusted can therefore only ever name data that it
 from __future__ import annotations
 
 import difflib
-import secrets
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ayaedge.checks import plain
-from ayaedge.errors import InvalidOptionError, PromptError
+from ayaedge.errors import PromptError
 from ayaedge.images.encoded_image import Picture
 from ayaedge.images.load import file_url_path
 from ayaedge.text.prompt import Role
-
-if TYPE_CHECKING:
-    from ayaedge.answers import Answer
-    from ayaedge.text.text_stream import Piece, TokenLogprob
 
 _ROLES: dict[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
@@ -35,8 +28,6 @@ _MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_call_id", "cache_c
 _PART_FIELDS = frozenset({"type", "cache_control", "prompt_cache_breakpoint"})
 """Of every part, beside the field that is called as its type."""
 _SHOWN = 60
-_LEAST_LOGPROB = -9999.0
-"""What OpenAI's service writes for a token that is practically impossible; JSON has no infinity."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +38,6 @@ class ChatMessage:
     text: str
     images: tuple[Picture, ...] = ()
     """Only a user's message has pictures; they stand before its text, wherever they stood among its parts."""
-
-
-@dataclass(frozen=True)
-class CompletionOptions:
-    """What a request asks for, apart from its messages."""
-
-    options: dict[str, Any]
-    """Keyword options of `AyaVision.ask`; what was not given is not here."""
-    stream: bool = False
-    include_usage: bool = False
-    """Whether a stream ends with a chunk that holds the usage."""
-    model: str | None = None
 
 
 def parse_messages(messages: object, *, trusted: bool) -> list[ChatMessage]:
@@ -198,167 +177,6 @@ def _unicode(text: str, place: str) -> str:
     return text
 
 
-_BOOKKEEPING = frozenset(
-    {
-        "metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
-        "safety_identifier", "service_tier", "store", "user",
-    }
-)  # fmt: skip
-"""Accepted and ignored: they would change nothing in an answer."""
-_NEUTRAL: dict[str, tuple[tuple[object, ...], str]] = {
-    "n": ((1,), "one answer is written per request"),
-    "frequency_penalty": ((0,), "ayaedge has no such penalty"),
-    "presence_penalty": ((0,), "ayaedge has no such penalty"),
-    "logit_bias": ((), "ayaedge biases no tokens; choices or grammar restrict an answer"),
-    "tools": ((), f'{_NO_TOOLS}; with tool_choice "none" they are passed over'),
-    "functions": ((), f'{_NO_TOOLS}; with function_call "none" they are passed over'),
-    "tool_choice": (("none", "auto"), _NO_TOOLS),
-    "function_call": (("none", "auto"), _NO_TOOLS),
-    "modalities": ((["text"],), "Aya Vision answers in text"),
-    "audio": ((), "Aya Vision answers in text"),
-    "prediction": ((), "ayaedge takes no predicted answer"),
-    "web_search_options": ((), "ayaedge works offline"),
-    "moderation": ((), "ayaedge works offline"),
-    "reasoning_effort": (("none",), "Aya Vision does not reason before it answers"),
-    "verbosity": (("medium",), "say in the question how long the answer should be"),
-}
-"""What OpenAI's API has and ayaedge has not: the values that, like None and what is empty, ask for nothing, and why
-others are refused."""
-_CALLED_BY = {"tools": "tool_choice", "functions": "function_call"}
-"""The options whose `none` says that nothing of a list may be called: then it changes nothing in an answer."""
-
-
-def _whole(name: str, value: object) -> int:
-    value = plain(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise InvalidOptionError(f"{name} must be a whole number, not {_shown(value)}")
-
-
-def _real(name: str, value: object) -> float:
-    value = plain(value)
-    try:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    except OverflowError:
-        raise InvalidOptionError(f"{name} is far too large") from None
-    raise InvalidOptionError(f"{name} must be a number, not {_shown(value)}")
-
-
-def _flag(name: str, value: object) -> bool:
-    value = plain(value)
-    if isinstance(value, bool):
-        return value
-    raise InvalidOptionError(f"{name} must be true or false, not {_shown(value)}")
-
-
-def _string(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidOptionError(f"{name} must be a string, not {_shown(value)}")
-    try:
-        return _unicode(value, name)
-    except PromptError as error:
-        raise InvalidOptionError(str(error)) from None
-
-
-def _strings(name: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise InvalidOptionError(f"{name} must be a list of strings, not {_shown(value)}")
-    return tuple(_string(f"{name}[{number}]", item) for number, item in enumerate(value))
-
-
-def _stop(name: str, value: object) -> tuple[str, ...]:
-    stops = (_string(name, value),) if isinstance(value, str) else _strings(name, value)
-    if "" in stops:
-        raise InvalidOptionError(f"{name} holds an empty string, at which no answer could begin")
-    return stops
-
-
-_PASSED_ON: dict[str, Callable[[str, object], object]] = {
-    "temperature": _real, "top_p": _real, "top_k": _whole, "seed": _whole, "stop": _stop,
-    "grammar": _string, "choices": _strings,
-    "tiles": _string, "max_tiles": _whole, "budget": _real, "overflow": _string,
-}  # fmt: skip
-_TRANSLATED = (
-    "messages", "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "logprobs",
-    "top_logprobs", "response_format",
-)  # fmt: skip
-_KNOWN = frozenset({*_PASSED_ON, *_TRANSLATED, *_NEUTRAL, *_BOOKKEEPING})
-_STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
-
-
-def parse_options(arguments: Mapping[str, object]) -> CompletionOptions:
-    """Everything of a request but its `messages`, which may be among the arguments and are passed over.
-
-    The names are OpenAI's, and those of `AyaVision.ask` that OpenAI does not have. None stands for the default of
-    `AyaVision.ask`: a temperature of 0, for one. Fields that only keep books are ignored. InvalidOptionError for what
-    is unknown, of the wrong type, or cannot be had here; ranges are checked by `AyaVision.ask`.
-    """
-    if not isinstance(arguments, Mapping):
-        raise InvalidOptionError(f"a request is a dictionary of options, not {_shown(arguments)}")
-    for name in arguments:
-        if name not in _KNOWN:
-            raise InvalidOptionError(f"there is no option {_shown(name)}{_nearest(name, _KNOWN)}")
-    given = {name: value for name, value in arguments.items() if value is not None}
-    _refuse_what_we_lack(given)
-    options = {name: check(name, given[name]) for name, check in _PASSED_ON.items() if name in given}
-    form = given.get("response_format")
-    if form is not None and not (isinstance(form, Mapping) and form.get("type") == "text"):
-        options["response_format"] = form
-    if limits := _answer_limits(given):
-        options["max_tokens"] = limits.pop()
-    if (top := _top_logprobs(given)) is not None:
-        options["top_logprobs"] = top
-    return CompletionOptions(
-        options,
-        stream=_flag("stream", given.get("stream", False)),
-        include_usage=_include_usage(given.get("stream_options", {})),
-        model=_string("model", given["model"]) if "model" in given else None,
-    )
-
-
-def _refuse_what_we_lack(given: Mapping[str, object]) -> None:
-    for name, (neutral, reason) in _NEUTRAL.items():
-        value = plain(given.get(name))
-        if value is None or _is_empty(value) or (type(value) in (int, float, str, list) and value in neutral):
-            continue
-        if name in _CALLED_BY and isinstance(value, (list, tuple)):
-            choice = given.get(_CALLED_BY[name])
-            if isinstance(choice, str) and choice == "none":
-                continue
-        only = f"; the only value is {' or '.join(map(repr, neutral))}" if neutral else ""
-        raise InvalidOptionError(f"{name} cannot be {_shown(value)}: {reason}{only}")
-
-
-def _answer_limits(given: Mapping[str, object]) -> set[int]:
-    names = [name for name in ("max_tokens", "max_completion_tokens") if name in given]
-    limits = {_whole(name, given[name]) for name in names}
-    if len(limits) > 1:
-        raise InvalidOptionError("max_tokens and max_completion_tokens differ: give one of them")
-    return limits
-
-
-def _top_logprobs(given: Mapping[str, object]) -> int | None:
-    wanted = _flag("logprobs", given.get("logprobs", False))
-    if "top_logprobs" not in given:
-        return 0 if wanted else None
-    if not wanted:
-        raise InvalidOptionError("top_logprobs needs logprobs to be true")
-    return _whole("top_logprobs", given["top_logprobs"])
-
-
-def _include_usage(options: object) -> bool:
-    if not isinstance(options, Mapping):
-        raise InvalidOptionError(f"stream_options must be a dictionary, not {_shown(options)}")
-    for name in options:
-        if name not in _STREAM_OPTIONS:
-            raise InvalidOptionError(
-                f"stream_options has no option {_shown(name)}{_nearest(name, _STREAM_OPTIONS)}"
-            )
-    wanted = options.get("include_usage")
-    return wanted is not None and _flag("stream_options.include_usage", wanted)
-
-
 def _nearest(name: object, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name[:_SHOWN], sorted(known), 1) if isinstance(name, str) else []
     return f"; did you mean {near[0]}?" if near else ""
@@ -371,105 +189,3 @@ def _shown(value: object) -> str:
     if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 10**18):
         return repr(value)
     return type(value).__name__
-
-
-def completion(answer: Answer, *, model: str) -> dict[str, Any]:
-    """An answer as a `chat.completion`.
-
-    Beside OpenAI's fields stand our own: `timings` in seconds, `tiles` of each picture, and in `usage` the tokens of
-    pictures and the turns that were dropped to make room. An answer that was cancelled is unfinished and has the
-    finish_reason `length`, as OpenAI has no name for it.
-    """
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": answer.text, "refusal": None},
-        "logprobs": _logprobs(answer.logprobs),
-        "finish_reason": _finish_reason(answer),
-    }
-    return {
-        **_head("chat.completion", model),
-        "choices": [choice],
-        "usage": _usage(answer),
-        **_own_fields(answer),
-    }
-
-
-class ChunkMaker:
-    """Makes the `chat.completion.chunk`s of one answer: `opening`, then `of` each piece, then `closing`."""
-
-    def __init__(self, *, model: str, include_usage: bool = False):
-        self._head = _head("chat.completion.chunk", model)
-        self._include_usage = include_usage
-
-    def opening(self) -> dict[str, Any]:
-        """The first chunk, which says whose turn it is."""
-        return self._chunk({"role": "assistant", "content": "", "refusal": None})
-
-    def of(self, piece: Piece) -> dict[str, Any]:
-        """A chunk with the text of a piece, and the probabilities of its tokens if the piece has them."""
-        return self._chunk({"content": str(piece)}, logprobs=_logprobs(piece.logprobs))
-
-    def closing(self, answer: Answer) -> list[dict[str, Any]]:
-        """The last chunks: why the answer ended and, if asked for, its usage; our own fields are in the last one."""
-        last = [self._chunk({}, finish_reason=_finish_reason(answer))]
-        if self._include_usage:
-            last.append({**self._head, "choices": [], "usage": _usage(answer)})
-        last[-1].update(_own_fields(answer))
-        return last
-
-    def _chunk(
-        self,
-        delta: dict[str, Any],
-        logprobs: dict[str, Any] | None = None,
-        finish_reason: str | None = None,
-    ) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        return {**self._head, "choices": [choice], **({"usage": None} if self._include_usage else {})}
-
-
-def chunks(
-    pieces: Iterable[Piece], finished: Callable[[], Answer], *, model: str, include_usage: bool = False
-) -> Iterator[dict[str, Any]]:
-    """An answer that is being written as `chat.completion.chunk`s; `finished` is called when the pieces have ended."""
-    maker = ChunkMaker(model=model, include_usage=include_usage)
-    yield maker.opening()
-    for piece in pieces:
-        yield maker.of(piece)
-    yield from maker.closing(finished())
-
-
-def _head(kind: str, model: str) -> dict[str, Any]:
-    return {
-        "id": f"chatcmpl-{secrets.token_hex(16)}", "object": kind, "created": int(time.time()), "model": model,
-    }  # fmt: skip
-
-
-def _finish_reason(answer: Answer) -> str:
-    return "stop" if answer.stop_reason == "stop" else "length"
-
-
-def _usage(answer: Answer) -> dict[str, Any]:
-    usage = answer.usage
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "image_tokens": usage.image_tokens},
-        "dropped_turns": usage.dropped_turns,
-    }
-
-
-def _own_fields(answer: Answer) -> dict[str, Any]:
-    return {"timings": asdict(answer.timings), "tiles": list(answer.usage.tiles)}
-
-
-def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-    if not tokens:
-        return None
-    content = [{**_logprob(token), "top_logprobs": [_logprob(top) for top in token.top]} for token in tokens]
-    return {"content": content, "refusal": None}
-
-
-def _logprob(token: TokenLogprob) -> dict[str, Any]:
-    logprob = max(_LEAST_LOGPROB, token.logprob)  # in this order, a NaN gives the least one too
-    return {"token": token.text, "bytes": list(token.data), "logprob": logprob}

@@ -6,21 +6,17 @@ speeds that `ayaedge.planning.tuning` measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any
 
-from ayaedge.bundle import Manifest
-from ayaedge.checks import check_options, make_plain, one_of, real_number, whole_number
 from ayaedge.decoder.gguf_header import DecoderFigures
-from ayaedge.hardware.devices import GpuPlan, work_bytes
 from ayaedge.hardware.machine import Memory
-from ayaedge.images.tiling import TilePolicy, Tiling, picture_grid, tile_count
+from ayaedge.hardware.speeds import Speeds
+from ayaedge.images.tile_budget import PictureCost
+from ayaedge.manifest import Manifest
+from ayaedge.planning.gpu_plan import GpuPlan, work_bytes
 
-DEFAULT_BUDGET = 30.0
-"""Seconds to the first token that the policy `auto` allows itself unless told otherwise."""
-TEXT_TOKENS = 64
-"""Of a question, for choosing tiles: a picture gets the same tiles whatever is asked about it."""
 _PROCESS_BYTES = 120_000_000
 """Python, numpy and both libraries."""
 _CACHE_BYTES = {
@@ -35,46 +31,6 @@ _CACHE_BYTES = {
 _SMALLEST_CACHE_TYPE = 18 / 32
 _VISION_ACTIVATIONS = 7
 """Float copies of a tile's widest activations that ONNX Runtime holds at once, measured at the 8B's shape."""
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """Seconds that each step takes on this machine."""
-
-    tile: float
-    prompt_token: float
-    """At the beginning of the context."""
-    prompt_growth: float
-    """More for each token that stands before: attention looks back."""
-    answer_token: float
-    answer_growth: float
-
-    def prefill(self, start: int, count: int) -> float:
-        """Seconds for `count` tokens behind `start` others."""
-        return count * self.prompt_token + count * (start + count / 2) * self.prompt_growth
-
-    def answer(self, start: int, count: int) -> float:
-        """Seconds for `count` tokens of an answer behind a prompt of `start`."""
-        return count * self.answer_token + count * (start + count / 2) * self.answer_growth
-
-
-@dataclass(frozen=True)
-class PictureCost:
-    """What becomes of one picture."""
-
-    width: int
-    """Pixels, upright."""
-    height: int
-    columns: int
-    rows: int
-    tiles: int
-    """The thumbnail included."""
-    tokens: int
-    """Image embeddings, without tags and markers."""
-
-    def __str__(self) -> str:
-        size, grid = f"{self.width} x {self.height} pixels", f"grid {self.columns} x {self.rows}"
-        return f"{size}, {grid}, {self.tiles} tiles, {self.tokens} tokens"
 
 
 @dataclass(frozen=True)
@@ -137,62 +93,6 @@ class QuestionCost:
         return {**values, "fits": not self.faults, "faults": self.faults}
 
 
-@dataclass(frozen=True)
-class TileChoice:
-    """How many tiles pictures get."""
-
-    policy: TilePolicy = "faithful"
-    max_tiles: int | None = None
-    """Most tiles of a grid, at most the checkpoint's own limit."""
-    budget: float | None = None
-    """Seconds to the first token for the policy `auto`; `DEFAULT_BUDGET` unless given."""
-
-    def __post_init__(self) -> None:
-        make_plain(self)
-        check_options(
-            whole_number("max_tiles", self.max_tiles, least=1, optional=True),
-            one_of("tiles", self.policy, get_args(TilePolicy)),
-            real_number("budget", self.budget, above=0, limits="a number of seconds above 0", optional=True),
-            "a budget needs the policy auto (--tiles auto)"
-            if self.budget is not None and isinstance(self.policy, str) and self.policy != "auto"
-            else None,
-        )
-
-
-def picture_cost(size: tuple[int, int], manifest: Manifest, choice: TileChoice) -> PictureCost:
-    """Grid, tiles and tokens of a picture of `size` (width, height), after `tiles_within` for the policy `auto`."""
-    native = choice.policy == "native"
-    grid = picture_grid(*size, manifest.tiling, max_tiles=choice.max_tiles, native=native)
-    tiles = tile_count(grid)
-    return PictureCost(*size, *grid, tiles, tiles * manifest.image_prompt.tokens_per_tile)
-
-
-def tiles_within(
-    choice: TileChoice,
-    sizes: Sequence[tuple[int, int]],
-    tiling: Tiling,
-    speeds: Callable[[], Speeds],
-    *,
-    tokens_of: Callable[[int], int],
-    around: int,
-) -> TileChoice:
-    """A choice whose `max_tiles` keeps the pictures' first token within the budget; others than `auto` as they are.
-
-    `tokens_of` a picture's tiles are its prompt tokens, `around` those of the template. Nothing is taken as known. A
-    single tile is always allowed.
-    """
-    if choice.policy != "auto" or not sizes:
-        return choice
-    measured, budget = speeds(), choice.budget or DEFAULT_BUDGET
-    most = min(choice.max_tiles or tiling.max_tiles, tiling.max_tiles)
-    for limit in range(most, 0, -1):
-        tiles = [tile_count(picture_grid(*size, tiling, max_tiles=limit)) for size in sizes]
-        count = around + sum(map(tokens_of, tiles)) + TEXT_TOKENS
-        if sum(tiles) * measured.tile + measured.prefill(0, count) <= budget:
-            break
-    return TileChoice("auto", limit, choice.budget)
-
-
 def cache_element_bytes(keys: str, values: str) -> float:
     """Mean bytes of a number in a KV cache of these types, scales of blocks included."""
     return sum(_CACHE_BYTES.get(name, _SMALLEST_CACHE_TYPE) for name in (keys, values)) / 2
@@ -253,3 +153,7 @@ def question_cost(
     return QuestionCost(
         tuple(pictures), prompt_tokens, context, memory, machine.available, vision, prefill, first, rate, gpu
     )
+
+
+ANSWER_ROOM = 512
+"""Tokens of an answer for which there is memory before it begins; longer ones get more on the way."""

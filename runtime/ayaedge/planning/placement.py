@@ -6,22 +6,21 @@ import logging
 from dataclasses import replace
 
 from ayaedge.bundle import Bundle
-from ayaedge.decoder.decoder import DecoderOptions
 from ayaedge.decoder.gguf_header import read_figures
+from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import InvalidOptionError
 from ayaedge.hardware.devices import (
     CPU_PROVIDER,
     Device,
     Gpu,
-    GpuPlan,
     choose_decoder,
     choose_vision,
     decoder_gpus,
-    plan_gpu,
     vision_providers,
 )
 from ayaedge.planning.costs import cache_element_bytes
-from ayaedge.vision.encoder import ON_PROCESSORS_ONLY, VisionOptions
+from ayaedge.planning.gpu_plan import GpuPlan, plan_gpu
+from ayaedge.vision.session import ON_PROCESSORS_ONLY, VisionOptions
 
 logger = logging.getLogger(__name__)
 

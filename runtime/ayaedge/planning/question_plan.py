@@ -6,27 +6,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ayaedge.bundle import Bundle
-from ayaedge.cache.stores import CacheOptions
-from ayaedge.decoder.decoder import DecoderOptions, open_vocabulary, repacks_by_default
+from ayaedge.cache.options import CacheOptions
 from ayaedge.decoder.gguf_header import read_figures
-from ayaedge.engine.engine import ANSWER_ROOM
+from ayaedge.decoder.options import DecoderOptions, repacks_by_default
+from ayaedge.decoder.vocabulary import open_vocabulary
 from ayaedge.errors import AyaEdgeError
 from ayaedge.hardware.devices import Device
 from ayaedge.hardware.machine import memory
-from ayaedge.planning.costs import (
-    QuestionCost,
-    Speeds,
-    TileChoice,
-    memory_cost,
-    picture_cost,
-    question_cost,
-    tiles_within,
-    without_gpu_part,
-)
+from ayaedge.hardware.speeds import Speeds
+from ayaedge.images.tile_budget import TileChoice, picture_cost, tiles_within
+from ayaedge.planning.costs import ANSWER_ROOM, QuestionCost, memory_cost, question_cost, without_gpu_part
 from ayaedge.planning.placement import find_devices, plan_placement
-from ayaedge.planning.tuning import load_profile, profile_path
+from ayaedge.planning.profile import load_profile, profile_path
 from ayaedge.text.prompt import Message, PromptBuilder
-from ayaedge.vision.encoder import VisionOptions
+from ayaedge.vision.session import VisionOptions
 
 
 def plan_question(

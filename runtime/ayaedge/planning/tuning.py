@@ -6,32 +6,31 @@ The result is remembered in the cache directory, for this bundle, processor and 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ayaedge.bundle import Bundle, Manifest, read_bundle
-from ayaedge.cache.prepared_graphs import write_private
-from ayaedge.cache.stores import CacheOptions
-from ayaedge.decoder.decoder import Decoder, DecoderOptions, repacks_by_default
+from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.cache.options import CacheOptions
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.options import DecoderOptions, repacks_by_default
 from ayaedge.decoder.repacking import repacking_of
 from ayaedge.errors import BackendError
 from ayaedge.hardware.devices import Device
 from ayaedge.hardware.machine import memory, processor
 from ayaedge.hardware.probes import Probe, Result, Verdicts, probe
-from ayaedge.planning.costs import Speeds
+from ayaedge.hardware.speeds import Speeds
+from ayaedge.manifest import Manifest
 from ayaedge.planning.placement import place
-from ayaedge.vision.encoder import VisionEncoder, VisionOptions, open_encoder
+from ayaedge.planning.profile import Profile, Settings
+from ayaedge.vision.encoder import VisionEncoder, open_encoder
+from ayaedge.vision.session import VisionOptions
 
 logger = logging.getLogger(__name__)
 
@@ -51,16 +50,6 @@ _PATIENCE = 900.0
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is tuned; the names are those of `DecoderOptions`."""
-
-    repack: bool
-    threads: int
-    threads_batch: int
-    ubatch_size: int
-
-
-@dataclass(frozen=True)
 class Trial:
     """One choice of settings and what it took; no times if it ended the process that tried it."""
 
@@ -72,55 +61,6 @@ class Trial:
     """For the work that is tuned for, without the vision tower."""
     death: str | None = None
     """How its process ended, `SIGSEGV` for one; None if it did not."""
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What is known of a bundle on this machine."""
-
-    speeds: Speeds
-    settings: Settings | None = None
-    """None after a quick measurement, which tries no others than the defaults."""
-
-    def apply(self, options: DecoderOptions) -> DecoderOptions:
-        """`options` with the tuned value wherever they leave one open."""
-        if self.settings is None:
-            return options
-        tuned = dataclasses.asdict(self.settings)
-        if options.threads is not None:  # given for both kinds of work
-            tuned["threads_batch"] = options.threads
-        left = {name: value for name, value in tuned.items() if getattr(options, name) is None}
-        return dataclasses.replace(options, **left)
-
-
-def profile_path(cache: Path, bundle: Bundle) -> Path:
-    """Where the profile of a bundle on this machine lies."""
-    from ayaedge import llama, ort
-
-    hashes = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
-    versions = (llama.library().__version__, ort.library().__version__)
-    facts = (hashes, processor().name, processor().threads, platform.machine(), versions)
-    return cache / "machine" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.json"
-
-
-def load_profile(path: Path) -> Profile | None:
-    """A profile that was saved; None if there is none, or not a whole one."""
-    try:
-        values = json.loads(path.read_text("utf-8"))
-        settings = values["settings"]
-        profile = Profile(Speeds(**values["speeds"]), Settings(**settings) if settings else None)
-        profile.apply(DecoderOptions())
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return profile
-
-
-def save_profile(path: Path, profile: Profile) -> None:
-    """Write it; what goes wrong is logged and nothing else happens."""
-    try:
-        write_private(path, json.dumps(dataclasses.asdict(profile)) + "\n")
-    except OSError as error:
-        logger.warning("what was measured could not be kept in %s: %s", path.parent, error)
 
 
 def measure_speeds(vision: VisionEncoder, decoder: Decoder, manifest: Manifest) -> Speeds:

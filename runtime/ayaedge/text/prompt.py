@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ayaedge.bundle import Manifest
 from ayaedge.errors import PromptError
+from ayaedge.manifest import Manifest
 from ayaedge.text.added_tokens import AddedTokens
 from ayaedge.text.template import ChatTemplate
 

@@ -10,10 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ayaedge import InvalidOptionError
-from ayaedge.bundle import DECODER
+from ayaedge.manifest import DECODER
+from ayaedge_export.best.passages import Passages, calibration_passages
 from ayaedge_export.best.rounding import FeedbackOptions, Rounder
-from ayaedge_export.best.sensitivity import Passages
-from ayaedge_export.calibration.imatrix import calibration_passages
 from ayaedge_export.calibration.text import BUILTIN, CalibrationText
 from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.decoder.forward import EMBEDDINGS, decoder_forward, final_norm

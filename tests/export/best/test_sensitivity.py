@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ayaedge_export.best.sensitivity import KINDS, PROBE, Passages, Survey, group_of, survey
+from ayaedge_export.best.passages import Passages
+from ayaedge_export.best.sensitivity import KINDS, PROBE, Survey, group_of, survey
 from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.decoder.forward import EMBEDDINGS, decoder_forward, head_logits
 from ayaedge_export.decoder.gguf_writer import gguf_name

@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 from scenes import held_out
 
-from ayaedge.bundle import Bundle, EmbeddingTable
-from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.bundle import Bundle
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import InvalidOptionError
+from ayaedge.manifest import EmbeddingTable
 from ayaedge.text.prompt import Prompt
+from ayaedge_export.best.passages import calibration_passages
 from ayaedge_export.calibration.builtin_text import PASSAGES
-from ayaedge_export.calibration.imatrix import (
+from ayaedge_export.calibration.imatrix import collect, collect_from_bundle, load_importance
+from ayaedge_export.calibration.observed_decoder import ObservedDecoder, known_product_number
+from ayaedge_export.calibration.sequences import (
     CalibrationSequence,
-    calibration_passages,
     calibration_sequences,
     checkpoint_vocabulary,
-    collect,
-    collect_from_bundle,
-    load_importance,
 )
-from ayaedge_export.calibration.observed_decoder import ObservedDecoder, known_product_number
 from ayaedge_export.calibration.text import BUILTIN, CalibrationText, read_calibration_text
 from ayaedge_export.checkpoint.checkpoint import open_checkpoint
 from ayaedge_export.evaluation.sample_text import SENTENCES

@@ -14,8 +14,11 @@ import gguf
 import pytest
 
 from ayaedge import CheckpointError
-from ayaedge.bundle import Bundle, TextToken, read_bundle
-from ayaedge.decoder.decoder import Decoder, DecoderOptions, open_vocabulary
+from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.options import DecoderOptions
+from ayaedge.decoder.vocabulary import open_vocabulary
+from ayaedge.manifest import TextToken
 from ayaedge.text.added_tokens import AddedTokens
 from ayaedge.text.prompt import Message, PromptBuilder
 from ayaedge_export.checkpoint.checkpoint import open_checkpoint

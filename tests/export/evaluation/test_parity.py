@@ -12,7 +12,8 @@ import pytest
 from transformers import Cohere2ForCausalLM
 
 from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.options import DecoderOptions
 from ayaedge.text.prompt import Prompt
 from ayaedge_export.evaluation.reference import Reference
 from ayaedge_export.evaluation.verify import DECODER_KL, prompt_logits, verify_bundle

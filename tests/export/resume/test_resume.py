@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ayaedge import ExportError, InvalidOptionError
-from ayaedge.bundle import DECODER, VISION
+from ayaedge.manifest import DECODER, VISION
 from ayaedge_export import exporter
 from ayaedge_export.calibration import imatrix as calibration
 from ayaedge_export.calibration.text import BUILTIN

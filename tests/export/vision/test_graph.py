@@ -20,20 +20,21 @@ from transformers import AyaVisionConfig, AyaVisionModel, Cohere2Config, SiglipV
 from ayaedge.errors import CheckpointError
 from ayaedge.hardware.machine import processor
 from ayaedge.images.load import load_image
-from ayaedge.images.tiling import Tiling, normalize, split_tiles
-from ayaedge.vision.encoder import EXACT_PRODUCTS
+from ayaedge.images.tiling import normalize, split_tiles
+from ayaedge.manifest import Tiling
+from ayaedge.vision.session import EXACT_PRODUCTS
 from ayaedge_export.checkpoint.config import VisionConfig, parse_config
+from ayaedge_export.checkpoint.spec import UNUSED_TENSORS, vision_tensors
 from ayaedge_export.checkpoint.tensors import TensorIndex, WeightSource
+from ayaedge_export.vision.drawn_images import calibration_tiles
 from ayaedge_export.vision.forward import LinearFunction, gelu_tanh, plain_linear, vision_forward
 from ayaedge_export.vision.graph import (
     OUTPUT_NAME,
     PAGE,
-    UNUSED_TENSORS,
     EmitLinear,
     FloatPrecision,
     GraphWriter,
     convert,
-    vision_tensors,
     write_vision_graph,
 )
 from ayaedge_export.vision.int8 import (
@@ -41,7 +42,6 @@ from ayaedge_export.vision.int8 import (
     FoldedWeights,
     block_linear,
     block_twin,
-    calibration_tiles,
     int8_linear,
     int8_mlp,
     int8_twin,

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from ayaedge.errors import CheckpointError, ExportError
 from ayaedge_export.checkpoint.config import VisionConfig, parse_config
+from ayaedge_export.checkpoint.spec import UNUSED_TENSORS, vision_tensors
 from ayaedge_export.checkpoint.tensors import TensorIndex, WeightSource
 from ayaedge_export.exporter import export_checkpoint
-from ayaedge_export.vision.graph import UNUSED_TENSORS, vision_tensors, write_vision_graph
+from ayaedge_export.vision.graph import write_vision_graph
 from ayaedge_export.vision.trace import VisionModule, trace_vision_graph
 
 FLOAT_ROUNDING = 1e-5

@@ -18,9 +18,9 @@ from ayaedge.bench.benchmark import Measured, OtherDecode, OtherProgram, decoder
 from ayaedge.bench.limits import Limits, Work
 from ayaedge.bench.process_watch import Finished, Resident
 from ayaedge.bench.report import LLAMA, benchmark_table, draw_benchmark, list_figures, notes, to_dict
+from ayaedge.bundle import demo_bundle
 from ayaedge.cli import bench as cli_bench
 from ayaedge.errors import BackendError, BundleError
-from ayaedge.model import demo_bundle
 
 LIMITS = Limits(read_bandwidth=10e9, float32_peak=100e9, int8_peak=400e9)
 BF16 = OtherProgram(

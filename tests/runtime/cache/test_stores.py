@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from ayaedge import NO_CACHE, CacheOptions, InvalidOptionError
+from ayaedge.cache.options import cache_directory
 from ayaedge.cache.prepared_graphs import DATA, GRAPH, PreparedGraphs
-from ayaedge.cache.stores import DiskStates, RecentArrays, cache_directory
+from ayaedge.cache.stores import DiskStates, RecentArrays
 
 
 def state(size: int, seed: int = 0) -> np.ndarray:

@@ -29,15 +29,8 @@ from hypothesis import strategies as st
 
 from ayaedge.cache.user_secret import user_secret
 from ayaedge.chat_file import archive as chat_file
-from ayaedge.chat_file.archive import (
-    SavedChat,
-    SavedPicture,
-    SavedState,
-    SavedTurn,
-    read_chat,
-    tiles_sha256,
-    write_chat,
-)
+from ayaedge.chat_file.archive import read_chat, write_chat
+from ayaedge.chat_file.saved_chat import SavedChat, SavedPicture, SavedState, SavedTurn, tiles_sha256
 from ayaedge.errors import ChatFileError
 
 SECRET = bytes(range(32))

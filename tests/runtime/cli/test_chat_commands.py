@@ -14,7 +14,7 @@ from ayaedge.cli.chat_commands import (
     read_line,
 )
 from ayaedge.errors import InvalidOptionError
-from ayaedge.planning.costs import TileChoice
+from ayaedge.images.tile_budget import TileChoice
 
 PICTURES = {"a.png", "/home/x/a b.png", "/tmp/ا.jpg", "/clear"}
 

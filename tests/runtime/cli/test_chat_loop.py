@@ -13,7 +13,7 @@ from PIL import Image
 from ayaedge import AyaVision, Conversation
 from ayaedge.cli.chat_loop import ChatLoop, attach, stats_text
 from ayaedge.errors import ChatFileError, ImageError
-from ayaedge.planning.costs import TileChoice
+from ayaedge.images.tile_budget import TileChoice
 
 PICTURES = Path(__file__).parents[3] / "examples" / "pictures"
 SIX = PICTURES / "six-cells.png"

@@ -57,7 +57,8 @@ def test_the_figures_agree_with_manifest_and_file(exact_bundle: Bundle) -> None:
 
 
 def test_the_kv_cache_is_as_large_as_llama_cpps_state(exact_bundle: Bundle) -> None:
-    from ayaedge.decoder.decoder import Decoder, DecoderOptions
+    from ayaedge.decoder.decoder import Decoder
+    from ayaedge.decoder.options import DecoderOptions
 
     figures = read_figures(exact_bundle.decoder_path)
     with Decoder(

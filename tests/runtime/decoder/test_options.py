@@ -9,10 +9,9 @@ from typing import Any, get_args
 import pytest
 
 import probed
-from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.decoder.decoder import MAX_THREADS, CacheType
+from ayaedge.bundle import Bundle, demo_bundle, read_bundle
+from ayaedge.decoder.options import MAX_THREADS, CacheType
 from ayaedge.hardware.probes import Probe
-from ayaedge.model import demo_bundle
 from ayaedge_export.exporter import export_checkpoint
 from random_checkpoint import Shape, write_random_checkpoint
 

@@ -10,12 +10,11 @@ import pytest
 
 import probed
 from ayaedge import AyaVision, BackendError, BundleError, CacheOptions, DecoderOptions
-from ayaedge.bundle import read_bundle
+from ayaedge.bundle import demo_bundle, read_bundle
 from ayaedge.decoder.repacking import decode_little, repacking_of, require_repacking
 from ayaedge.hardware.probes import Result, Verdicts
-from ayaedge.model import demo_bundle
-from ayaedge.planning.costs import Speeds
-from ayaedge.planning.tuning import Profile, Settings, load_profile, profile_path, save_profile
+from ayaedge.hardware.speeds import Speeds
+from ayaedge.planning.profile import Profile, Settings, load_profile, profile_path, save_profile
 
 DEMO = read_bundle(demo_bundle())
 REPACKED = DecoderOptions(repack=True)

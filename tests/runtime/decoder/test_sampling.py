@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from ayaedge import AyaEdgeError, AyaVision, DecoderOptions, InvalidOptionError, TruncatedError
-from ayaedge.bundle import TextToken
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.sampling import Grammar, Sampler, SamplingOptions, token_logprob
+from ayaedge.manifest import TextToken
 from random_schema import random_schema
 
 SIX = Path(__file__).parents[3] / "examples" / "pictures" / "six-cells.png"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ayaedge import AyaVision, CacheOptions
-from ayaedge.model import demo_bundle
+from ayaedge.bundle import demo_bundle
 
 SIX = Path(__file__).parents[3] / "examples" / "pictures" / "six-cells.png"
 QUESTION = "What number is at the bottom left?"

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ayaedge import NO_CACHE, AyaVision, CacheOptions, DecoderOptions
-from ayaedge.engine.prefix_cache import KnownPrefix, Segment, split_prompt
+from ayaedge.engine.prefix_cache import KnownPrefix
+from ayaedge.engine.segments import Segment, split_prompt
 from ayaedge.text.prompt import Prompt, Span, common_start
 
 PICTURES = sorted((Path(__file__).parents[3] / "examples" / "pictures").glob("*.png"))

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from ayaedge.engine.worker import Cancellation, Request, Worker
+from ayaedge.cancellation import Cancellation
+from ayaedge.engine.worker import Request, Worker
 from ayaedge.errors import AyaEdgeError, BusyError, CancelledError, ClosedError, OutOfMemoryError
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import ayaedge
 from ayaedge import InvalidOptionError, llama
-from ayaedge.decoder.decoder import Vocabulary, open_vocabulary
+from ayaedge.decoder.vocabulary import Vocabulary, open_vocabulary
 from ayaedge.grammar.gbnf import Rules
 from ayaedge.grammar.patterns import PatternError, translate
 from ayaedge.grammar.schema import grammar_text, parse_answer

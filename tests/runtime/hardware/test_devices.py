@@ -22,13 +22,10 @@ from ayaedge.hardware.devices import (
     decoder_command,
     decoder_gpus,
     fewer_layers,
-    gpu_bytes,
-    plan_gpu,
-    reserve,
     vision_command,
     vision_providers,
-    work_bytes,
 )
+from ayaedge.planning.gpu_plan import gpu_bytes, plan_gpu, reserve, work_bytes
 
 GB = 1_000_000_000
 CUDA, DIRECTML, COREML, OPENVINO = PROVIDERS.values()

@@ -11,7 +11,6 @@ from PIL import Image
 
 from ayaedge.images.load import load_image
 from ayaedge.images.tiling import (
-    Tiling,
     candidate_grids,
     choose_grid,
     normalize,
@@ -19,6 +18,7 @@ from ayaedge.images.tiling import (
     split_tiles,
     tile_count,
 )
+from ayaedge.manifest import Tiling
 
 # (width, height, columns, rows, tiles with thumbnail), from the released processor with tiles of 364 px
 RELEASED_SIZES = [

@@ -20,18 +20,11 @@ from ayaedge.answers import Answer, StopReason, Timings, Usage
 from ayaedge.errors import AyaEdgeError, InvalidOptionError, PromptError
 from ayaedge.images.encoded_image import EncodedImage
 from ayaedge.images.load import load_image
-from ayaedge.openai.messages import (
-    ChatMessage,
-    ChunkMaker,
-    CompletionOptions,
-    chunks,
-    completion,
-    file_url_path,
-    parse_messages,
-    parse_options,
-)
+from ayaedge.images.tile_budget import PictureCost
+from ayaedge.openai.completions import ChunkMaker, chunks, completion
+from ayaedge.openai.messages import ChatMessage, file_url_path, parse_messages
+from ayaedge.openai.options import CompletionOptions, parse_options
 from ayaedge.options import AnswerKeywords
-from ayaedge.planning.costs import PictureCost
 from ayaedge.text.text_stream import Piece, TokenLogprob
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)

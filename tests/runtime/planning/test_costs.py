@@ -15,12 +15,13 @@ import psutil
 import pytest
 
 from ayaedge import AyaVision, CacheOptions, DecoderOptions, InvalidOptionError
-from ayaedge.bundle import read_bundle
+from ayaedge.bundle import demo_bundle, read_bundle
 from ayaedge.errors import AyaEdgeError
-from ayaedge.model import demo_bundle
-from ayaedge.planning.costs import MemoryCost, QuestionCost, Speeds, TileChoice, picture_cost, tiles_within
+from ayaedge.hardware.speeds import Speeds
+from ayaedge.images.tile_budget import TileChoice, picture_cost, tiles_within
+from ayaedge.planning.costs import MemoryCost, QuestionCost
+from ayaedge.planning.profile import Profile, load_profile, profile_path, save_profile
 from ayaedge.planning.question_plan import plan_question
-from ayaedge.planning.tuning import Profile, load_profile, profile_path, save_profile
 
 SPEEDS = Speeds(tile=1.4, prompt_token=0.03, prompt_growth=4e-6, answer_token=0.2, answer_growth=1e-5)
 """Of the 8B on two cores."""

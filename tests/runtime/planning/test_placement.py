@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from ayaedge import AyaVision, BundleError, CacheOptions, DecoderOptions, InvalidOptionError, VisionOptions
-from ayaedge.bundle import Bundle, FileInfo, read_bundle
+from ayaedge.bundle import Bundle, demo_bundle, read_bundle
 from ayaedge.decoder import decoder as decoder_module
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.gguf_header import DecoderFigures
 from ayaedge.hardware.devices import Gpu
-from ayaedge.model import demo_bundle
+from ayaedge.manifest import FileInfo
 from ayaedge.planning import placement
 from ayaedge.planning.placement import place
 from ayaedge.planning.question_plan import plan_question

@@ -12,23 +12,14 @@ from rich.console import Console
 
 import probed
 from ayaedge import AyaVision, BackendError, CacheOptions, DecoderOptions
-from ayaedge.bundle import read_bundle
+from ayaedge.bundle import demo_bundle, read_bundle
 from ayaedge.cli.plan import _trial_table
 from ayaedge.decoder.repacking import repacking_of
 from ayaedge.hardware.probes import Result, Verdicts
-from ayaedge.model import demo_bundle
+from ayaedge.hardware.speeds import Speeds
 from ayaedge.planning import tuning
-from ayaedge.planning.costs import Speeds
-from ayaedge.planning.tuning import (
-    Profile,
-    Settings,
-    Trial,
-    _fastest,
-    load_profile,
-    profile_path,
-    save_profile,
-    tune,
-)
+from ayaedge.planning.profile import Profile, Settings, load_profile, profile_path, save_profile
+from ayaedge.planning.tuning import Trial, _fastest, tune
 
 DEMO = read_bundle(demo_bundle())
 

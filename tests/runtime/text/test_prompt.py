@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from ayaedge import AyaVision, PromptError
-from ayaedge.bundle import Bundle, Tokens
-from ayaedge.decoder.decoder import Decoder, DecoderOptions
+from ayaedge.bundle import Bundle
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.options import DecoderOptions
 from ayaedge.images.tiling import choose_grid
+from ayaedge.manifest import Tokens
 from ayaedge.text.prompt import Message, PromptBuilder, Role
 from ayaedge.text.template import ChatTemplate
 from ayaedge_export.evaluation.reference import Reference

@@ -16,9 +16,8 @@ import regex
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from ayaedge.bundle import read_bundle
-from ayaedge.decoder.decoder import Vocabulary, open_vocabulary
-from ayaedge.model import demo_bundle
+from ayaedge.bundle import demo_bundle, read_bundle
+from ayaedge.decoder.vocabulary import Vocabulary, open_vocabulary
 from ayaedge.text.text_stream import Piece, TextStream, TokenLogprob
 
 LONGEST_CLUSTER = 64

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from ayaedge import AyaVision, InvalidOptionError, VisionOptions
-from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.bundle import Bundle, demo_bundle, read_bundle
 from ayaedge.hardware.machine import Processor
-from ayaedge.model import demo_bundle
 from ayaedge.vision import encoder as vision_module
 from ayaedge.vision.encoder import VisionEncoder
 

@@ -1,0 +1,100 @@
+"""Which type each tensor gets, within a size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import gguf
+
+from ayaedge.errors import InvalidOptionError
+from ayaedge_export.best.sensitivity import KINDS, Survey
+from ayaedge_export.checkpoint.config import TextConfig
+from ayaedge_export.decoder.gguf_writer import PlannedTensor, plan_tensors
+from ayaedge_export.effort import Budget
+from ayaedge_quant.allocation import Choice, allocate, loss_of
+from ayaedge_quant.ggml import GgmlType
+from ayaedge_quant.hessian import Covariance
+from ayaedge_quant.recipes import EMBEDDINGS, Recipe
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The types that were chosen."""
+
+    kinds: Mapping[str, GgmlType]
+    predicted: float
+    """KL divergence that the survey's losses add up to, nats."""
+    fixed_rule: float
+    """The same for the format's own types."""
+
+
+def choose_types(
+    survey: Survey, text: TextConfig, recipe: Recipe, budget: Budget, *, header_bytes: int
+) -> Allocation:
+    """The types with the least predicted loss within the budget; a user's own choices stay.
+
+    Without a size the head keeps its type, and the layers get only types that the format has for them, within its
+    bytes: as much of each at other places, which takes no longer. `header_bytes` is what the file holds in
+    front of its tensors. Raises InvalidOptionError if the budget cannot be kept.
+    """
+    plan = plan_tensors(text, recipe)
+    rule = {tensor.name: _choice(tensor, tensor.kind, survey) for tensor in plan}
+    items = {
+        tensor.name: [_choice(tensor, kind, survey) for kind in kinds]
+        for tensor, kinds in zip(plan, _kinds(plan, recipe, survey, budget), strict=True)
+    }
+    most = sum(choice.nbytes for choice in rule.values())
+    if budget.nbytes is not None:
+        most = budget.nbytes - header_bytes
+    elif budget.bits_per_weight is not None:
+        most = int(budget.bits_per_weight * sum(math.prod(tensor.shape) for tensor in plan) / 8)
+    try:
+        chosen = allocate(items, most)
+    except ValueError:
+        least = sum(min(choice.nbytes for choice in choices) for choices in items.values())
+        weights = sum(math.prod(tensor.shape) for tensor in plan)
+        raise InvalidOptionError(
+            f"this decoder cannot be made so small: its least is {(least + header_bytes) / 1e6:,.1f} MB "
+            f"({8 * least / weights:.2f} bits per weight)"
+        ) from None
+    kinds = {name: choice.kind for name, choice in chosen.items() if choice.kind != rule[name].kind}
+    return Allocation(kinds, loss_of(chosen.values()), loss_of(rule.values()))
+
+
+def check_budget(text: TextConfig, recipe: Recipe, budget: Budget, *, header_bytes: int) -> None:
+    """Raise InvalidOptionError for a budget that `choose_types` could not keep, before anything is measured."""
+    unmeasured = {
+        tensor.name: {kind: 0.0 for kind in KINDS if tensor.shape[-1] % kind.block_size == 0}
+        for tensor in plan_tensors(text, recipe)
+        if tensor.kind is not GgmlType.F32
+    }
+    choose_types(Survey(unmeasured, {}, Covariance(0)), text, recipe, budget, header_bytes=header_bytes)
+
+
+def _kinds(
+    plan: Sequence[PlannedTensor], recipe: Recipe, survey: Survey, budget: Budget
+) -> Iterator[tuple[GgmlType, ...]]:
+    """What each tensor may become."""
+
+    def is_free(tensor: PlannedTensor) -> bool:
+        # a type that the format falls back to, for rows that are no whole blocks, was not measured
+        measured = tensor.kind in survey.losses.get(tensor.name, ())
+        stays = recipe.wants(tensor.name) or (tensor.name == EMBEDDINGS and not budget.has_size)
+        return budget.choose_types and measured and not stays
+
+    own = {tensor.kind for tensor in plan if is_free(tensor)}
+    for tensor in plan:
+        if is_free(tensor):
+            yield tuple(kind for kind in survey.losses[tensor.name] if budget.has_size or kind in own)
+        else:
+            yield (tensor.kind,)
+
+
+def _choice(tensor: PlannedTensor, kind: GgmlType, survey: Survey) -> Choice:
+    count = math.prod(tensor.shape)
+    nbytes = count // tensor.shape[-1] * kind.row_bytes(tensor.shape[-1])
+    padded = nbytes + -nbytes % int(gguf.GGUF_DEFAULT_ALIGNMENT)
+    loss = survey.losses.get(tensor.name, {}).get(kind, 0.0)
+    return Choice(kind, padded, loss)

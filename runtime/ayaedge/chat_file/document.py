@@ -1,0 +1,202 @@
+"""The document of a saved conversation: JSON to its parts and back, with everything checked."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from types import NoneType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ayaedge.chat_file.saved_chat import FORMAT_VERSION, SavedChat, SavedPicture, SavedState, SavedTurn
+from ayaedge.images.load import MAX_PIXELS
+from ayaedge.manifest import MOST_TILES
+
+_CHAT = "chat.json"
+
+
+_STOP_REASONS = ("stop", "length", "cancelled")
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+_MOST_TEXT = 64_000_000
+"""Bytes of chat.json."""
+
+
+_MOST_SIDE = 4096
+"""Pixels of a tile's side."""
+
+
+_MOST_WHOLE = 2**31 - 1
+
+
+_TilesOf: TypeAlias = Callable[[str, int, int], NDArray[np.uint8]]
+"""From SHA-256, count and side of tiles to the tiles."""
+
+
+@dataclass(frozen=True)
+class _StateRecord:
+    """What chat.json says about state.bin."""
+
+    key: str
+    count: int
+    size: int
+    sha256: str
+    hmac: str = ""
+
+    @classmethod
+    def of(cls, state: SavedState, data: NDArray[np.uint8], secret: bytes) -> _StateRecord:
+        record = cls(state.key, state.count, data.nbytes, hashlib.sha256(data.data).hexdigest())
+        return replace(record, hmac=record.expected(secret))
+
+    def expected(self, secret: bytes) -> str:
+        """The HMAC-SHA256 of key, count and data; the data by their size and SHA-256, which are checked apart."""
+        message = f"ayaedge state 1\n{self.key}\n{self.count}\n{self.size}\n{self.sha256}\n"
+        return hmac.new(secret, message.encode(), hashlib.sha256).hexdigest()
+
+
+def _to_json(chat: SavedChat, record: _StateRecord | None) -> bytes:
+    turns = [
+        {
+            "question": turn.question,
+            "pictures": [
+                {
+                    "sha256": picture.sha256,
+                    "tiles": len(picture.tiles),
+                    "tile_size": picture.tiles.shape[1],
+                    "size": list(picture.size),
+                    "facts": dict(picture.facts),
+                }
+                for picture in turn.pictures
+            ],
+            "answer": turn.answer,
+            "ids": None if turn.ids is None else list(turn.ids),
+            "stop_reason": turn.stop_reason,
+        }
+        for turn in chat.turns
+    ]
+    document = {
+        "format_version": FORMAT_VERSION,
+        "model": chat.model,
+        "system": chat.system,
+        "turns": turns,
+        "state": asdict(record) if record else None,
+    }
+    return _encode(_lines(document) + "\n")
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a text is not valid Unicode: {error.reason}") from None
+
+
+def _lines(value: object, indent: str = "") -> str:
+    """JSON for people: objects have a line for each entry, and lists of numbers (many) are one line."""
+    deeper = f"{indent}  "
+    if isinstance(value, dict) and value:
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"the facts of pictures are named by text, not by {odd[0]!r}")
+        parts = [f"{_lines(key)}: {_lines(item, deeper)}" for key, item in value.items()]
+    elif isinstance(value, (list, tuple)) and any(isinstance(item, (dict, list, tuple)) for item in value):
+        parts = [_lines(item, deeper) for item in value]
+    else:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}\n{deeper}" + f",\n{deeper}".join(parts) + f"\n{indent}{closing}"
+
+
+def _from_json(text: bytes, tiles_of: _TilesOf) -> tuple[SavedChat, _StateRecord | None]:
+    """The conversation of a chat.json, what it says about the state apart."""
+    if len(text) > _MOST_TEXT:
+        raise ValueError(f"{_CHAT} has {len(text)} bytes, more than {_MOST_TEXT}")
+    try:
+        document = json.loads(text.decode())
+    except ValueError as error:
+        raise ValueError(f"{_CHAT} is not JSON: {error}") from None
+    version = _field(document, "format_version", int, _CHAT)
+    if version != FORMAT_VERSION:
+        reason = "was written by a newer ayaedge: update it" if version > FORMAT_VERSION else "is not known"
+        raise ValueError(f"its format version {version} {reason}; this ayaedge reads {FORMAT_VERSION}")
+    _encode(json.dumps(document, ensure_ascii=False, allow_nan=False))  # refuses what cannot be written again
+    state = _field(document, "state", (dict, NoneType), _CHAT)
+    turns = _field(document, "turns", list, _CHAT)
+    chat = SavedChat(
+        model=_field(document, "model", str, _CHAT),
+        system=_field(document, "system", (str, NoneType), _CHAT),
+        turns=tuple(_turn(turn, f"turn {number}", tiles_of) for number, turn in enumerate(turns, 1)),
+    )
+    return chat, None if state is None else _state_record(state)
+
+
+def _turn(data: object, where: str, tiles_of: _TilesOf) -> SavedTurn:
+    ids = _field(data, "ids", (list, NoneType), where)
+    reason = _field(data, "stop_reason", str, where)
+    if reason not in _STOP_REASONS:
+        raise ValueError(f"stop_reason of {where} must be one of {_STOP_REASONS}, not {reason[:40]!r}")
+    pictures = enumerate(_field(data, "pictures", list, where), 1)
+    return SavedTurn(
+        question=_field(data, "question", str, where),
+        pictures=tuple(_picture(one, f"{where}, picture {number}", tiles_of) for number, one in pictures),
+        answer=_field(data, "answer", str, where),
+        ids=None if ids is None else tuple(_whole(token, f"a token of {where}") for token in ids),
+        stop_reason=reason,
+    )
+
+
+def _picture(data: object, where: str, tiles_of: _TilesOf) -> SavedPicture:
+    sha256 = _digest(data, "sha256", where)
+    count = _whole(_field(data, "tiles", int, where), f"tiles of {where}", 1, MOST_TILES + 1)
+    side = _whole(_field(data, "tile_size", int, where), f"tile_size of {where}", 1, _MOST_SIDE)
+    if count * side**2 > MAX_PIXELS:
+        raise ValueError(f"{where} has {count * side**2} pixels in its tiles, more than {MAX_PIXELS}")
+    size = _field(data, "size", list, where)
+    if len(size) != 2:
+        raise ValueError(f"{where} has a size of {len(size)} numbers instead of width and height")
+    width, height = (_whole(pixels, f"size of {where}", 1) for pixels in size)
+    tiles = tiles_of(sha256, count, side)
+    if tiles.shape != (count, side, side, 3):
+        raise ValueError(f"{where} is said to have {count} tiles of {side} pixels; they are {tiles.shape}")
+    return SavedPicture(sha256, tiles, (width, height), _field(data, "facts", dict, where))
+
+
+def _state_record(data: object) -> _StateRecord:
+    where = "state"
+    return _StateRecord(
+        key=_digest(data, "key", where),
+        count=_whole(_field(data, "count", int, where), "count of state"),
+        size=_whole(_field(data, "size", int, where), "size of state", most=2**63 - 1),
+        sha256=_digest(data, "sha256", where),
+        hmac=_digest(data, "hmac", where),
+    )
+
+
+def _field(data: object, name: str, kinds: type | tuple[type, ...], where: str) -> Any:
+    if not isinstance(data, dict) or name not in data:
+        raise ValueError(f"{where} has no {name}")
+    value = data[name]
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise ValueError(f"{name} of {where} has the wrong type: {type(value).__name__}")
+    return value
+
+
+def _digest(data: object, name: str, where: str) -> str:
+    value: str = _field(data, name, str, where)
+    if not _DIGEST.fullmatch(value):
+        raise ValueError(f"{name} of {where} is not a SHA-256 of 64 hexadecimal digits")
+    return value
+
+
+def _whole(value: object, what: str, least: int = 0, most: int = _MOST_WHOLE) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{what} must be a whole number from {least} to {most}, not {str(value)[:40]}")
+    return value

@@ -1,0 +1,192 @@
+"""The ONNX Runtime session of a vision tower: options, devices, prepared graphs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from ayaedge import ort
+from ayaedge.cache.prepared_graphs import DATA, GRAPH, PreparedGraphs
+from ayaedge.checks import check_options, make_plain, one_of, whole_number
+from ayaedge.decoder.options import MAX_THREADS
+from ayaedge.errors import BackendError, BundleError, InvalidOptionError
+from ayaedge.hardware.devices import CPU_PROVIDER, Device, choose_vision
+from ayaedge.hardware.machine import processor, usable_threads
+from ayaedge.manifest import VISION, Manifest
+
+logger = logging.getLogger(__name__)
+
+
+ON_PROCESSORS_ONLY = ("int8", "int8-block")
+"""Formats whose operators exist for CPUs alone; a GPU would hand every product back."""
+
+
+EXACT_PRODUCTS = {"session.x64quantprecision": "1"}
+"""Lets ONNX Runtime multiply bytes in a slower way, which does not saturate on any processor."""
+
+
+_WARNINGS, _FATAL = 2, 4
+"""Of ONNX Runtime's log: below warnings come hundreds of lines about every step of loading."""
+
+
+_WAITING = {
+    "session.intra_op.allow_spinning": "1",
+    "session.intra_op.spin_duration_us": "50",
+    "session.force_spinning_stop": "1",
+}
+"""Waiting threads spin for a moment only: 20 and 100 us were 4 to 9 % faster than never, and 5 to 7 % slower beside a
+busy process, where spinning without end cost 16 % and once three times. After a tile they stop at once, because the
+decoder needs the processor."""
+
+
+_LARGE_GRAPH = 64 << 20
+"""Bytes of weights from which time matters: that for arranging them is worth keeping the result."""
+
+
+_PREPARED_GROWTH = 2.1
+"""Size of a prepared graph to the bundle's: it holds the weights in both orders."""
+
+
+_SAVE_ENTRIES = {
+    "session.optimized_model_external_initializers_file_name": DATA,
+    "session.save_external_prepacked_constant_initializers": "1",
+}
+
+
+@dataclass(frozen=True)
+class VisionOptions:
+    """How the vision tower runs; None means the machine's value."""
+
+    threads: int | None = None
+    device: Device | None = None
+    """`auto`, the default, takes the best that is installed and that the bundle's format can run on."""
+    verbose: bool = False
+    """Let ONNX Runtime write its own warnings to stderr."""
+
+    def __post_init__(self) -> None:
+        make_plain(self)
+        check_options(
+            whole_number("threads", self.threads, least=1, most=MAX_THREADS, optional=True),
+            one_of("device", self.device, get_args(Device), optional=True),
+        )
+
+
+def _open_session(
+    path: Path, manifest: Manifest, options: VisionOptions, prepared: PreparedGraphs | None
+) -> Any:
+    providers = _choose_providers(options.device or "auto", manifest.formats.vision)
+    if providers[0] != CPU_PROVIDER:
+        session = _start_on_device(path, options, providers)
+        if session is not None:
+            return session
+    saturates = manifest.formats.vision == "int8" and processor().saturates
+    weights = manifest.vision_bytes
+    if saturates:
+        logger.log(
+            logging.WARNING if weights >= _LARGE_GRAPH else logging.INFO,
+            "this processor has no instruction for products of bytes: the int8 vision tower runs in a slower way that "
+            "cannot saturate; a bundle exported with --vision int8-block is faster here",
+        )
+    entries = EXACT_PRODUCTS if saturates else {}
+    if prepared is not None and weights >= _LARGE_GRAPH:
+        session = _prepared_session(
+            path, options, entries, prepared, _prepared_key(manifest, saturates), weights
+        )
+        if session is not None:
+            return session
+    return _make_session(path, _session_options(options, entries))
+
+
+def _choose_providers(device: Device, fmt: str) -> tuple[str, ...]:
+    """The execution providers for a graph of this format; InvalidOptionError if a device cannot run it."""
+    providers = choose_vision(device, ort.library().get_available_providers())
+    if providers[0] == CPU_PROVIDER or fmt not in ON_PROCESSORS_ONLY:
+        return providers
+    if device == "auto":
+        logger.info("the %s vision tower runs on the CPU; fp16 would run on %s", fmt, providers[0])
+        return (CPU_PROVIDER,)
+    raise InvalidOptionError(
+        f"the bundle's {fmt} vision tower runs on CPUs only: export it with --vision fp16 for {device}, or choose "
+        "the device cpu for vision (--vision-device cpu)"
+    )
+
+
+def _session_options(options: VisionOptions, entries: Mapping[str, str]) -> Any:
+    settings = ort.library().SessionOptions()
+    settings.log_severity_level = _WARNINGS if options.verbose else _FATAL
+    settings.intra_op_num_threads = options.threads or usable_threads()
+    settings.enable_cpu_mem_arena = False  # as fast, and activations go back to the system after each tile
+    for name, value in {**_WAITING, **entries}.items():
+        settings.add_session_config_entry(name, value)
+    return settings
+
+
+def _start_on_device(path: Path, options: VisionOptions, providers: tuple[str, ...]) -> Any:
+    """A session on a GPU; None, with a warning, if `auto` chose one that does not start."""
+    settings = _session_options(options, {})
+    if providers[0] == "CoreMLExecutionProvider":  # a free number of tiles splits the graph there
+        settings.add_free_dimension_override_by_name("tiles", 1)
+    try:
+        session = _make_session(path, settings, providers)
+        if session.get_providers()[0] == providers[0]:
+            return session
+    except BundleError as error:
+        logger.info("%s", error)
+    fault = f"ONNX Runtime could not start {providers[0]}: its driver or libraries are missing or too old"
+    if options.device not in (None, "auto"):
+        raise BackendError(f"{fault} (-v shows its messages); choose the device cpu or auto")
+    logger.warning("%s; the vision tower runs on the CPU", fault)
+    return None
+
+
+def _prepared_key(manifest: Manifest, saturates: bool) -> str:
+    """Names everything that decides about a prepared graph."""
+    files = sorted((name, info.sha256) for name, info in manifest.files.items() if name.startswith(VISION))
+    cpu = processor()
+    facts = (files, ort.library().__version__, cpu.name, sorted(cpu.features), saturates)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _prepared_session(
+    path: Path,
+    options: VisionOptions,
+    entries: Mapping[str, str],
+    prepared: PreparedGraphs,
+    key: str,
+    weights: int,
+) -> Any:
+    """A session from the cache, which is filled first if need be; None if that is not possible."""
+
+    def write(target: Path) -> None:
+        saving = _session_options(options, {**entries, **_SAVE_ENTRIES})
+        saving.optimized_model_filepath = os.fspath(target / GRAPH)
+        _make_session(path, saving)
+
+    graph = prepared.find(key) or prepared.make(key, int(weights * _PREPARED_GROWTH), write)
+    if graph is None:
+        return None
+    settings = _session_options(options, entries)
+    settings.graph_optimization_level = (
+        ort.library().GraphOptimizationLevel.ORT_DISABLE_ALL
+    )  # it is optimised
+    try:
+        return _make_session(graph, settings)
+    except BundleError as error:
+        logger.warning("a prepared vision graph was of no use and was removed: %s", error)
+        prepared.forget(key)
+        return None
+
+
+def _make_session(path: Path, settings: Any, providers: Sequence[str] = (CPU_PROVIDER,)) -> Any:
+    try:
+        # a fallback of ONNX Runtime's own would be announced on stdout
+        return ort.library().InferenceSession(
+            os.fspath(path), settings, providers=list(providers), enable_fallback=False
+        )
+    except Exception as error:
+        raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error
