@@ -21,20 +21,27 @@ from numpy.typing import NDArray
 
 from ayaedge import llama
 from ayaedge.cancellation import Cancellation
-from ayaedge.decoder.gguf_header import read_figures
-from ayaedge.decoder.options import _FLOAT_TYPES, CacheType, DecoderOptions, repacks_by_default
+from ayaedge.decoder.kv_state import (
+    SCRATCH,
+    append_tail,
+    check_cache_types,
+    read_state,
+    read_tail,
+    tail_bytes,
+    write_state,
+)
+from ayaedge.decoder.options import CacheType, DecoderOptions
 from ayaedge.decoder.token_embeddings import TokenEmbeddings
 from ayaedge.decoder.vocabulary import Vocabulary
+from ayaedge.decoder.weights import Weights, choose_layers, repacks
 from ayaedge.errors import (
     BackendError,
     BundleError,
     CancelledError,
     ClosedError,
-    InvalidOptionError,
     OutOfMemoryError,
-    list_faults,
 )
-from ayaedge.hardware.devices import Gpu, choose_decoder, decoder_gpus, device_list, fewer_layers
+from ayaedge.hardware.devices import fewer_layers
 from ayaedge.hardware.machine import processor, usable_threads
 from ayaedge.manifest import Manifest
 
@@ -43,14 +50,10 @@ logger = logging.getLogger(__name__)
 
 _CANCELLED = 2
 """What llama_decode says when it was told to stop."""
-_SCRATCH = 1
-"""Number of a second sequence, in which a part of the first one is copied to and from states."""
 _CAPACITY_STEP = 512
 """Positions by which the KV cache grows: 67 MB for Aya Vision 8B."""
 _BF16 = 30
 """ggml's number of the one type that llama-cpp-python has no name for."""
-_CACHE_BLOCK = 32
-"""Values of a head that share a block in the other types."""
 
 
 class Decoder:
@@ -67,18 +70,15 @@ class Decoder:
         """Positions that there is memory for; grows on demand up to `context_size`."""
         self._last_batch, self._last_has_all = 0, False
         self._context: Any = None
-        self._model: Any = None
+        self._weights: Weights | None = None
         self._llama = llama.library()
         self._window = manifest.decoder.sliding_window or 0
         self.context_size = self.options.context_of(manifest.decoder.context_length)
-        self.gpu_layers = 0
-        """Layers that are on a GPU."""
         self._cancellation = Cancellation()
-        self._gpus: list[Gpu] = []
-        self._check_cache(path)
+        check_cache_types(path, self.options)
         try:
             self._load(path)
-            self._check_fits(path, manifest)
+            self._loaded.check_fits(path, manifest)
             self._embeddings = TokenEmbeddings(path, manifest.decoder)
         except BaseException:
             self.close()
@@ -95,15 +95,28 @@ class Decoder:
     def close(self) -> None:
         """Free the context and the weights; the decoder cannot be used afterwards."""
         self._free_context()
-        if self._model is not None:
-            self.vocabulary.close()
-            self._llama.llama_model_free(self._model)
-            self._model = None
+        if self._weights is not None:
+            self._weights.close()
+
+    @property
+    def _loaded(self) -> Weights:
+        assert self._weights is not None  # `__init__` raises otherwise
+        return self._weights
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer of these weights."""
+        return self._loaded.vocabulary
+
+    @property
+    def gpu_layers(self) -> int:
+        """Layers that are on a GPU."""
+        return self._loaded.gpu_layers
 
     @property
     def handle(self) -> Any:
         """The llama_context, for samplers; AyaEdgeError after `close()`."""
-        if self._model is None:
+        if self._loaded.handle is None:
             raise ClosedError
         if self._context is None:  # growing failed or was interrupted
             self._context = self._make_context()
@@ -149,10 +162,8 @@ class Decoder:
         if wanted <= self._capacity:
             return
         if self._window and wanted > self._window:
-            wanted = (
-                self.context_size
-            )  # behind the window a state is not whole any more: grow once, before that
-        position, state = self.position, self._whole_state() if self.position else None
+            wanted = self.context_size  # behind the window a state is not whole any more: grow before that
+        position, state = self.position, read_state(self.handle) if self.position else None
         self._free_context()
         before, self._capacity = self._capacity, wanted
         try:
@@ -161,7 +172,7 @@ class Decoder:
             self._capacity = before
             raise
         if state is not None:
-            if self._set_state(state, 0) != state.nbytes:
+            if write_state(self.handle, state) != state.nbytes:
                 self.clear()
                 raise BackendError(f"llama.cpp could not move the KV cache: {llama.recent_errors()}")
             self.position = position
@@ -202,20 +213,11 @@ class Decoder:
 
     def state_bytes(self, start: int = 0) -> int:
         """The size of `state`, without a copy."""
-        memory = self._llama.llama_get_memory(self.handle)
-        self._llama.llama_memory_seq_cp(memory, 0, _SCRATCH, start, -1)
-        size = int(self._llama.llama_state_seq_get_size(self.handle, _SCRATCH))
-        self._llama.llama_memory_seq_rm(memory, _SCRATCH, -1, -1)
-        return size
+        return tail_bytes(self.handle, start)
 
     def state(self, start: int = 0) -> NDArray[np.uint8]:
         """What the KV cache holds from position `start` on, for `append_state`."""
-        memory = self._llama.llama_get_memory(self.handle)
-        self._llama.llama_memory_seq_cp(memory, 0, _SCRATCH, start, -1)
-        try:
-            return self._whole_state(_SCRATCH)
-        finally:
-            self._llama.llama_memory_seq_rm(memory, _SCRATCH, -1, -1)
+        return read_tail(self.handle, start)
 
     def append_state(self, state: NDArray[np.uint8], count: int) -> bool:
         """Put a state behind the current position, which takes that to `count`; if it does not fit, clear all: False.
@@ -224,30 +226,11 @@ class Decoder:
         no logits before the next token.
         """
         self.reserve(count)
-        memory = self._llama.llama_get_memory(self.handle)
-        read = self._set_state(state, _SCRATCH)
-        first = self._llama.llama_memory_seq_pos_min(memory, _SCRATCH)
-        last = self._llama.llama_memory_seq_pos_max(memory, _SCRATCH)
-        if read != state.nbytes or (first, last) != (self.position, count - 1):
+        if not append_tail(self.handle, state, self.position, count):
             self.clear()
             return False
-        self._llama.llama_memory_seq_cp(memory, _SCRATCH, 0, -1, -1)
-        self._llama.llama_memory_seq_rm(memory, _SCRATCH, -1, -1)
         self.position, self._last_batch = count, 0
         return True
-
-    def _whole_state(self, sequence: int = 0) -> NDArray[np.uint8]:
-        state = np.empty(self._llama.llama_state_seq_get_size(self.handle, sequence), np.uint8)
-        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        written = self._llama.llama_state_seq_get_data(self.handle, pointer, state.nbytes, sequence)
-        if written != state.nbytes:
-            raise BackendError(f"llama.cpp gave {written} bytes of its state instead of {state.nbytes}")
-        return state
-
-    def _set_state(self, state: NDArray[np.uint8], sequence: int) -> int:
-        """Bytes that llama.cpp has read of it."""
-        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        return int(self._llama.llama_state_seq_set_data(self.handle, pointer, state.nbytes, sequence))
 
     @property
     def identity(self) -> bytes:
@@ -255,20 +238,16 @@ class Decoder:
         options = self.options
         facts = (
             options.cache_type, options.value_type, self._flash, options.batch_size, options.rows_at_once,
-            self.gpu_layers, self._repacks,
+            self.gpu_layers, repacks(options),
         )  # fmt: skip
         cpu = processor()
-        backends = [(gpu.backend, gpu.description) for gpu in self._gpus]
+        backends = [(gpu.backend, gpu.description) for gpu in self._loaded.gpus]
         return repr((*facts, self._llama.__version__, cpu.name, sorted(cpu.features), backends)).encode()
 
     @property
     def _flash(self) -> bool:
         """With the layers that are really on a GPU."""
         return replace(self.options, gpu_layers=self.gpu_layers).uses_flash
-
-    @property
-    def _repacks(self) -> bool:
-        return repacks_by_default() if self.options.repack is None else self.options.repack
 
     def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The input embeddings of tokens, (len(ids), hidden), as llama.cpp itself would look them up."""
@@ -326,13 +305,10 @@ class Decoder:
 
     def logits(self) -> NDArray[np.float32]:
         """Logits of the last position (vocabulary,), or of the last batch (n, vocabulary) with `all_logits`."""
-        size = self.vocabulary.size
-        if not self.has_logits:
-            raise BackendError("there are no logits before the first token")
-        if self.options.all_logits:
-            rows = [self._llama.llama_get_logits_ith(self.handle, i) for i in range(self._last_batch)]
-            return np.stack([np.ctypeslib.as_array(row, (size,)) for row in rows])
-        return self.last_logits()
+        if not (self.options.all_logits and self.has_logits):
+            return self.last_logits()
+        rows = [self._llama.llama_get_logits_ith(self.handle, i) for i in range(self._last_batch)]
+        return np.stack([np.ctypeslib.as_array(row, (self.vocabulary.size,)) for row in rows])
 
     def last_logits(self) -> NDArray[np.float32]:
         """Logits of the last position, (vocabulary,)."""
@@ -342,8 +318,7 @@ class Decoder:
         return np.ctypeslib.as_array(row, (self.vocabulary.size,)).copy()
 
     def _batches(self, array: NDArray[Any]) -> list[NDArray[Any]]:
-        step = self.options.batch_size
-        return [array[start : start + step] for start in range(0, len(array), step)]
+        return [array[i : i + self.options.batch_size] for i in range(0, len(array), self.options.batch_size)]
 
     def _decode(self, count: int, *, token: Any = None, embd: Any = None, all_logits: bool = False) -> None:
         """One llama_decode call: positions continue by themselves, logits for the last row unless all are kept."""
@@ -369,95 +344,31 @@ class Decoder:
             )
         self.reserve(self.position + count)
 
-    def _check_cache(self, path: Path) -> None:
-        """Without flash attention llama.cpp would abort the process, with it blame something else."""
-        types = [self.options.cache_type, self.options.value_type]
-        quantized = [name for name in types if name not in _FLOAT_TYPES]
-        head = read_figures(path).head_dim if quantized else 0
-        if head % _CACHE_BLOCK:
-            raise InvalidOptionError(
-                f"a KV cache of {quantized[0]} needs heads of a multiple of {_CACHE_BLOCK} values, and those of this "
-                f"model have {head}: take {', '.join(_FLOAT_TYPES[:-1])} or {_FLOAT_TYPES[-1]}"
-            )
-
     def _load(self, path: Path) -> None:
-        """Weights and context; on a GPU that has not memory enough for both, with ever fewer layers there."""
-        asked = self.gpu_layers = self._wanted_layers(path)
+        """Load weights and make a context; on a GPU without memory for both, with ever fewer layers there."""
+        asked, gpus = choose_layers(path, self.options)
+        layers, reason = asked, ""
         while True:
             try:
-                self._model = self._load_model(path)
+                self._weights = Weights(path, repack=repacks(self.options), gpus=gpus, gpu_layers=layers)
                 # on a GPU all of it at once: what fits is decided now
-                self._capacity = (
-                    self.context_size if self.gpu_layers else min(_CAPACITY_STEP, self.context_size)
-                )
-                self.vocabulary = Vocabulary(self._llama, self._model)
+                self._capacity = self.context_size if layers else min(_CAPACITY_STEP, self.context_size)
                 self._context = self._make_context()
                 break
             except (BundleError, BackendError):
-                if self.gpu_layers == 0:
+                if layers == 0:
                     raise
                 self.close()
                 reason = llama.recent_errors()
-                self.gpu_layers = fewer_layers(self.gpu_layers)
-        if self.gpu_layers != asked:
+                layers = fewer_layers(layers)
+        if layers != asked:
             logger.warning(
                 "%s layers did not fit into graphics memory: %s are there now, the others run on the processor (%s)",
-                asked,
-                self.gpu_layers,
-                reason,
-            )
-
-    def _wanted_layers(self, path: Path) -> int:
-        wanted, device = self.options.gpu_layers, self.options.device or "auto"
-        if not wanted:
-            return 0
-        if device == "cpu":
-            raise InvalidOptionError(f"gpu_layers is {wanted}, but the device is cpu: give one of them only")
-        self._gpus = choose_decoder(device, decoder_gpus())
-        if not self._gpus:
-            raise InvalidOptionError(
-                f"gpu_layers is {wanted}, but this build of llama-cpp-python sees no GPU; `ayaedge doctor` shows what "
-                "it was built for, and how to install another one"
-            )
-        most = read_figures(path).layers + 1
-        return most if wanted < 0 else min(wanted, most)
-
-    def _load_model(self, path: Path) -> Any:
-        parameters = self._llama.llama_model_default_params()
-        parameters.n_gpu_layers = self.gpu_layers
-        if self._llama.llama_supports_gpu_offload():
-            # without layers there must be no device either: llama.cpp would still copy weights there for batches
-            self._devices = device_list(self._gpus if self.gpu_layers else [])
-            parameters.devices = ctypes.cast(self._devices, ctypes.c_void_p)
-        parameters.use_extra_bufts = self._repacks
-        llama.forget_errors()
-        model = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
-        if not model:
-            raise BundleError(f"llama.cpp cannot load {path}: {llama.recent_errors()}")
-        return model
-
-    def _check_fits(self, path: Path, manifest: Manifest) -> None:
-        """A decoder of another checkpoint loads well and answers nonsense, so compare it with the manifest."""
-        expected = {"hidden size": manifest.decoder.hidden_size, "vocabulary": manifest.decoder.vocab_size}
-        found = {
-            "hidden size": self._llama.llama_model_n_embd(self._model),
-            "vocabulary": self.vocabulary.size,
-        }
-        faults = [
-            f"its {what} is {found[what]}, the manifest says {size}"
-            for what, size in expected.items()
-            if found[what] != size
-        ]
-        faults += [
-            f"its token {token_id} is {self.vocabulary.text(token_id)!r}, the manifest says {token!r}"
-            for token, token_id in manifest.tokens.added.items()
-            if not faults and self.vocabulary.text(token_id) != token
-        ]
-        if faults:
-            raise BundleError(list_faults(f"{path} does not belong to this bundle", faults))
+                asked, layers, reason,
+            )  # fmt: skip
 
     def _make_context(self) -> Any:
-        context = self._llama.llama_init_from_model(self._model, self._context_parameters())
+        context = self._llama.llama_init_from_model(self._loaded.handle, self._context_parameters())
         if not context:
             raise OutOfMemoryError(
                 f"llama.cpp could not make a context of {self._capacity} tokens ({llama.recent_errors()}): "
@@ -474,13 +385,13 @@ class Decoder:
         parameters.n_batch = options.batch_size
         parameters.n_ubatch = options.rows_at_once
         rows = options.batch_size if options.all_logits else 1 + options.draft_tokens
-        parameters.n_outputs_max = max(rows, 1 + _SCRATCH)  # llama.cpp wants one for each sequence at least
+        parameters.n_outputs_max = max(rows, 1 + SCRATCH)  # llama.cpp wants one for each sequence at least
         parameters.n_threads, parameters.n_threads_batch = threads, options.threads_batch or threads
         parameters.type_k = self._cache_type(options.cache_type)
         parameters.type_v = self._cache_type(options.value_type)
         flash = "ENABLED" if self._flash else "DISABLED"
         parameters.flash_attn_type = getattr(self._llama, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
-        parameters.n_seq_max, parameters.kv_unified = 1 + _SCRATCH, True
+        parameters.n_seq_max, parameters.kv_unified = 1 + SCRATCH, True
         parameters.swa_full = True  # a pruned window cannot be cut back without silent errors
         return parameters
 

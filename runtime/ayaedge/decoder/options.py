@@ -33,7 +33,7 @@ _LARGEST_BATCH = 1 << 16
 _MOST_DRAFTS = 63
 
 
-_FLOAT_TYPES = ("f16", "bf16", "f32")
+FLOAT_TYPES = ("f16", "bf16", "f32")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class DecoderOptions:
             instance("repack", self.repack, bool, optional=True),
             instance("all_logits", self.all_logits, bool),
         )
-        if self.value_type not in _FLOAT_TYPES and not self.uses_flash:
+        if self.value_type not in FLOAT_TYPES and not self.uses_flash:
             check_options("quantized values (cache_type_v) need flash_attention")
 
     def context_of(self, trained: int) -> int:
@@ -117,7 +117,7 @@ class DecoderOptions:
         if self.flash_attention is not None:
             return self.flash_attention
         on_gpu = bool(self.gpu_layers) and "f32" not in (self.cache_type, self.value_type)
-        return on_gpu or self.value_type not in _FLOAT_TYPES
+        return on_gpu or self.value_type not in FLOAT_TYPES
 
     @property
     def rows_at_once(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ayaedge.bundle import Bundle, demo_bundle, read_bundle
 from ayaedge.decoder import decoder as decoder_module
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.gguf_header import DecoderFigures
+from ayaedge.decoder.weights import Weights
 from ayaedge.hardware.devices import Gpu
 from ayaedge.manifest import FileInfo
 from ayaedge.planning import placement
@@ -99,47 +101,53 @@ def test_a_missing_device_is_an_error_with_the_command(monkeypatch: pytest.Monke
         AyaVision.load(device="vulkan")
 
 
-class CrampedDecoder(Decoder):
-    """Has graphics memory for two layers only."""
+class CrampedWeights(Weights):
+    """Weights on graphics processors with memory for two layers only."""
 
     tried: list[int] = []  # noqa: RUF012
     holds = 2
 
-    def _wanted_layers(self, path: Path) -> int:
-        wanted = self.options.gpu_layers or 0
-        return 6 if wanted < 0 else wanted
-
-    def _load_model(self, path: Path) -> Any:
-        self.tried.append(self.gpu_layers)
-        if self.gpu_layers > self.holds or self.gpu_layers < 0:
+    def __init__(self, path: Path, *, repack: bool, gpus: Sequence[Gpu] = (), gpu_layers: int = 0):
+        self.tried.append(gpu_layers)
+        if gpu_layers > self.holds or gpu_layers < 0:
             raise BundleError("llama.cpp cannot load it: unable to allocate CUDA0 buffer")
-        layers, self.gpu_layers = self.gpu_layers, 0
-        model = super()._load_model(path)
-        self.gpu_layers = layers
-        return model
+        super().__init__(path, repack=repack)
+        self.gpu_layers = gpu_layers
+
+
+@pytest.fixture
+def cramped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoders on such processors, which have six layers to put there."""
+    monkeypatch.setattr(CrampedWeights, "tried", [])
+    monkeypatch.setattr("ayaedge.decoder.decoder.Weights", CrampedWeights)
+    monkeypatch.setattr(
+        "ayaedge.decoder.decoder.choose_layers",
+        lambda path, options: (6 if options.gpu_layers < 0 else options.gpu_layers, []),
+    )
 
 
 @pytest.mark.parametrize(("asked", "tried"), [(4, [4, 3, 2]), (-1, [6, 4, 3, 2]), (2, [2]), (0, [0])])
 def test_out_of_memory_falls_back_to_fewer_layers_and_says_so_once(
-    asked: int, tried: list[int], caplog: pytest.LogCaptureFixture
+    asked: int, tried: list[int], caplog: pytest.LogCaptureFixture, cramped: None
 ) -> None:
-    CrampedDecoder.tried = []
     options = DecoderOptions(gpu_layers=asked)
     with (
         caplog.at_level(logging.WARNING),
-        CrampedDecoder(DEMO.decoder_path, DEMO.manifest, options) as decoder,
+        Decoder(DEMO.decoder_path, DEMO.manifest, options) as decoder,
     ):
         decoder.decode_tokens([300, 301])
-    assert CrampedDecoder.tried == tried
+    assert CrampedWeights.tried == tried
     messages = [record.getMessage() for record in caplog.records if "graphics memory" in record.getMessage()]
     assert len(messages) == (len(tried) > 1)
     assert all("2 are there now" in message for message in messages)
 
 
-def test_a_file_that_cannot_be_loaded_at_all_is_still_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CrampedDecoder, "holds", -2)
+def test_a_file_that_cannot_be_loaded_at_all_is_still_an_error(
+    monkeypatch: pytest.MonkeyPatch, cramped: None
+) -> None:
+    monkeypatch.setattr(CrampedWeights, "holds", -2)
     with pytest.raises(BundleError, match="unable to allocate"):
-        CrampedDecoder(DEMO.decoder_path, DEMO.manifest, DecoderOptions(gpu_layers=4))
+        Decoder(DEMO.decoder_path, DEMO.manifest, DecoderOptions(gpu_layers=4))
     assert decoder_module.fewer_layers(1) == 0
 
 

@@ -1,0 +1,98 @@
+"""A decoder's weights as llama.cpp holds them, in main memory or in part on graphics processors."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ayaedge import llama
+from ayaedge.decoder.gguf_header import read_figures
+from ayaedge.decoder.options import DecoderOptions, repacks_by_default
+from ayaedge.decoder.vocabulary import Vocabulary
+from ayaedge.errors import BundleError, InvalidOptionError, list_faults
+from ayaedge.hardware.devices import Gpu, choose_decoder, decoder_gpus, device_list
+from ayaedge.manifest import Manifest
+
+
+class Weights:
+    """A llama_model with its vocabulary; `close()` frees both."""
+
+    def __init__(self, path: Path, *, repack: bool, gpus: Sequence[Gpu] = (), gpu_layers: int = 0):
+        """Load a GGUF file, with `gpu_layers` of its layers on `gpus`; BundleError if llama.cpp cannot."""
+        self.gpus = list(gpus)
+        self.gpu_layers = gpu_layers
+        """Layers that are on a GPU."""
+        self._llama = llama.library()
+        self._handle = self._load(path, repack)
+        self.vocabulary = Vocabulary(self._llama, self._handle)
+
+    def _load(self, path: Path, repack: bool) -> Any:
+        parameters = self._llama.llama_model_default_params()
+        parameters.n_gpu_layers = self.gpu_layers
+        if self._llama.llama_supports_gpu_offload():
+            # without layers there must be no device either: llama.cpp would still copy weights there for batches
+            devices = device_list(self.gpus if self.gpu_layers else [])
+            parameters.devices = ctypes.cast(devices, ctypes.c_void_p)
+        parameters.use_extra_bufts = repack
+        llama.forget_errors()
+        model = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
+        if not model:
+            raise BundleError(f"llama.cpp cannot load {path}: {llama.recent_errors()}")
+        return model
+
+    def close(self) -> None:
+        """Free the weights; contexts over them must be freed before."""
+        if self._handle is not None:
+            self.vocabulary.close()
+            self._llama.llama_model_free(self._handle)
+            self._handle = None
+
+    @property
+    def handle(self) -> Any:
+        """The llama_model; None after `close()`."""
+        return self._handle
+
+    def check_fits(self, path: Path, manifest: Manifest) -> None:
+        """Raise BundleError for the weights of another checkpoint: they load well and answer nonsense."""
+        expected = {"hidden size": manifest.decoder.hidden_size, "vocabulary": manifest.decoder.vocab_size}
+        found = {
+            "hidden size": self._llama.llama_model_n_embd(self._handle),
+            "vocabulary": self.vocabulary.size,
+        }
+        faults = [
+            f"its {what} is {found[what]}, the manifest says {size}"
+            for what, size in expected.items()
+            if found[what] != size
+        ]
+        faults += [
+            f"its token {token_id} is {self.vocabulary.text(token_id)!r}, the manifest says {token!r}"
+            for token, token_id in manifest.tokens.added.items()
+            if not faults and self.vocabulary.text(token_id) != token
+        ]
+        if faults:
+            raise BundleError(list_faults(f"{path} does not belong to this bundle", faults))
+
+
+def repacks(options: DecoderOptions) -> bool:
+    """Whether weights go to llama.cpp's extra buffers."""
+    return repacks_by_default() if options.repack is None else options.repack
+
+
+def choose_layers(path: Path, options: DecoderOptions) -> tuple[int, list[Gpu]]:
+    """How many layers go to which graphics processors; InvalidOptionError if there are none and some were wanted."""
+    wanted, device = options.gpu_layers, options.device or "auto"
+    if not wanted:
+        return 0, []
+    if device == "cpu":
+        raise InvalidOptionError(f"gpu_layers is {wanted}, but the device is cpu: give one of them only")
+    gpus = choose_decoder(device, decoder_gpus())
+    if not gpus:
+        raise InvalidOptionError(
+            f"gpu_layers is {wanted}, but this build of llama-cpp-python sees no GPU; `ayaedge doctor` shows what "
+            "it was built for, and how to install another one"
+        )
+    most = read_figures(path).layers + 1
+    return (most if wanted < 0 else min(wanted, most)), gpus

@@ -1,0 +1,124 @@
+"""The plan of the house: which room may import which, and how large a file may be."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "ayaedge": ROOT / "runtime" / "ayaedge",
+    "ayaedge_export": ROOT / "export" / "ayaedge_export",
+    "ayaedge_quant": ROOT / "quant" / "ayaedge_quant",
+}
+FLOORS = {
+    "ayaedge": (
+        {"manifest", "bundle", "checks", "files", "cancellation", "errors", "llama", "ort", "charts"},
+        {"text", "hardware"},
+        {"grammar", "images", "decoder", "cache"},
+        {"answers", "options", "chat_file", "vision"},
+        {"openai", "planning"},
+        {"engine"},
+        {"conversation"},
+        {"model"},
+        {"bench"},
+        {"cli"},
+        {"__main__"},
+    ),
+    "ayaedge_export": (
+        {"offline", "product_threads"},
+        {"checkpoint", "resume"},
+        {"decoder", "vision", "effort"},
+        {"manifest", "plan"},
+        {"calibration"},
+        {"best"},
+        {"exporter"},
+        {"evaluation", "synthetic"},
+    ),
+}
+"""Rooms and single modules from the ground up; those of one floor do not know each other, but on the ground."""
+LONGEST_FILE = 400
+MOST_MODULES = {"ayaedge": 14, "ayaedge_export": 8}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module by its dotted name."""
+    found = {}
+    for package, root in PACKAGES.items():
+        for path in root.rglob("*.py"):
+            parts = [package, *path.relative_to(root).with_suffix("").parts]
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(module: str) -> Iterator[str]:
+    """Our modules that a module imports, anywhere in it but for types alone."""
+    tree = ast.parse(modules()[module].read_text("utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in modules() else node.module for name in names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def room(module: str) -> str:
+    return module.partition(".")[2].partition(".")[0]
+
+
+def floor(module: str) -> int:
+    floors = FLOORS[module.split(".")[0]]
+    return next(number for number, rooms in enumerate(floors) if room(module) in rooms)
+
+
+def test_modules_import_each_other_in_one_direction() -> None:
+    graph = {
+        module: {name for name in imported(module) if name in modules()} - {module} for module in modules()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_a_room_imports_only_rooms_below_it(package: str) -> None:
+    faults = [
+        f"{module} imports {name}"
+        for module in modules()
+        for name in imported(module)
+        if module.startswith(f"{package}.") and name.startswith(f"{package}.") and room(module) != room(name)
+        if floor(name) > floor(module) or floor(name) == floor(module) > 0
+    ]
+    assert faults == []
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_every_room_has_a_floor(package: str) -> None:
+    found = {room(module) for module in modules() if module.startswith(f"{package}.")}
+    assert found == set().union(*FLOORS[package])
+
+
+def test_no_file_is_too_long_to_be_read() -> None:
+    lengths = {name: len(path.read_text("utf-8").splitlines()) for name, path in modules().items()}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+@pytest.mark.parametrize("package", MOST_MODULES)
+def test_few_modules_stand_outside_of_the_rooms(package: str) -> None:
+    alone = [path for path in PACKAGES[package].glob("*.py") if path.name != "__init__.py"]
+    assert len(alone) <= MOST_MODULES[package]
