@@ -32,6 +32,7 @@ from ayaedge.errors import (
     PromptError,
     TruncatedError,
 )
+from ayaedge.hardware.probes import freeze_support
 from ayaedge.images.encoded_image import EncodedImage
 from ayaedge.manifest import Manifest
 from ayaedge.model import AyaVision
@@ -77,5 +78,6 @@ __all__ = [
     "Turn",
     "Usage",
     "VisionOptions",
+    "freeze_support",
     "read_bundle",
 ]

@@ -5,7 +5,7 @@ in a child, gives back what it found or says how it died, and what was learnt ca
 tried, and what follows from it, is decided elsewhere.
 
 The child imports the function that is tried, never the program's own main file. A program that is frozen into an
-executable starts itself as the child, so it has to call `freeze_support()` before anything else.
+executable starts itself as the child, so it has to call `ayaedge.freeze_support()` before anything else.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ def _command() -> list[str]:
         return [sys.executable, _FLAG]
     raise BackendError(
         "this program has no Python interpreter to try something apart in: let its main file begin with "
-        "`import ayaedge.hardware.probes; ayaedge.hardware.probes.freeze_support()`"
+        "`import ayaedge; ayaedge.freeze_support()`"
     )
 
 

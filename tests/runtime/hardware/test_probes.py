@@ -115,7 +115,7 @@ sys.frozen, sys.executable = True, {launcher!r}
 sys.path.insert(0, {tests!r})
 {support}
 import probed
-from ayaedge.probes import probe
+from ayaedge.hardware.probes import probe
 print(probe(probed.add, 1, 2, seconds=60))
 """
 
@@ -123,7 +123,7 @@ print(probe(probed.add, 1, 2, seconds=60))
 @needs_signals
 def test_a_frozen_program_starts_itself_if_it_says_so_and_is_refused_otherwise(tmp_path: Path) -> None:
     launcher = tmp_path / "app"  # stands for the executable: the main file is what it runs
-    for support in ("from ayaedge import probes; probes.freeze_support()", ""):
+    for support in ("import ayaedge; ayaedge.freeze_support()", ""):
         main = tmp_path / "main.py"
         tests = str(Path(probed.__file__).parent)
         main.write_text(FROZEN.format(launcher=str(launcher), tests=tests, support=support))
@@ -133,7 +133,7 @@ def test_a_frozen_program_starts_itself_if_it_says_so_and_is_refused_otherwise(t
         if support:
             assert done.stdout == "Result(value=3, death=None, said='')\n", done.stderr
         else:
-            assert "ayaedge.hardware.probes.freeze_support()" in done.stderr
+            assert "ayaedge.freeze_support()" in done.stderr
             assert "BackendError" in done.stderr
 
 
