@@ -19,7 +19,7 @@ import numpy as np
 from ayaedge.bundle import read_bundle
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.options import DecoderOptions
-from ayaedge.decoder.prompt_lookup import greedy_with_lookup
+from ayaedge.decoder.prompt_lookup import LookupDecoder
 
 _PROMPT = 256
 _CHANGED = 10
@@ -58,7 +58,9 @@ def seconds(decoder: ScriptedDecoder, script: list[int], answer: int, *, guess: 
     decoder.decode_tokens([script[_PROMPT - 1]])
     started = time.perf_counter()
     if guess:
-        given = list(greedy_with_lookup(decoder, script[:_PROMPT], _NO_PICTURE, answer))
+        lookup, given = LookupDecoder(decoder, script[:_PROMPT], _NO_PICTURE), [decoder.likeliest()[-1]]
+        while len(given) < answer:
+            given += lookup.decode(given[-1], answer - len(given))
         assert given == script[_PROMPT : _PROMPT + answer]
     else:
         for token in script[_PROMPT : _PROMPT + answer - 1]:

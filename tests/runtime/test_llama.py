@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 FIRST = {
-    "llama.cpp": "from ayaedge import devices, llama; from ayaedge.decoder.gguf_header import _ggml; llama.library()",
+    "llama.cpp": "from ayaedge import llama; llama.library()",
+    "the devices": "from ayaedge.hardware import devices; devices.decoder_gpus()",
     "the quantizer": "from ayaedge_quant.ggml import _library; _library()",
     "the kernels": "from ayaedge_quant import ggml; ggml._kernel_agrees(ggml.GgmlType.Q4_K, weighted=True)",
 }
@@ -15,9 +16,10 @@ FIRST = {
 
 EVERYTHING = """
 import ctypes, re
-from ayaedge import devices, llama
-from ayaedge.gguf_file import _ggml
-from ayaedge_export.observed_decoder import _ggml as observed
+from ayaedge import llama
+from ayaedge.hardware import devices
+from ayaedge.decoder.gguf_header import _ggml
+from ayaedge_export.calibration.observed_decoder import _ggml as observed
 from ayaedge_quant.ggml import _library
 
 def address(library, name):

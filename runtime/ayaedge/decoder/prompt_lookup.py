@@ -8,7 +8,7 @@ decoding (Saxena 2023). Whether it pays depends on the machine and on the answer
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ayaedge.decoder.decoder import Decoder
 
@@ -20,25 +20,28 @@ _REST = 32
 """Plain steps after guesses that did not pay."""
 
 
-def greedy_with_lookup(decoder: Decoder, prompt: Sequence[int], picture: int, limit: int) -> Iterator[int]:
-    """The likeliest token after what the decoder holds, then the next, up to `limit`; guesses where they pay.
+class LookupDecoder:
+    """Decodes the likeliest tokens of an answer, several in one step where guesses pay.
 
-    `prompt` are the ids that the decoder holds, `picture` the one that stands for an image embedding. Each token is
-    the likeliest after those before it, so guessing changes nothing but the rounding of logits: a guess is computed
-    with a few others, a token without guesses alone.
+    Each token is the likeliest after those before it, so guessing changes nothing but the rounding of logits: a guess
+    is computed with a few others, a token without guesses alone.
     """
-    lookup, worth = PromptLookup(prompt, picture), Worth()
-    most = min(decoder.options.draft_tokens, decoder.options.batch_size - 1)
-    token = decoder.likeliest()[-1]
-    given = 0
-    while given < limit:
-        yield token
-        given += 1
-        if given == limit:
-            return
-        lookup.push(token)
-        room = min(most, limit - given - 1, decoder.context_size - decoder.position - 1)
-        guesses = lookup.guess(room) if room > 0 and worth.allows() else []
+
+    def __init__(self, decoder: Decoder, prompt: Sequence[int], picture: int) -> None:
+        """`prompt` are the ids that the decoder holds, `picture` the one that stands for an image embedding."""
+        self._decoder = decoder
+        self._lookup, self._worth = PromptLookup(prompt, picture), Worth()
+        self._most = min(decoder.options.draft_tokens, decoder.options.batch_size - 1)
+
+    def decode(self, token: int, limit: int) -> list[int]:
+        """Append a token, and return those that follow: at least one, at most `limit`.
+
+        The decoder holds all of them but the last.
+        """
+        decoder = self._decoder
+        self._lookup.push(token)
+        room = min(self._most, limit - 1, decoder.context_size - decoder.position - 1)
+        guesses = self._lookup.guess(room) if room > 0 and self._worth.allows() else []
         started, start = time.perf_counter(), decoder.position
         decoder.decode_tokens([token, *guesses], all_logits=bool(guesses))
         right = decoder.likeliest()
@@ -47,14 +50,12 @@ def greedy_with_lookup(decoder: Decoder, prompt: Sequence[int], picture: int, li
             decoder.cut(start + 1 + kept)
         seconds = time.perf_counter() - started
         if guesses:
-            worth.guessed(seconds, 1 + kept)
+            self._worth.guessed(seconds, 1 + kept)
         else:
-            worth.plain(seconds)
+            self._worth.plain(seconds)
         for guess in guesses[:kept]:
-            yield guess
-            given += 1
-            lookup.push(guess)
-        token = right[kept]
+            self._lookup.push(guess)
+        return [*guesses[:kept], right[kept]]
 
 
 class PromptLookup:

@@ -1,11 +1,17 @@
-"""What is asked: messages and pictures."""
+"""What is asked: messages and pictures, and how they fit into a context."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
+from typing import cast
 
-from ayaedge.images.encoded_image import Picture
-from ayaedge.text.prompt import Message
+from ayaedge.cancellation import Cancellation
+from ayaedge.errors import ContextLengthError
+from ayaedge.images.encoded_image import EncodedImage, Picture
+from ayaedge.options import AnswerOptions
+from ayaedge.planning.costs import ANSWER_ROOM
+from ayaedge.text.prompt import Message, Prompt, PromptBuilder
 
 
 @dataclass(frozen=True)
@@ -33,3 +39,62 @@ class Dialogue:
             messages=self.messages[:first] + self.messages[kept:],
             pictures=self.pictures[:before] + self.pictures[before + gone :],
         )
+
+    @property
+    def read_pictures(self) -> tuple[EncodedImage, ...]:
+        """The pictures; all must be in tiles."""
+        assert all(isinstance(picture, EncodedImage) for picture in self.pictures)
+        return cast("tuple[EncodedImage, ...]", self.pictures)
+
+    def prompt(self, builder: PromptBuilder, *, generate: bool = True) -> Prompt:
+        """Its prompt, if its pictures are in tiles; without `generate` it ends behind the last message."""
+        tiles = [picture.cost.tiles for picture in self.read_pictures]
+        return builder.build(self.messages, tiles, generate=generate)
+
+
+@dataclass(frozen=True)
+class FittedPrompt:
+    """A prompt that fits into the context."""
+
+    prompt: Prompt
+    pictures: tuple[EncodedImage, ...]
+    """Those that are in it."""
+    dropped: int
+    """Oldest questions that were left out."""
+
+
+def fit_prompt(
+    dialogue: Dialogue, builder: PromptBuilder, context_size: int, options: AnswerOptions, flag: Cancellation
+) -> FittedPrompt:
+    """The prompt of a dialogue, with the oldest questions left out if that is wanted and needed.
+
+    Its pictures must be in tiles. Raises ContextLengthError if it does not fit, with at least one token of answer.
+    """
+    prompt, dropped = dialogue.prompt(builder), 0
+    if options.overflow == "drop_oldest":
+        room = min(options.max_tokens or ANSWER_ROOM, context_size // 4)
+        excess = len(prompt.ids) + room - context_size
+        if excess > 0 and dialogue.questions:
+            # In portions of a quarter of the context: the next turns of the same conversation leave out the same
+            # questions then, and go on behind what is known.
+            portion = max(context_size // 4, 1)
+            wanted = -(-excess // portion) * portion
+            dropped = _questions_to_drop(dialogue, builder, len(prompt.ids) - wanted, flag)
+            dialogue = dialogue.without_oldest(dropped)
+            prompt = dialogue.prompt(builder)
+    available = context_size - 1
+    if len(prompt.ids) > available:
+        raise ContextLengthError(
+            needed=len(prompt.ids), available=available, image_tokens=prompt.image_tokens
+        )
+    return FittedPrompt(prompt, dialogue.read_pictures, dropped)
+
+
+def _questions_to_drop(dialogue: Dialogue, builder: PromptBuilder, most: int, flag: Cancellation) -> int:
+    """How many of the oldest questions to leave out so that at most `most` tokens are left; the last one stays."""
+
+    def saved(count: int) -> int:
+        flag.check()
+        return -len(dialogue.without_oldest(count).prompt(builder).ids)
+
+    return bisect_left(range(dialogue.questions - 1), -most, key=saved)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,14 +21,13 @@ from ayaedge.cache.options import CacheOptions
 from ayaedge.cache.stores import RecentArrays, State
 from ayaedge.cancellation import Cancellation
 from ayaedge.decoder.decoder import Decoder
-from ayaedge.decoder.prompt_lookup import greedy_with_lookup
-from ayaedge.decoder.sampling import Grammar, Sampler, token_logprob
-from ayaedge.engine.dialogue import Dialogue
-from ayaedge.engine.generation import _Writing
+from ayaedge.decoder.sampling import Grammar, Sampler
+from ayaedge.engine.dialogue import Dialogue, FittedPrompt, fit_prompt
+from ayaedge.engine.generation import generate
 from ayaedge.engine.prefix_cache import KnownPrefix
 from ayaedge.engine.segments import Segment, split_prompt
 from ayaedge.engine.streams import AnswerRequest
-from ayaedge.errors import CancelledError, ContextLengthError, ImageError
+from ayaedge.errors import CancelledError, ImageError
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.images.encoded_image import EncodedImage, Picture, cut_picture
 from ayaedge.images.load import ImageInput, load_image
@@ -39,7 +37,6 @@ from ayaedge.planning.costs import ANSWER_ROOM
 from ayaedge.planning.profile import Profile, profile_path, save_profile
 from ayaedge.planning.tuning import measure_speeds
 from ayaedge.text.prompt import Prompt, PromptBuilder
-from ayaedge.text.text_stream import TextStream, TokenLogprob
 from ayaedge.vision.encoder import VisionEncoder
 
 logger = logging.getLogger(__name__)
@@ -47,17 +44,6 @@ logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[Literal["vision", "prefill"], int, int], None]
 """Called on the model's thread with the step, how many tiles or tokens of it are done, and of how many."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A dialogue whose prompt is built and fits."""
-
-    prompt: Prompt
-    pictures: tuple[EncodedImage, ...]
-    segments: list[Segment]
-    dropped: int
-    """Oldest questions that were left out."""
 
 
 class Engine:
@@ -73,7 +59,6 @@ class Engine:
     ) -> None:
         self.bundle, self.vision, self.decoder = bundle, vision, decoder
         self._cache, self._profile = cache, profile
-        self._piece_of = decoder.vocabulary.piece
         self.prompts = PromptBuilder(bundle.manifest, decoder.vocabulary.tokenize)
         self.prefix = KnownPrefix(decoder, cache.states(), RecentArrays(cache.turn_bytes))
         hashes = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
@@ -97,7 +82,7 @@ class Engine:
         written = self.prompts.written_ids(ids)
         if written is None or not all(0 <= token < self.decoder.vocabulary.size for token in written):
             return None
-        spelled = b"".join(map(self._piece_of, written)).decode("utf-8", "replace")
+        spelled = b"".join(map(self.decoder.vocabulary.piece, written)).decode("utf-8", "replace")
         return written if spelled == text else None
 
     def close(self) -> None:
@@ -169,121 +154,58 @@ class Engine:
         report: OnProgress,
         on_read: Callable[[tuple[EncodedImage, ...]], None] | None = None,
     ) -> Answer:
-        """1. tiles  2. prompt  3. what is known of it  4. embeddings and prefill of the rest  5. answer.
+        """Answer the last question of a dialogue.
 
         `on_read` gets the pictures of the dialogue, those of dropped turns left out. A cancelled answer raises
         CancelledError.
         """
-        flag = request.cancellation
+        flag, laps = request.cancellation, _Laps()
         flag.check()
-        started = time.perf_counter()
-        # opened first: a faulty grammar is said before minutes of work
-        grammar = (
-            Grammar(options.grammar, self.decoder.vocabulary, self.bundle.manifest.tokens)
-            if options.grammar is not None
-            else None
-        )
-        with Sampler(options.sampling, grammar) as sampler:
+        # A faulty grammar is said before minutes of work.
+        with self._open_sampler(options) as sampler:
             self.decoder.watch(flag)
-            measured = self._measure_if_needed(options.tiles, dialogue, flag)
-            started += measured  # the measurement belongs to no question
-            plan = self._plan(dialogue, options, flag)
+            laps.end("vision")
+            if options.tiles.policy == "auto" and dialogue.pictures:
+                self.speeds(flag)
+            laps.end("measurement")  # of the machine: belongs to no question
+            # 1. Pictures are cut into tiles, and the prompt is built.
+            dialogue = replace(
+                dialogue, pictures=self.read(dialogue.pictures, options.tiles, self.speeds, flag)
+            )
+            fitted = fit_prompt(dialogue, self.prompts, self.context_size, options, flag)
+            segments = self._split(fitted.prompt, fitted.pictures)
             if on_read:
-                on_read(plan.pictures)
-            read = time.perf_counter()
+                on_read(fitted.pictures)
+            laps.end("vision")
+            # 2. What is known of the prompt goes to the decoder.
             room = min(options.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
-            self.decoder.reserve(len(plan.prompt.ids) + room)
-            left = self.prefix.recall(plan.segments)
-            recalled = time.perf_counter()
-            predicted = self._predict(left, plan.pictures)
+            self.decoder.reserve(len(fitted.prompt.ids) + room)
+            left = self.prefix.recall(segments)
+            laps.end("prefill")
+            # 3. The pictures of the rest are encoded.
+            predicted = self._predict(left, fitted.pictures)
             numbers = [segment.picture for segment in left if segment.picture is not None]
-            found = self._embeddings([plan.pictures[number] for number in numbers], flag, report)
-            encoded = time.perf_counter()
-            self._prefill(plan.prompt, left, dict(zip(numbers, found, strict=True)), report)
-            prefilled = time.perf_counter()
-            writing = _Writing(prefilled, request, self._stream(options), self.bundle.manifest.tokens.stop)
-            try:
-                reason = writing.follow(self._tokens(sampler, options, plan.prompt.ids, flag))
-            except CancelledError:
-                reason = "cancelled"
-            finally:
-                self._note_answer(plan, writing.ids, worth_keeping=dialogue.goes_on)
-        text = writing.end()
-        if reason == "length" and writing.stopped:
-            reason = "stop"
-        answer = Answer(
-            text,
-            Usage(
-                prompt_tokens=len(plan.prompt.ids),
-                image_tokens=plan.prompt.image_tokens,
-                cached_tokens=left[0].start,
-                completion_tokens=len(writing.ids),
-                tiles=tuple(picture.cost.tiles for picture in plan.pictures),
-                pictures=tuple(picture.cost for picture in plan.pictures),
-                dropped_turns=plan.dropped,
-            ),
-            Timings(
-                vision=read - started + encoded - recalled,
-                prefill=recalled - read + prefilled - encoded,
-                first_token=writing.first - started,
-                decode=time.perf_counter() - writing.first,
-                predicted=predicted,
-                queued=max(started - measured - request.created, 0.0),
-            ),
-            reason,
-            tuple(writing.ids),
-            tuple(writing.logprobs),
-            options.response_format,
-        )
-        if reason == "cancelled":
+            found = self._embeddings([fitted.pictures[number] for number in numbers], flag, report)
+            laps.end("vision")
+            # 4. The rest goes to the decoder.
+            self._prefill(fitted.prompt, left, dict(zip(numbers, found, strict=True)), report)
+            laps.end("prefill")
+            # 5. The answer is written.
+            written = generate(
+                self.decoder, self.prefix, sampler, fitted.prompt.ids, self.bundle.manifest.tokens, options, request,
+                goes_on=dialogue.goes_on,
+            )  # fmt: skip
+        usage = _usage(fitted, cached=left[0].start, completion=len(written.ids))
+        timings = laps.timings(request.created, written.first, predicted)
+        answer = written.answer(usage, timings, options.response_format)
+        if answer.stop_reason == "cancelled":
             raise CancelledError(answer)
         return answer
 
-    def _measure_if_needed(self, choice: TileChoice, dialogue: Dialogue, flag: Cancellation) -> float:
-        """Seconds that went into measuring this machine, because tiles are chosen by time."""
-        before = time.perf_counter()
-        if choice.policy == "auto" and dialogue.pictures:
-            self.speeds(flag)
-        return time.perf_counter() - before
-
-    def _plan(self, dialogue: Dialogue, options: AnswerOptions, flag: Cancellation) -> _Plan:
-        """The prompt that fits, with the oldest turns left out if that is wanted and needed."""
-        pictures = self.read(dialogue.pictures, options.tiles, self.speeds, flag)
-        dialogue = replace(dialogue, pictures=pictures)
-        prompt, dropped = self._prompt(dialogue), 0
-        if options.overflow == "drop_oldest":
-            room = min(options.max_tokens or ANSWER_ROOM, self.context_size // 4)
-            excess = len(prompt.ids) + room - self.context_size
-            if excess > 0 and dialogue.questions:
-                dropped = self._turns_to_drop(dialogue, len(prompt.ids), excess, flag)
-                dialogue = dialogue.without_oldest(dropped)
-                prompt = self._prompt(dialogue)
-        available = self.context_size - 1  # at least one token of answer
-        if len(prompt.ids) > available:
-            raise ContextLengthError(
-                needed=len(prompt.ids), available=available, image_tokens=prompt.image_tokens
-            )
-        kept = tuple(one for one in dialogue.pictures if isinstance(one, EncodedImage))
-        return _Plan(prompt, kept, self._split(prompt, kept), dropped)
-
-    def _turns_to_drop(self, dialogue: Dialogue, total: int, excess: int, flag: Cancellation) -> int:
-        """How many of the oldest questions to leave out.
-
-        They go in portions of a quarter of the context, so that the next turns of the same conversation leave out the
-        same ones, and go on behind what is known.
-        """
-        portion = max(self.context_size // 4, 1)
-        wanted = -(-excess // portion) * portion
-
-        def gone(count: int) -> int:
-            flag.check()
-            return total - len(self._prompt(dialogue.without_oldest(count)).ids)
-
-        return bisect_left(range(dialogue.questions - 1), wanted, key=gone)
-
-    def _prompt(self, dialogue: Dialogue, *, generate: bool = True) -> Prompt:
-        tiles = [one.cost.tiles for one in dialogue.pictures if isinstance(one, EncodedImage)]
-        return self.prompts.build(dialogue.messages, tiles, generate=generate)
+    def _open_sampler(self, options: AnswerOptions) -> Sampler:
+        vocabulary, tokens = self.decoder.vocabulary, self.bundle.manifest.tokens
+        grammar = None if options.grammar is None else Grammar(options.grammar, vocabulary, tokens)
+        return Sampler(options.sampling, grammar)
 
     def _split(self, prompt: Prompt, pictures: Sequence[EncodedImage]) -> list[Segment]:
         keys = [picture.key for picture in pictures]
@@ -292,7 +214,8 @@ class Engine:
     def _segments(self, dialogue: Dialogue) -> list[Segment]:
         """Those of a finished dialogue, the text behind its last answer included."""
         pictures = self.read(dialogue.pictures, TileChoice(), self.speeds)
-        return self._split(self._prompt(replace(dialogue, pictures=pictures), generate=False), pictures)
+        prompt = replace(dialogue, pictures=pictures).prompt(self.prompts, generate=False)
+        return self._split(prompt, pictures)
 
     def _predict(self, left: Sequence[Segment], pictures: Sequence[EncodedImage]) -> float | None:
         """Seconds to the first token if these segments are left to compute."""
@@ -346,46 +269,42 @@ class Engine:
             self.prefix.decoded(segment)
             self.prefix.keep_state()
 
-    def _stream(self, options: AnswerOptions) -> TextStream:
-        hidden = {*self.bundle.manifest.tokens.hidden, *self.bundle.manifest.tokens.stop}
-        return TextStream(self._piece_of, hidden=hidden, stop=options.stop)
 
-    def _tokens(
-        self, sampler: Sampler, options: AnswerOptions, prompt: Sequence[int], flag: Cancellation
-    ) -> Iterator[tuple[int, TokenLogprob | None]]:
-        """Chosen tokens, up to the limit on tokens and the end of the context."""
-        room = self.decoder.context_size - len(prompt)
-        limit = room if options.max_tokens is None else min(options.max_tokens, room)
-        drafts = self.decoder.options.draft_tokens
-        plain = options.sampling.temperature == 0 and options.grammar is None and options.top_logprobs is None
-        if drafts and plain:
-            patch = self.bundle.manifest.tokens.image_patch
-            for token in greedy_with_lookup(self.decoder, prompt, patch, limit):
-                yield token, None
-                flag.check()
-            return
-        if drafts:
-            logger.warning(
-                "guessing (draft_tokens) is for temperature 0 without grammar and log-probabilities; this answer is "
-                "chosen token by token"
-            )
-        for number in range(limit):
-            flag.check()
-            token, logprob = sampler.sample(self.decoder), None
-            if options.top_logprobs is not None:
-                logits = self.decoder.last_logits()
-                logprob = token_logprob(logits, token, options.top_logprobs, self._piece_of)
-            yield token, logprob
-            if number + 1 < limit:
-                self.decoder.decode_tokens([token])
+class _Laps:
+    """A clock that adds up the seconds of the steps of one answer."""
 
-    def _note_answer(self, plan: _Plan, ids: Sequence[int], *, worth_keeping: bool) -> None:
-        """What of an answer the decoder holds is a known prefix of the next question."""
-        start = len(plan.prompt.ids)
-        if self.decoder.position > start + len(ids):  # guesses beyond the end
-            self.decoder.cut(start + len(ids))
-        held = max(self.decoder.position - start, 0)
-        self.prefix.answered(ids[:held], worth_keeping=worth_keeping)
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._seconds = {"measurement": 0.0, "vision": 0.0, "prefill": 0.0}
+
+    def end(self, step: str) -> None:
+        """Count the time since the last step's end for this one."""
+        now = time.perf_counter()
+        self._seconds[step] += now - self._last
+        self._last = now
+
+    def timings(self, asked: float, first: float, predicted: float | None) -> Timings:
+        """Those of an answer that was asked for at one moment, and whose first token came at another."""
+        return Timings(
+            vision=self._seconds["vision"],
+            prefill=self._seconds["prefill"],
+            first_token=first - self._start - self._seconds["measurement"],
+            decode=time.perf_counter() - first,
+            predicted=predicted,
+            queued=max(self._start - asked, 0.0),
+        )
+
+
+def _usage(fitted: FittedPrompt, *, cached: int, completion: int) -> Usage:
+    return Usage(
+        prompt_tokens=len(fitted.prompt.ids),
+        image_tokens=fitted.prompt.image_tokens,
+        cached_tokens=cached,
+        completion_tokens=completion,
+        tiles=tuple(picture.cost.tiles for picture in fitted.pictures),
+        pictures=tuple(picture.cost for picture in fitted.pictures),
+        dropped_turns=fitted.dropped,
+    )
 
 
 def _load(picture: ImageInput, flag: Cancellation) -> NDArray[np.uint8]:

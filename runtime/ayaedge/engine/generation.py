@@ -1,53 +1,125 @@
-"""An answer that is being written."""
+"""How an answer is written: token by token behind a prompt that the decoder holds, and as text as it comes."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from ayaedge.answers import StopReason
+from ayaedge.answers import Answer, StopReason, Timings, Usage
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.prompt_lookup import LookupDecoder
+from ayaedge.decoder.sampling import Sampler, token_logprob
+from ayaedge.engine.prefix_cache import KnownPrefix
 from ayaedge.engine.streams import AnswerRequest
-from ayaedge.text.text_stream import Piece, TextStream, TokenLogprob
+from ayaedge.errors import CancelledError
+from ayaedge.manifest import Tokens
+from ayaedge.options import AnswerOptions
+from ayaedge.text.text_stream import Piece, TextStream
+
+logger = logging.getLogger(__name__)
 
 
-class _Writing:
-    """An answer that is being written: its tokens, its text, and the moment of its first token."""
+@dataclass
+class Written:
+    """An answer as far as it has come."""
 
-    def __init__(
-        self, prefilled: float, request: AnswerRequest, stream: TextStream, stop: Sequence[int]
-    ) -> None:
-        self.first = prefilled
-        self.ids: list[int] = []
-        self.logprobs: list[TokenLogprob] = []
-        self._text: list[str] = []
-        self._request, self._stream, self._stop = request, stream, frozenset(stop)
+    first: float = field(default_factory=time.perf_counter)
+    """When the first token came; when the prompt was read, before that."""
+    ids: list[int] = field(default_factory=list)
+    """Every token, the hidden ones and the stop token included."""
+    pieces: list[Piece] = field(default_factory=list)
+    stop_reason: StopReason = "length"
 
-    def follow(self, tokens: Iterator[tuple[int, TokenLogprob | None]]) -> StopReason:
-        """Take tokens until the model ends its turn or a stop string comes; `length` if they end before."""
-        for token, logprob in tokens:
-            if not self.ids:
-                self.first = time.perf_counter()
-            self.ids.append(token)
-            if token in self._stop:
-                return "stop"
-            self._add(self._stream.push(token, logprob))
-            if self._stream.stopped:
-                return "stop"
-        return "length"
+    def answer(self, usage: Usage, timings: Timings, response_format: object) -> Answer:
+        """What the caller gets."""
+        logprobs = tuple(logprob for piece in self.pieces for logprob in piece.logprobs)
+        text = "".join(self.pieces)
+        return Answer(text, usage, timings, self.stop_reason, tuple(self.ids), logprobs, response_format)
 
-    def end(self) -> str:
-        """Give out what is still held; returns the whole text."""
-        if not self._stream.stopped:
-            self._add(self._stream.finish())
-        return "".join(self._text)
 
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string came; of several that overlap it may show at the end only."""
-        return self._stream.stopped
+def generate(
+    decoder: Decoder,
+    known: KnownPrefix,
+    sampler: Sampler,
+    prompt: Sequence[int],
+    tokens: Tokens,
+    options: AnswerOptions,
+    request: AnswerRequest,
+    *,
+    goes_on: bool,
+) -> Written:
+    """Write the answer to a prompt that the decoder holds; the request gets its pieces as they come, and may cancel.
 
-    def _add(self, piece: Piece | None) -> None:
-        if piece is not None:
-            self._text.append(piece)
-            self.logprobs += piece.logprobs
-            self._request.give(piece)
+    What the decoder holds of the answer becomes a known prefix of the next question, which is likely to come if the
+    conversation `goes_on`.
+    """
+    # 1. The limit: what was asked for, or the end of the context.
+    room = decoder.context_size - len(prompt)
+    limit = room if options.max_tokens is None else min(options.max_tokens, room)
+    # 2. Who turns tokens into text, and who guesses tokens that are copied.
+    stream = TextStream(decoder.vocabulary.piece, hidden={*tokens.hidden, *tokens.stop}, stop=options.stop)
+    lookup = _lookup(decoder, prompt, tokens.image_patch, options)
+    written, ahead = Written(), deque[int]()
+    try:
+        while True:
+            request.cancellation.check()
+            # 3. The next token: the one that is known already, or one that is chosen by its logits (vocabulary,).
+            token, logprob = ahead.popleft() if ahead else sampler.sample(decoder), None
+            if options.top_logprobs is not None:
+                logits = decoder.last_logits()
+                logprob = token_logprob(logits, token, options.top_logprobs, decoder.vocabulary.piece)
+            if not written.ids:
+                written.first = time.perf_counter()
+            written.ids.append(token)
+            # 4. The end of the turn, or else text, in which a stop string may be complete.
+            if token not in tokens.stop:
+                _give(stream.push(token, logprob), written, request)
+            if token in tokens.stop or stream.stopped:
+                written.stop_reason = "stop"
+                break
+            if len(written.ids) == limit:
+                break
+            # 5. The decoder reads the token; it holds all but the last of those that are known ahead.
+            if lookup and not ahead:
+                ahead.extend(lookup.decode(token, limit - len(written.ids)))
+            elif not ahead:
+                decoder.decode_tokens([token])
+    except CancelledError:
+        written.stop_reason = "cancelled"
+    finally:
+        # 6. What the decoder holds of the answer, guesses behind its end left out.
+        end = len(prompt) + len(written.ids)
+        if decoder.position > end:
+            decoder.cut(end)
+        held = max(decoder.position - len(prompt), 0)
+        known.answered(written.ids[:held], worth_keeping=goes_on)
+    # 7. The text that was held back; of several stop strings that overlap, one may show only now.
+    if not stream.stopped:
+        _give(stream.finish(), written, request)
+    if written.stop_reason == "length" and stream.stopped:
+        written.stop_reason = "stop"
+    return written
+
+
+def _give(piece: Piece | None, written: Written, request: AnswerRequest) -> None:
+    if piece is not None:
+        written.pieces.append(piece)
+        request.give(piece)
+
+
+def _lookup(
+    decoder: Decoder, prompt: Sequence[int], picture: int, options: AnswerOptions
+) -> LookupDecoder | None:
+    """What guesses tokens, if that was wanted and each token of the answer is just the likeliest."""
+    if not decoder.options.draft_tokens:
+        return None
+    if options.sampling.temperature == 0 and options.grammar is None and options.top_logprobs is None:
+        return LookupDecoder(decoder, prompt, picture)
+    logger.warning(
+        "guessing (draft_tokens) is for temperature 0 without grammar and log-probabilities; this answer is "
+        "chosen token by token"
+    )
+    return None

@@ -114,7 +114,7 @@ def test_the_flag_is_read_by_a_function_of_the_c_library() -> None:
     """llama.cpp reads the flag without Python, so no busy thread of the program can delay it."""
     code = """
 import ctypes, threading
-from ayaedge.worker import Cancellation
+from ayaedge.cancellation import Cancellation
 from ayaedge import AyaVision
 model = AyaVision.load()
 pointer = model._engine.decoder._is_set

@@ -253,7 +253,7 @@ def test_many_threads_may_submit_and_cancel(worker: Worker) -> None:
 def test_the_interpreter_ends_in_any_state(state: str) -> None:
     code = f"""
 import threading, time
-from ayaedge.worker import Request, Worker
+from ayaedge.engine.worker import Request, Worker
 worker = Worker("test", 9, lambda: print("freed"))
 begun = threading.Event()
 def work(request):
@@ -322,7 +322,7 @@ def test_a_forked_process_ends_although_a_lock_was_held() -> None:
     code = """
 import os, threading, warnings
 warnings.simplefilter("ignore")
-from ayaedge.worker import Worker
+from ayaedge.engine.worker import Worker
 worker = Worker("test", 3, lambda: None)
 with worker._changed:
     child = os.fork()
