@@ -41,9 +41,9 @@ LOAD = """
 import json, sys, time
 from pathlib import Path
 import numpy as np
-from ayaedge import ort, vision
-from ayaedge.prepared import PreparedGraphs
-from ayaedge.vision import VisionOptions
+from ayaedge import ort
+from ayaedge.cache.prepared_graphs import PreparedGraphs
+from ayaedge.vision.session import VisionOptions, open_session
 from types import SimpleNamespace as Facts
 path, cache, threads, tiles = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 size = sum(f.stat().st_size for f in Path(path).parent.glob("vision.onnx*"))
@@ -51,7 +51,7 @@ files = {"vision.onnx": Facts(size=size, sha256="")}
 manifest = Facts(formats=Facts(vision="int8"), files=files, vision_bytes=size)
 ort.library()
 started = time.perf_counter()
-session = vision._open_session(Path(path), manifest, VisionOptions(threads=threads), PreparedGraphs(Path(cache)))
+session = open_session(Path(path), manifest, VisionOptions(threads=threads), PreparedGraphs(Path(cache)))
 loaded = time.perf_counter() - started
 pixels = np.random.default_rng(0).uniform(-1, 1, (1, *session.get_inputs()[0].shape[1:])).astype(np.float32)
 for _ in range(tiles):
@@ -80,9 +80,9 @@ def write_graphs(directory: Path, forms: list[str]) -> dict[str, Path]:
 
 def onnx_runner(path: Path, threads: int) -> Run:
     """The session that the runtime makes."""
-    from ayaedge.vision.session import VisionOptions, _make_session, _session_options
+    from ayaedge.vision.session import VisionOptions, make_session, session_options
 
-    session = _make_session(path, _session_options(VisionOptions(threads=threads), {}))
+    session = make_session(path, session_options(VisionOptions(threads=threads), {}))
     return lambda pixels: session.run(None, {"pixel_values": pixels})
 
 

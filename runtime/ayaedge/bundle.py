@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from ayaedge.errors import BundleError, list_faults
 from ayaedge.files import read_text
-from ayaedge.manifest import _LONGEST_NAME, DECODER, FORMAT_VERSION, VISION, Manifest, check_values
+from ayaedge.manifest import LONGEST_NAME, DECODER, FORMAT_VERSION, VISION, Manifest, check_values
 
 MANIFEST = "manifest.json"
 FILES = (VISION, f"{VISION}.data", DECODER)
@@ -68,7 +68,7 @@ def read_bundle(directory: str | Path) -> Bundle:
     ]
     for name, info in manifest.files.items():
         path = directory / name
-        if Path(name).name != name or len(name) > _LONGEST_NAME:
+        if Path(name).name != name or len(name) > LONGEST_NAME:
             faults.append(f"{MANIFEST} names {name!r}, which is not a file of the bundle")
         elif not path.is_file():
             faults.append(f"{name} is missing")

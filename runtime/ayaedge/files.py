@@ -1,4 +1,4 @@
-"""Text files as people hand them over: UTF-8, or whatever Unicode a byte-order mark at their beginning names."""
+"""Files: text as people hand it over, directories for one user alone, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import codecs
 import io
 import os
 import secrets
-from contextlib import suppress
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -33,9 +37,8 @@ def encoding_of(data: bytes) -> str:
     return next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
 
 
-_PARTIAL = ".partial"
-
-
+PARTIAL = ".partial"
+"""How names of unfinished files and directories end."""
 ABANDONED = 3600.0
 """Seconds after which an unfinished entry belongs to a process that was killed."""
 
@@ -67,15 +70,56 @@ def matching(directory: Path, pattern: str) -> list[Path]:
     return list(directory.glob(pattern)) if os.access(directory, os.R_OK | os.X_OK) else []
 
 
+def unfinished(path: Path) -> Path:
+    """A new name next to `path`, for what shall take its place."""
+    return path.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
+
+
+@contextmanager
+def replacing(
+    path: Path,
+    *,
+    private: bool,
+    sync: bool = False,
+    put: Callable[[Path, Path], object] | None = None,
+) -> Iterator[BinaryIO]:
+    """Write a file next to `path` that takes its place at the end, whole; it goes away if anything fails.
+
+    Only its owner may read it if it is `private`. With `sync` it is on the disk before it takes its place. `put` is
+    called with the new file and `path` instead of a rename.
+    """
+    temporary = unfinished(path)
+    try:
+        with open(temporary, "xb", opener=_private if private else None) as stream:
+            yield stream
+            stream.flush()
+            if sync:
+                os.fsync(stream.fileno())
+        (put or Path.replace)(temporary, path)
+    finally:
+        with suppress(OSError):  # gone, if all went well
+            temporary.unlink()
+
+
 def write_private(path: Path, text: str) -> None:
     """Write a file whole, into a directory that only its owner may look into; OSError, and nothing left, if not."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
-    try:
-        make_private(path.parent.parent)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        temporary.write_text(text, "utf-8")
-        temporary.replace(path)
-    except OSError:
+    make_private(path.parent.parent)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with replacing(path, private=True) as stream:
+        stream.write(text.encode())
+
+
+def forget_abandoned(directory: Path, age: float = ABANDONED) -> None:
+    """Remove what processes that were killed have left unfinished, `age` seconds ago or earlier."""
+    for entry in matching(directory, f"*{PARTIAL}"):
         with suppress(OSError):
-            temporary.unlink()
-        raise
+            if time.time() - entry.stat().st_mtime < age:
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

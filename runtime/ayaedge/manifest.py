@@ -40,7 +40,7 @@ VISION = "vision.onnx"
 DECODER = "decoder.gguf"
 
 
-_LONGEST_NAME = 255
+LONGEST_NAME = 255
 
 
 _LARGEST_TILE = 4096

@@ -33,8 +33,7 @@ from ayaedge.images.load import take_image
 from ayaedge.images.tile_budget import TileChoice
 from ayaedge.images.tiling import TilePolicy
 from ayaedge.options import AnswerOptions, answer_options
-from ayaedge.planning.placement import place
-from ayaedge.planning.profile import load_profile, profile_path
+from ayaedge.planning.placement import resolve
 from ayaedge.text.prompt import Message
 from ayaedge.text.text_stream import Piece
 from ayaedge.vision.encoder import VisionEncoder, open_encoder
@@ -100,18 +99,20 @@ class AyaVision:
         decoder = _with_context(decoder or DecoderOptions(), context)
         opened = read_bundle(demo_bundle() if bundle is None else path_of("bundle", bundle))
         cache = (cache or CacheOptions()).settled()
-        profile = load_profile(profile_path(cache.root, opened)) if cache.root else None
-        decoder = profile.apply(decoder) if profile else decoder
-        decoder, vision = place(opened, device, decoder, vision or VisionOptions())
-        require_repacking(opened, decoder, cache.root)
+        placed = resolve(opened, device, decoder, vision, cache)
+        require_repacking(opened, placed.decoder, cache.root)
         with ThreadPoolExecutor(1) as pool:  # the tower warms up while the decoder loads
             loading = pool.submit(
-                open_encoder, opened, vision, keep_bytes=cache.embedding_bytes, prepared=cache.prepared()
+                open_encoder,
+                opened,
+                placed.vision,
+                keep_bytes=cache.embedding_bytes,
+                prepared=cache.prepared(),
             )
             with ExitStack() as loaded:
                 loaded.callback(_close_result, loading)
-                half = loaded.enter_context(Decoder(opened.decoder_path, opened.manifest, decoder))
-                model = cls(Engine(opened, loading.result(), half, cache, profile), queue_size)
+                half = loaded.enter_context(Decoder(opened.decoder_path, opened.manifest, placed.decoder))
+                model = cls(Engine(opened, loading.result(), half, cache, placed.profile), queue_size)
                 loaded.pop_all()
         return model
 

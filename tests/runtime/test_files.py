@@ -1,4 +1,4 @@
-"""Text files with a byte-order mark, wherever a user hands one over."""
+"""Text files with a byte-order mark, wherever a user hands one over; and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ayaedge import AyaVision, Bundle, InvalidOptionError
 from ayaedge.bundle import read_manifest
 from ayaedge.cli.chat_input import PlainLines
 from ayaedge.cli.options import grammar_of, schema_of
-from ayaedge.files import read_text
+from ayaedge.files import PARTIAL, forget_abandoned, read_text, replacing, unfinished
 from ayaedge_export.calibration.text import read_calibration_text
 from ayaedge_export.checkpoint.checkpoint import open_checkpoint
 from ayaedge_export.evaluation.windows import read_passages
@@ -139,3 +139,49 @@ def test_texts_to_measure_with_are_read(encode: Callable[[str], bytes], name: st
     path.write_bytes(encode(f"{line}\n" if name.endswith("jsonl") else "猫がいる。\n\n犬もいる。\n"))
     assert next(iter(read_passages(path).values()))[0] == "猫がいる。"
     assert next(iter(read_calibration_text(path).passages.values()))[0] == "猫がいる。"
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_file_is_replaced_whole_or_stays_as_it_was(private: bool, tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 250)  # with hardly room for a longer name beside it
+    for content in (b"old", b"new"):
+        with replacing(path, private=private, sync=True) as stream:
+            stream.write(content)
+            assert not path.exists() or path.read_bytes() == b"old"
+    with pytest.raises(KeyboardInterrupt), replacing(path, private=private) as stream:
+        stream.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+    if os.name == "posix" and private:
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_may_take_its_place_in_another_way(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"first")
+    with replacing(path, private=True, put=lambda new, old: None) as stream:
+        stream.write(b"second")
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"a": b"first"}
+
+
+def test_what_killed_processes_left_goes_away_when_it_is_old(tmp_path: Path) -> None:
+    old, folder, fresh = (unfinished(tmp_path / name) for name in "abc")
+    old.touch()
+    folder.mkdir()
+    (folder / "inside").touch()
+    fresh.touch()
+    for path in (old, folder):
+        os.utime(path, (1, 1))
+    forget_abandoned(tmp_path)
+    assert list(tmp_path.iterdir()) == [fresh]
+    forget_abandoned(tmp_path, age=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_module_alone_knows_how_unfinished_files_are_called() -> None:
+    import ayaedge
+
+    root = Path(ayaedge.__file__).parent
+    found = [path for path in root.rglob("*.py") if f'"{PARTIAL}' in path.read_text("utf-8")]
+    assert found == [root / "files.py"]

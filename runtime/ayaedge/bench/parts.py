@@ -29,8 +29,7 @@ from ayaedge.decoder.sampling import Sampler, SamplingOptions
 from ayaedge.errors import BackendError
 from ayaedge.hardware.machine import usable_threads
 from ayaedge.model import AyaVision
-from ayaedge.planning.placement import place
-from ayaedge.planning.profile import load_profile, profile_path
+from ayaedge.planning.placement import resolve
 from ayaedge.text.text_stream import TextStream
 from ayaedge.vision.encoder import VisionEncoder
 from ayaedge.vision.session import VisionOptions
@@ -126,11 +125,10 @@ def _load(bundle: Bundle, threads: int | None) -> AyaVision:
 
 def _options(bundle: Bundle, threads: int | None) -> tuple[DecoderOptions, VisionOptions]:
     """What a loaded model would use: this machine's tuned settings, where there are any, and its devices."""
-    options = DecoderOptions(threads=threads)
-    root = CacheOptions().root
-    profile = load_profile(profile_path(root, bundle)) if root else None
-    tuned = options if profile is None else profile.apply(options)
-    return place(bundle, "auto", tuned, VisionOptions(threads=threads))
+    placed = resolve(
+        bundle, "auto", DecoderOptions(threads=threads), VisionOptions(threads=threads), CacheOptions()
+    )
+    return placed.decoder, placed.vision
 
 
 def _time_prompt(opened: Decoder, kind: str, tokens: int, rounds: int) -> Result:

@@ -10,7 +10,7 @@ from pathlib import Path
 import platformdirs
 
 from ayaedge.cache.prepared_graphs import PreparedGraphs
-from ayaedge.cache.stores import _READ_ONLY, DiskStates, RecentArrays, StateStore
+from ayaedge.cache.stores import READ_ONLY, DiskStates, RecentArrays, StateStore
 from ayaedge.checks import check_options, make_plain, path_of, whole_number
 from ayaedge.files import can_read, can_write
 
@@ -63,7 +63,7 @@ class CacheOptions:
             return self
         why = "this user has no home directory" if root is None else f"{root} cannot be written"
         logger.warning("nothing is kept for later processes: %s; %s", why, NAME_ANOTHER)
-        return replace(self, disk_bytes=_READ_ONLY if root is not None and can_read(root) else 0)
+        return replace(self, disk_bytes=READ_ONLY if root is not None and can_read(root) else 0)
 
     def prepared(self) -> PreparedGraphs | None:
         """Where prepared vision graphs are kept, if files are kept at all; they do not count as `disk_bytes`."""

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ayaedge.files import _PARTIAL, ABANDONED, can_write, matching
+from ayaedge.files import PARTIAL, can_write, forget_abandoned, matching, unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +53,10 @@ class PreparedGraphs:
         """
         if not can_write(self.directory.parent):  # which was said when the model was loaded
             return None
-        partial = self.directory / f"{key}.{secrets.token_hex(4)}{_PARTIAL}"
+        partial = unfinished(self.directory / key)
         try:
             self.directory.mkdir(mode=0o700, exist_ok=True)
-            self._forget_abandoned()
+            forget_abandoned(self.directory)
             partial.mkdir(mode=0o700)
             if shutil.disk_usage(partial).free < size + _ROOM:
                 raise OSError(f"{size + _ROOM:,} bytes are needed on the disk")
@@ -79,19 +77,12 @@ class PreparedGraphs:
         """Remove an entry; a process that has mapped it goes on."""
         shutil.rmtree(self.directory / key, ignore_errors=True)
 
-    def _forget_abandoned(self) -> None:
-        """Remove what processes that were killed have left."""
-        for entry in matching(self.directory, f"*{_PARTIAL}"):
-            with suppress(OSError):
-                if time.time() - entry.stat().st_mtime > ABANDONED:
-                    shutil.rmtree(entry, ignore_errors=True)
-
     def entries(self) -> list[tuple[Path, float]]:
         """Directories of all entries and when they were used (seconds since 1970), the least recent first."""
         found = []
         for facts in matching(self.directory, f"*/{_FACTS}"):
             with suppress(OSError):  # another process may have removed it
-                if facts.parent.suffix == _PARTIAL:
+                if facts.parent.suffix == PARTIAL:
                     continue
                 found.append((facts.parent, facts.stat().st_mtime))
         return sorted(found, key=lambda entry: entry[1])

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import secrets
-import time
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge.files import ABANDONED, can_read, make_private, matching
+from ayaedge.files import ABANDONED, can_read, forget_abandoned, make_private, matching, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +29,7 @@ _SUFFIX = ".state"
 _HEADER = len(_MAGIC) + hashlib.sha256().digest_size
 
 
-_READ_ONLY = 1
+READ_ONLY = 1
 """Bytes that no file fits into: states are read and none is written."""
 
 
@@ -135,18 +133,14 @@ class DiskStates:
         size = _HEADER + state.nbytes
         if not self.wants(state.nbytes):
             return
-        temporary = self.directory / f"{key}.{secrets.token_hex(4)}.partial"
         try:
             make_private(self.directory)
             self.prune(self._limit - size)
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:  # noqa: PTH123
+            with replacing(self._path(key), private=True) as stream:
                 stream.write(_MAGIC + hashlib.sha256(state.data).digest())
                 stream.write(state.data)
-            temporary.replace(self._path(key))
         except OSError as error:
             logger.warning("a state could not be kept in %s: %s", self.directory, error)
-            with suppress(OSError):
-                temporary.unlink()
 
     def entries(self) -> list[StoredState]:
         """All states, the one that was used least recently first."""
@@ -159,10 +153,7 @@ class DiskStates:
 
     def prune(self, limit: int) -> list[StoredState]:
         """Remove the least recently used states until the rest takes `limit` bytes; returns those that went."""
-        for path in matching(self.directory, "*.partial"):
-            with suppress(OSError):
-                if limit == 0 or time.time() - path.stat().st_mtime > ABANDONED:
-                    path.unlink()
+        forget_abandoned(self.directory, 0.0 if limit == 0 else ABANDONED)
         entries, removed = self.entries(), []
         excess = sum(entry.nbytes for entry in entries) - limit
         for entry in entries:

@@ -8,7 +8,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from ayaedge.files import make_private
+from ayaedge.files import make_private, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -55,21 +55,14 @@ def _read_secret(path: Path) -> bytes | None:
 
 def _make_secret(path: Path) -> None:
     """Write a secret, unless another process was faster."""
-    temporary = path.with_name(f"{_SECRET}.{secrets.token_hex(4)}.partial")
+    with replacing(path, private=True, sync=True, put=_put_first) as stream:
+        stream.write(secrets.token_bytes(_SECRET_BYTES))
+
+
+def _put_first(temporary: Path, path: Path) -> None:
+    """Give a file its name, if there is no whole secret of that name."""
     try:
-        with open(temporary, "xb", opener=_private) as stream:
-            stream.write(secrets.token_bytes(_SECRET_BYTES))
-            stream.flush()
-            os.fsync(stream.fileno())
-        try:
-            os.link(temporary, path)  # unlike a rename it replaces nothing
-        except OSError:  # there is one already, or no links in this file system
-            if _read_secret(path) is None:
-                temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+        os.link(temporary, path)  # unlike a rename it replaces nothing
+    except OSError:  # there is one already, or no links in this file system
+        if _read_secret(path) is None:
+            temporary.replace(path)

@@ -18,23 +18,21 @@ import hmac
 import io
 import logging
 import os
-import secrets
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from ayaedge.chat_file.document import _CHAT, _MOST_TEXT, _from_json, _StateRecord, _to_json
+from ayaedge.chat_file.document import CHAT, MOST_TEXT, StateRecord, from_json, to_json
 from ayaedge.chat_file.saved_chat import SavedChat, SavedState, tiles_sha256
 from ayaedge.errors import ChatFileError
+from ayaedge.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -74,13 +72,14 @@ def write_chat(path: Path, chat: SavedChat, secret: bytes | None) -> None:
     try:
         if chat.state is not None and secret is not None:
             data = _bytes_of(chat.state.data)
-            record = _StateRecord.of(chat.state, data, secret)
+            record = StateRecord.of(chat.state, data, secret)
         pictures = {one.sha256: one.tiles for turn in chat.turns for one in turn.pictures}
         _check_pictures(pictures)
-        text = _to_json(chat, record)
-        _from_json(text, lambda sha256, _count, _side: pictures[sha256])  # what is written can be read
-        with _replacing(path) as stream, zipfile.ZipFile(stream, "w") as archive:
-            archive.writestr(_member(_CHAT), text)
+        text = to_json(chat, record)
+        from_json(text, lambda sha256, _count, _side: pictures[sha256])  # what is written can be read
+        _check_place(path)
+        with replacing(path, private=True, sync=True) as stream, zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr(_member(CHAT), text)
             for sha256, tiles in pictures.items():
                 archive.writestr(_member(_PICTURE.format(sha256)), _png_of(tiles))
             if record is not None:
@@ -107,12 +106,12 @@ def read_chat(
             raise ValueError("it is not a file")
         with _Reader(path.open("rb", buffering=0)) as stream, zipfile.ZipFile(stream) as archive:
             members = _members(archive, os.fstat(stream.fileno()).st_size)
-            if _CHAT not in members:
-                raise ValueError(f"it holds no {_CHAT}")
+            if CHAT not in members:
+                raise ValueError(f"it holds no {CHAT}")
             pictures = _PictureMembers(archive, members)
-            text = _content(archive, members[_CHAT], _MOST_TEXT).tobytes()
-            chat, record = _from_json(text, pictures)
-            expected = {_CHAT, *pictures.names, *([_STATE] if record else [])}
+            text = _content(archive, members[CHAT], MOST_TEXT).tobytes()
+            chat, record = from_json(text, pictures)
+            expected = {CHAT, *pictures.names, *([_STATE] if record else [])}
             if missing := expected - members.keys():
                 raise ValueError(f"it holds no {missing.pop()}")
             if odd := members.keys() - expected:
@@ -177,27 +176,11 @@ def _member(name: str) -> zipfile.ZipInfo:
     return info
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file beside `path`, which takes its place at the end, on the disk; or goes away if anything fails."""
+def _check_place(path: Path) -> None:
     if path.is_dir():
         raise ValueError("this is a directory; give the name of a file in it")
     if not path.parent.is_dir():
         raise ValueError(f"there is no directory {path.parent}")
-    temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
-    try:
-        with open(temporary, "xb", opener=_private) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        with suppress(OSError):  # gone, if all went well
-            temporary.unlink()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 class _PictureMembers:
@@ -278,7 +261,7 @@ def _bytes_of(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(data)
 
 
-def _is_ours(record: _StateRecord, secret: bytes | None, path: Path) -> bool:
+def _is_ours(record: StateRecord, secret: bytes | None, path: Path) -> bool:
     if secret is not None and hmac.compare_digest(record.expected(secret), record.hmac):
         return True
     logger.warning(
@@ -289,7 +272,7 @@ def _is_ours(record: _StateRecord, secret: bytes | None, path: Path) -> bool:
 
 
 def _read_state(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, record: _StateRecord, path: Path
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, record: StateRecord, path: Path
 ) -> SavedState | None:
     try:
         data = _content(archive, info, record.size)

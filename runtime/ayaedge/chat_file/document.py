@@ -18,7 +18,7 @@ from ayaedge.chat_file.saved_chat import FORMAT_VERSION, SavedChat, SavedPicture
 from ayaedge.images.load import MAX_PIXELS
 from ayaedge.manifest import MOST_TILES
 
-_CHAT = "chat.json"
+CHAT = "chat.json"
 
 
 _STOP_REASONS = ("stop", "length", "cancelled")
@@ -27,7 +27,7 @@ _STOP_REASONS = ("stop", "length", "cancelled")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-_MOST_TEXT = 64_000_000
+MOST_TEXT = 64_000_000
 """Bytes of chat.json."""
 
 
@@ -43,7 +43,7 @@ _TilesOf: TypeAlias = Callable[[str, int, int], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
-class _StateRecord:
+class StateRecord:
     """What chat.json says about state.bin."""
 
     key: str
@@ -53,7 +53,7 @@ class _StateRecord:
     hmac: str = ""
 
     @classmethod
-    def of(cls, state: SavedState, data: NDArray[np.uint8], secret: bytes) -> _StateRecord:
+    def of(cls, state: SavedState, data: NDArray[np.uint8], secret: bytes) -> StateRecord:
         record = cls(state.key, state.count, data.nbytes, hashlib.sha256(data.data).hexdigest())
         return replace(record, hmac=record.expected(secret))
 
@@ -63,7 +63,8 @@ class _StateRecord:
         return hmac.new(secret, message.encode(), hashlib.sha256).hexdigest()
 
 
-def _to_json(chat: SavedChat, record: _StateRecord | None) -> bytes:
+def to_json(chat: SavedChat, record: StateRecord | None) -> bytes:
+    """The text of `chat.json`; ValueError for one that is too long."""
     turns = [
         {
             "question": turn.question,
@@ -115,24 +116,24 @@ def _lines(value: object, indent: str = "") -> str:
     return f"{opening}\n{deeper}" + f",\n{deeper}".join(parts) + f"\n{indent}{closing}"
 
 
-def _from_json(text: bytes, tiles_of: _TilesOf) -> tuple[SavedChat, _StateRecord | None]:
+def from_json(text: bytes, tiles_of: _TilesOf) -> tuple[SavedChat, StateRecord | None]:
     """The conversation of a chat.json, what it says about the state apart."""
-    if len(text) > _MOST_TEXT:
-        raise ValueError(f"{_CHAT} has {len(text)} bytes, more than {_MOST_TEXT}")
+    if len(text) > MOST_TEXT:
+        raise ValueError(f"{CHAT} has {len(text)} bytes, more than {MOST_TEXT}")
     try:
         document = json.loads(text.decode())
     except ValueError as error:
-        raise ValueError(f"{_CHAT} is not JSON: {error}") from None
-    version = _field(document, "format_version", int, _CHAT)
+        raise ValueError(f"{CHAT} is not JSON: {error}") from None
+    version = _field(document, "format_version", int, CHAT)
     if version != FORMAT_VERSION:
         reason = "was written by a newer ayaedge: update it" if version > FORMAT_VERSION else "is not known"
         raise ValueError(f"its format version {version} {reason}; this ayaedge reads {FORMAT_VERSION}")
     _encode(json.dumps(document, ensure_ascii=False, allow_nan=False))  # refuses what cannot be written again
-    state = _field(document, "state", (dict, NoneType), _CHAT)
-    turns = _field(document, "turns", list, _CHAT)
+    state = _field(document, "state", (dict, NoneType), CHAT)
+    turns = _field(document, "turns", list, CHAT)
     chat = SavedChat(
-        model=_field(document, "model", str, _CHAT),
-        system=_field(document, "system", (str, NoneType), _CHAT),
+        model=_field(document, "model", str, CHAT),
+        system=_field(document, "system", (str, NoneType), CHAT),
         turns=tuple(_turn(turn, f"turn {number}", tiles_of) for number, turn in enumerate(turns, 1)),
     )
     return chat, None if state is None else _state_record(state)
@@ -169,9 +170,9 @@ def _picture(data: object, where: str, tiles_of: _TilesOf) -> SavedPicture:
     return SavedPicture(sha256, tiles, (width, height), _field(data, "facts", dict, where))
 
 
-def _state_record(data: object) -> _StateRecord:
+def _state_record(data: object) -> StateRecord:
     where = "state"
-    return _StateRecord(
+    return StateRecord(
         key=_digest(data, "key", where),
         count=_whole(_field(data, "count", int, where), "count of state"),
         size=_whole(_field(data, "size", int, where), "size of state", most=2**63 - 1),

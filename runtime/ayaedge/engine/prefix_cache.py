@@ -15,7 +15,7 @@ import numpy as np
 
 from ayaedge.cache.stores import RecentArrays, State, StateStore
 from ayaedge.decoder.decoder import Decoder
-from ayaedge.engine.segments import Segment, _extend_key
+from ayaedge.engine.segments import Segment, extend_key
 from ayaedge.text.prompt import common_start
 
 _IDS = " ids"
@@ -107,7 +107,7 @@ class KnownPrefix:
         """
         if self._live and ids:
             last, written = self._live[-1], tuple(ids)
-            key = _extend_key(last.key, written)
+            key = extend_key(last.key, written)
             self._live.append(Segment(last.stop, last.stop + len(written), None, key, False, written))
             self._worth_keeping = worth_keeping
 

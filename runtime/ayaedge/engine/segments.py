@@ -55,14 +55,14 @@ def split_prompt(
         if stop == start:
             continue
         ids = prompt.ids[start:stop]
-        key = _extend_key(key, ids, b"" if picture is None else pictures[picture])
+        key = extend_key(key, ids, b"" if picture is None else pictures[picture])
         keepable = stop >= _LEAST_TOKENS and (picture is not None or stop == len(preamble))
         segments.append(Segment(start, stop, picture, key, keepable, ids if written else ()))
         start = stop
     return segments
 
 
-def _extend_key(key: str, ids: Sequence[int], picture: bytes = b"") -> str:
+def extend_key(key: str, ids: Sequence[int], picture: bytes = b"") -> str:
     """The key of a segment behind the one with this key."""
     chain = hashlib.sha256(f"{key} {len(ids)} {len(picture)}\n".encode())
     chain.update(np.asarray(ids, "<i4").tobytes())

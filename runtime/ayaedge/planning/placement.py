@@ -1,11 +1,12 @@
-"""Which half of a bundle runs where: one word for both, what the options say of each, and what fits."""
+"""What a bundle runs with: what was tuned for it, and which half runs where, by one word for both and by what fits."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ayaedge.bundle import Bundle
+from ayaedge.cache.options import NO_CACHE, CacheOptions
 from ayaedge.decoder.gguf_header import read_figures
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import InvalidOptionError
@@ -20,6 +21,7 @@ from ayaedge.hardware.devices import (
 )
 from ayaedge.planning.costs import cache_element_bytes
 from ayaedge.planning.gpu_plan import GpuPlan, plan_gpu
+from ayaedge.planning.profile import Profile, load_profile, profile_path
 from ayaedge.vision.session import ON_PROCESSORS_ONLY, VisionOptions
 
 logger = logging.getLogger(__name__)
@@ -27,42 +29,49 @@ logger = logging.getLogger(__name__)
 _VISION_ONLY = ("directml", "coreml", "openvino")
 
 
-def place(
-    bundle: Bundle, device: Device, decoder: DecoderOptions, vision: VisionOptions
-) -> tuple[DecoderOptions, VisionOptions]:
-    """The options with devices and layers filled in: `device` counts where they leave it open.
+@dataclass(frozen=True)
+class Placement:
+    """What a bundle runs with on this machine."""
 
-    As many layers of the decoder go to graphics memory as it holds; the vision tower follows if it fits beside, or if
-    its own options name a device, whose memory is set aside first. InvalidOptionError if a device that was named is
-    missing.
+    decoder: DecoderOptions
+    """With tuned settings, device and layers filled in."""
+    vision: VisionOptions
+    """With the device filled in."""
+    profile: Profile | None
+    """What was measured of the bundle on this machine before."""
+    gpu: GpuPlan | None
+    """What goes to graphics memory; None where there is none, or the options say it."""
+
+
+def resolve(
+    bundle: Bundle,
+    device: Device = "auto",
+    decoder: DecoderOptions | None = None,
+    vision: VisionOptions | None = None,
+    cache: CacheOptions = NO_CACHE,
+) -> Placement:
+    """Fill in what the options leave open: first what was tuned for the bundle, then devices and layers.
+
+    `device` counts where they leave it open. As many layers of the decoder go to graphics memory as it holds; the
+    vision tower follows if it fits beside, or if its own options name a device, whose memory is set aside first.
+    InvalidOptionError if a device that was named is missing.
     """
+    decoder, vision = decoder or DecoderOptions(), vision or VisionOptions()
+    profile = load_profile(profile_path(cache.root, bundle)) if cache.root else None
+    decoder = profile.apply(decoder) if profile else decoder
+    decoder = replace(decoder, device=decoder.device or device)
     named = vision.device not in (None, "auto")
-    decoder, vision = find_devices(bundle, device, decoder, vision)
-    plan = plan_placement(bundle, decoder, vision)
-    if plan is None:
-        return decoder, vision
+    vision = replace(vision, device=vision.device or _vision_device(device, bundle))
+    gpus = choose_decoder(decoder.device or "auto", decoder_gpus()) if decoder.gpu_layers is None else []
+    if not gpus:
+        return Placement(decoder, vision, profile, None)
+    plan = _plan(bundle, decoder, vision, gpus)
     logger.info("%s", plan.reason)
     if plan.layers == 0 and decoder.device != "auto":
         logger.warning("the decoder runs on the processor: %s", plan.reason)
     if not plan.vision and not named:
         vision = replace(vision, device="cpu")
-    return replace(decoder, gpu_layers=plan.layers), vision
-
-
-def find_devices(
-    bundle: Bundle, device: Device, decoder: DecoderOptions, vision: VisionOptions
-) -> tuple[DecoderOptions, VisionOptions]:
-    """The options with the devices filled in, but not the layers; errors as `place`."""
-    decoder = replace(decoder, device=decoder.device or device)
-    return decoder, replace(vision, device=vision.device or _vision_device(device, bundle))
-
-
-def plan_placement(bundle: Bundle, decoder: DecoderOptions, vision: VisionOptions) -> GpuPlan | None:
-    """What goes to graphics memory with these options, in which devices are filled in; None if nothing is to decide."""
-    if decoder.gpu_layers is not None:
-        return None
-    gpus = choose_decoder(decoder.device or "auto", decoder_gpus())
-    return _plan(bundle, decoder, vision, gpus) if gpus else None
+    return Placement(replace(decoder, gpu_layers=plan.layers), vision, profile, plan)
 
 
 def _plan(bundle: Bundle, decoder: DecoderOptions, vision: VisionOptions, gpus: list[Gpu]) -> GpuPlan:

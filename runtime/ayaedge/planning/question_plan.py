@@ -16,8 +16,7 @@ from ayaedge.hardware.machine import memory
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.images.tile_budget import TileChoice, picture_cost, tiles_within
 from ayaedge.planning.costs import ANSWER_ROOM, QuestionCost, memory_cost, question_cost, without_gpu_part
-from ayaedge.planning.placement import find_devices, plan_placement
-from ayaedge.planning.profile import load_profile, profile_path
+from ayaedge.planning.placement import resolve
 from ayaedge.text.prompt import Message, PromptBuilder
 from ayaedge.vision.session import VisionOptions
 
@@ -38,12 +37,8 @@ def plan_question(
     Times are known where the bundle was measured before; the policy `auto` cannot choose without them and raises
     AyaEdgeError. Nothing of the prompt is taken as known.
     """
-    root = (cache or CacheOptions()).root
-    profile = load_profile(profile_path(root, bundle)) if root else None
-    options = decoder or DecoderOptions()
-    if profile is not None:
-        options = profile.apply(options)
-    manifest = bundle.manifest
+    placed = resolve(bundle, device, decoder, vision, cache or CacheOptions())
+    manifest, options, profile = bundle.manifest, placed.decoder, placed.profile
 
     def speeds() -> Speeds:
         if profile is None:
@@ -65,9 +60,8 @@ def plan_question(
         pictures = [picture_cost(size, manifest, chosen) for size in sizes]
         message = Message("user", question, len(pictures))
         prompt = prompts.build([message], [picture.tiles for picture in pictures])
-    options, tower = find_devices(bundle, device, options, vision or VisionOptions())
     context = options.context_of(manifest.decoder.context_length)
-    figures, gpu = read_figures(bundle.decoder_path), plan_placement(bundle, options, tower)
+    figures, gpu = read_figures(bundle.decoder_path), placed.gpu
     needed = memory_cost(
         manifest,
         figures,

@@ -27,10 +27,9 @@ from ayaedge.hardware.machine import memory, processor
 from ayaedge.hardware.probes import Probe, Result, Verdicts, probe
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.manifest import Manifest
-from ayaedge.planning.placement import place
+from ayaedge.planning.placement import resolve
 from ayaedge.planning.profile import Profile, Settings
 from ayaedge.vision.encoder import VisionEncoder, open_encoder
-from ayaedge.vision.session import VisionOptions
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +102,8 @@ def tune(
     these are not chosen. Repacked weights are tried only where there is memory for them, and whether they work is
     remembered. Raises what loading raises, and BackendError if nothing works.
     """
-    options, vision = place(bundle, device, options, VisionOptions())
-    cache = cache or CacheOptions()
+    placed = resolve(bundle, device, options)
+    options, cache = placed.decoder, cache or CacheOptions()
     trials: list[Trial] = []
     best = _defaults()
     for changes in _changes(bundle):
@@ -115,7 +114,7 @@ def tune(
             for trial in found:
                 on_trial(trial)
         best = _fastest(found)
-    encoder = open_encoder(bundle, vision, prepared=cache.prepared())
+    encoder = open_encoder(bundle, placed.vision, prepared=cache.prepared())
     try:
         tile = measure_tile(encoder, bundle.manifest)
     finally:

@@ -21,7 +21,7 @@ from ayaedge.errors import BackendError, BundleError, ClosedError, OutOfMemoryEr
 from ayaedge.hardware.machine import processor
 from ayaedge.images.tiling import normalize
 from ayaedge.manifest import Manifest
-from ayaedge.vision.session import VisionOptions, _open_session
+from ayaedge.vision.session import VisionOptions, open_session
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class VisionEncoder:
     ):
         self._tiling = manifest.tiling
         self._seen = RecentArrays(keep_bytes)
-        self._session: Any = _open_session(path, manifest, options or VisionOptions(), prepared)
+        self._session: Any = open_session(path, manifest, options or VisionOptions(), prepared)
         expected = (manifest.image_prompt.tokens_per_tile, manifest.decoder.hidden_size)
         found = tuple(self._session.get_outputs()[0].shape[1:])
         if found != expected:

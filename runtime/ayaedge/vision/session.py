@@ -76,9 +76,10 @@ class VisionOptions:
         )
 
 
-def _open_session(
+def open_session(
     path: Path, manifest: Manifest, options: VisionOptions, prepared: PreparedGraphs | None
 ) -> Any:
+    """An InferenceSession of the tower on the device that the options name, or on the best that it runs on."""
     providers = _choose_providers(options.device or "auto", manifest.formats.vision)
     if providers[0] != CPU_PROVIDER:
         session = _start_on_device(path, options, providers)
@@ -99,7 +100,7 @@ def _open_session(
         )
         if session is not None:
             return session
-    return _make_session(path, _session_options(options, entries))
+    return make_session(path, session_options(options, entries))
 
 
 def _choose_providers(device: Device, fmt: str) -> tuple[str, ...]:
@@ -116,7 +117,8 @@ def _choose_providers(device: Device, fmt: str) -> tuple[str, ...]:
     )
 
 
-def _session_options(options: VisionOptions, entries: Mapping[str, str]) -> Any:
+def session_options(options: VisionOptions, entries: Mapping[str, str]) -> Any:
+    """ONNX Runtime's SessionOptions for ours, with further configuration entries."""
     settings = ort.library().SessionOptions()
     settings.log_severity_level = _WARNINGS if options.verbose else _FATAL
     settings.intra_op_num_threads = options.threads or usable_threads()
@@ -128,11 +130,11 @@ def _session_options(options: VisionOptions, entries: Mapping[str, str]) -> Any:
 
 def _start_on_device(path: Path, options: VisionOptions, providers: tuple[str, ...]) -> Any:
     """A session on a GPU; None, with a warning, if `auto` chose one that does not start."""
-    settings = _session_options(options, {})
+    settings = session_options(options, {})
     if providers[0] == "CoreMLExecutionProvider":  # a free number of tiles splits the graph there
         settings.add_free_dimension_override_by_name("tiles", 1)
     try:
-        session = _make_session(path, settings, providers)
+        session = make_session(path, settings, providers)
         if session.get_providers()[0] == providers[0]:
             return session
     except BundleError as error:
@@ -163,26 +165,27 @@ def _prepared_session(
     """A session from the cache, which is filled first if need be; None if that is not possible."""
 
     def write(target: Path) -> None:
-        saving = _session_options(options, {**entries, **_SAVE_ENTRIES})
+        saving = session_options(options, {**entries, **_SAVE_ENTRIES})
         saving.optimized_model_filepath = os.fspath(target / GRAPH)
-        _make_session(path, saving)
+        make_session(path, saving)
 
     graph = prepared.find(key) or prepared.make(key, int(weights * _PREPARED_GROWTH), write)
     if graph is None:
         return None
-    settings = _session_options(options, entries)
+    settings = session_options(options, entries)
     settings.graph_optimization_level = (
         ort.library().GraphOptimizationLevel.ORT_DISABLE_ALL
     )  # it is optimised
     try:
-        return _make_session(graph, settings)
+        return make_session(graph, settings)
     except BundleError as error:
         logger.warning("a prepared vision graph was of no use and was removed: %s", error)
         prepared.forget(key)
         return None
 
 
-def _make_session(path: Path, settings: Any, providers: Sequence[str] = (CPU_PROVIDER,)) -> Any:
+def make_session(path: Path, settings: Any, providers: Sequence[str] = (CPU_PROVIDER,)) -> Any:
+    """An InferenceSession; BackendError if ONNX Runtime cannot make it."""
     try:
         # a fallback of ONNX Runtime's own would be announced on stdout
         return ort.library().InferenceSession(

@@ -11,7 +11,7 @@ import pytest
 from ayaedge import AyaVision, VisionOptions
 from ayaedge.bundle import Bundle
 from ayaedge.cache.prepared_graphs import DATA, GRAPH, PreparedGraphs, _facts
-from ayaedge.vision import encoder as vision_module
+from ayaedge.vision import session as vision_session
 from ayaedge.vision.encoder import VisionEncoder
 from ayaedge_export.exporter import export_checkpoint
 
@@ -94,7 +94,7 @@ def split_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 def test_a_prepared_graph_gives_the_same_embeddings(
     split_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(vision_module, "_LARGE_GRAPH", 0)
+    monkeypatch.setattr(vision_session, "_LARGE_GRAPH", 0)
     graphs = PreparedGraphs(tmp_path)
     manifest = split_bundle.manifest
     size = manifest.tiling.tile_size

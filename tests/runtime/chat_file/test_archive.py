@@ -363,7 +363,7 @@ def test_facts_that_are_nested_without_end_are_not_written(tmp_path: Path) -> No
 
 
 def test_a_text_that_is_too_long_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_file, "_MOST_TEXT", 1000)
+    monkeypatch.setattr("ayaedge.chat_file.document.MOST_TEXT", 1000)
     with pytest.raises(ChatFileError, match="more than 1000"):
         saved(tmp_path / "a", turn_with(question="long " * 200))
 
@@ -560,7 +560,7 @@ def test_a_list_of_very_many_members_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_text_that_is_too_long_is_not_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_file, "_MOST_TEXT", 500)
+    monkeypatch.setattr(chat_file, "MOST_TEXT", 500)
     assert "chat.json has" in refused(file)
 
 

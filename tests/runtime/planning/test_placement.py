@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.gguf_header import DecoderFigures
 from ayaedge.decoder.weights import Weights
 from ayaedge.hardware.devices import Gpu
+from ayaedge.hardware.speeds import Speeds
 from ayaedge.manifest import FileInfo
 from ayaedge.planning import placement
-from ayaedge.planning.placement import place
+from ayaedge.planning.placement import resolve
+from ayaedge.planning.profile import Profile, Settings, profile_path, save_profile
 from ayaedge.planning.question_plan import plan_question
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -60,43 +63,73 @@ def test_layers_go_to_the_graphics_processor_first_then_the_tower(
     portable: Bundle, monkeypatch: pytest.MonkeyPatch, gigabytes: float, layers: int, vision: str
 ) -> None:
     made_up(monkeypatch, gigabytes)
-    decoder, tower = place(portable, "auto", DecoderOptions(), VisionOptions())
-    assert (decoder.gpu_layers, tower.device) == (layers, vision)
+    placed = resolve(portable, "auto")
+    assert (placed.decoder.gpu_layers, placed.vision.device) == (layers, vision)
 
 
 def test_without_a_graphics_processor_nothing_is_placed(
     portable: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_up(monkeypatch, 0)
-    decoder, tower = place(portable, "auto", DecoderOptions(), VisionOptions())
-    assert (decoder.gpu_layers, tower.device) == (None, "auto")
+    placed = resolve(portable, "auto")
+    assert (placed.decoder.gpu_layers, placed.vision.device) == (None, "auto")
 
 
 def test_options_of_a_half_override_the_word_for_both(
     portable: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_up(monkeypatch, 4)
-    decoder, tower = place(portable, "cuda", DecoderOptions(gpu_layers=3), VisionOptions(device="cpu"))
-    assert (decoder.gpu_layers, tower.device) == (3, "cpu")
-    decoder, tower = place(portable, "cuda", DecoderOptions(), VisionOptions())
-    assert (decoder.gpu_layers, tower.device) == (17, "cpu")  # it does not fit beside the layers
-    decoder, tower = place(portable, "auto", DecoderOptions(), VisionOptions(device="cuda"))
-    assert (decoder.gpu_layers, tower.device) == (6, "cuda")  # named alone, so its memory is set aside
-    decoder, tower = place(portable, "cpu", DecoderOptions(), VisionOptions())
-    assert (decoder.gpu_layers, tower.device) == (None, "cpu")
+    placed = resolve(portable, "cuda", DecoderOptions(gpu_layers=3), VisionOptions(device="cpu"))
+    assert (placed.decoder.gpu_layers, placed.vision.device) == (3, "cpu")
+    placed = resolve(portable, "cuda")
+    assert (placed.decoder.gpu_layers, placed.vision.device) == (
+        17,
+        "cpu",
+    )  # it does not fit beside the layers
+    placed = resolve(portable, "auto", DecoderOptions(), VisionOptions(device="cuda"))
+    assert (placed.decoder.gpu_layers, placed.vision.device) == (
+        6,
+        "cuda",
+    )  # named alone, so its memory is set aside
+    placed = resolve(portable, "cpu")
+    assert (placed.decoder.gpu_layers, placed.vision.device) == (None, "cpu")
+
+
+def test_what_was_tuned_is_filled_in_before_devices(
+    portable: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made_up(monkeypatch, 4)
+    cache = CacheOptions(directory=tmp_path)
+    saved = Profile(Speeds(1.0, 0.1, 0.0, 0.2, 0.0), Settings(False, 3, 2, 128))
+    save_profile(profile_path(tmp_path, portable), saved)
+    placed = resolve(portable, cache=cache)
+    assert placed.profile == saved
+    assert (placed.decoder.threads, placed.decoder.ubatch_size) == (3, 128)
+    assert placed.gpu is not None
+    assert placed.gpu.layers == placed.decoder.gpu_layers == 17
+    assert resolve(portable, decoder=DecoderOptions(threads=1), cache=cache).decoder.threads_batch == 1
+    assert resolve(portable).profile is None
+
+
+def test_one_module_alone_reads_profiles_and_asks_for_graphics_processors() -> None:
+    root = Path(placement.__file__).parents[1]
+    for name, callers in {"load_profile": set(), "decoder_gpus": {"weights", "doctor"}}.items():
+        texts = {path.stem: path.read_text("utf-8") for path in root.rglob("*.py")}
+        found = {stem for stem, text in texts.items() if re.search(rf"(?<!def )\b{name}\(", text)}
+        assert found == {"placement"} | callers
 
 
 def test_an_int8_tower_stays_on_the_processor_when_a_device_is_named_for_both(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made_up(monkeypatch, 16)
-    assert place(DEMO, "cuda", DecoderOptions(), VisionOptions())[1].device == "cpu"
+    assert resolve(DEMO, "cuda").vision.device == "cpu"
 
 
 def test_a_missing_device_is_an_error_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(monkeypatch, 0)
     with pytest.raises(InvalidOptionError, match=r"-DGGML_CUDA=on"):
-        place(DEMO, "cuda", DecoderOptions(), VisionOptions())
+        resolve(DEMO, "cuda")
     with pytest.raises(InvalidOptionError, match=r"-DGGML_VULKAN=on"):
         AyaVision.load(device="vulkan")
 
@@ -162,7 +195,7 @@ def test_a_device_for_the_tower_alone_needs_a_tower_that_can_run_there(
 ) -> None:
     made_up(monkeypatch, 0, ("OpenVINOExecutionProvider", CPU))
     with pytest.raises(InvalidOptionError, match="--vision fp16"):
-        place(DEMO, "openvino", DecoderOptions(), VisionOptions())
+        resolve(DEMO, "openvino")
 
 
 def test_layers_on_the_processor_are_a_contradiction() -> None:

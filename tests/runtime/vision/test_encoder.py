@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from ayaedge import AyaVision, InvalidOptionError, VisionOptions
+from ayaedge import AyaVision, BackendError, InvalidOptionError, VisionOptions
 from ayaedge.bundle import Bundle, demo_bundle, read_bundle
 from ayaedge.hardware.machine import Processor
-from ayaedge.vision import encoder as vision_module
+from ayaedge.vision import session as vision_session
 from ayaedge.vision.encoder import VisionEncoder
 
 CPU = "CPUExecutionProvider"
@@ -83,8 +83,8 @@ def test_a_device_that_does_not_start_is_an_error_if_named_and_a_warning_if_chos
     exact_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider", CPU])
-    monkeypatch.setattr(vision_module, "_make_session", cpu_session(vision_module._make_session))
-    with pytest.raises(vision_module.BackendError, match="could not start CUDAExecutionProvider"):
+    monkeypatch.setattr(vision_session, "make_session", cpu_session(vision_session.make_session))
+    with pytest.raises(BackendError, match="could not start CUDAExecutionProvider"):
         VisionEncoder(exact_bundle.vision_path, exact_bundle.manifest, VisionOptions(device="cuda"))
     with caplog.at_level(logging.WARNING):
         encoder = VisionEncoder(exact_bundle.vision_path, exact_bundle.manifest)
@@ -100,8 +100,8 @@ def cpu_session(make):  # type: ignore[no-untyped-def]
 def test_int8_does_not_saturate_on_processors_without_byte_products(
     demo: Bundle, encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(vision_module, "processor", lambda: HASWELL)
-    caplog.set_level(logging.INFO, "ayaedge.vision.encoder")
+    monkeypatch.setattr(vision_session, "processor", lambda: HASWELL)
+    caplog.set_level(logging.INFO, "ayaedge.vision.session")
     careful = VisionEncoder(demo.vision_path, demo.manifest)
     record = caplog.records[-1]
     assert "int8-block is faster here" in record.getMessage()
@@ -115,7 +115,7 @@ def test_int8_does_not_saturate_on_processors_without_byte_products(
     caplog.clear()
     VisionEncoder(demo.vision_path, blocks)
     assert "faster here" not in caplog.text
-    monkeypatch.setattr(vision_module, "_LARGE_GRAPH", 0)
+    monkeypatch.setattr(vision_session, "_LARGE_GRAPH", 0)
     VisionEncoder(demo.vision_path, demo.manifest)
     assert caplog.records[-1].levelno == logging.WARNING
 
