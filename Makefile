@@ -8,7 +8,7 @@ PICTURE := examples/pictures/six-cells.png
 QUESTION := What number is at the bottom left?
 NATIVE := CMakeLists.txt $(wildcard quant/kernels/*)
 
-.PHONY: demo test lint slow bench train clean
+.PHONY: demo test lint docs slow bench train clean
 
 ## Install, export the small trained checkpoint, and ask about a picture.
 demo: $(BUNDLE)/manifest.json
@@ -17,20 +17,25 @@ demo: $(BUNDLE)/manifest.json
 
 ## All tests but the slow ones; a file's tests stay on one core.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-## Style and types.
+## Style, types and the documents' links.
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy examples/train_tiny
+	@$(MAKE) --no-print-directory docs
+
+## The documents as pages in build/docs; strict, and without a network.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 ## Full-size synthetic checkpoints and long runs.
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow
 
-## Figures of speed, size and accuracy; every number in the README comes from here. Two hours and 60 GB of disk.
+## Figures of speed, size and accuracy; every number in README and docs comes from here. Two hours and 60 GB of disk.
 bench: $(VENV)/.dev $(BUNDLE)/manifest.json
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/accuracy.py

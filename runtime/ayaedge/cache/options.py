@@ -75,6 +75,7 @@ class CacheOptions:
 
 
 NO_CACHE = CacheOptions(disk_bytes=0, memory_bytes=0)
+"""Nothing is kept beyond the last question: no file is written or read, not even what `ayaedge tune` found."""
 
 
 NAME_ANOTHER = "AYAEDGE_CACHE_DIR names another directory"
