@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from ayaedge.errors import BundleError, list_faults
 from ayaedge.files import read_text
-from ayaedge.manifest import LONGEST_NAME, DECODER, FORMAT_VERSION, VISION, Manifest, check_values
+from ayaedge.manifest import DECODER, FORMAT_VERSION, LONGEST_NAME, VISION, Manifest, check_values
 
 MANIFEST = "manifest.json"
 FILES = (VISION, f"{VISION}.data", DECODER)

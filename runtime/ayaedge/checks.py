@@ -1,15 +1,17 @@
-"""What is wrong with the values of options, in words; each check gives None if nothing is.
+"""What is wrong with values, in words: of options, of requests and of what files say.
 
+A check gives None if nothing is wrong; `require_...` gives the value as Python's own, or raises InvalidOptionError.
 Numbers of numpy and other libraries count as numbers; `plain` and `make_plain` turn them into Python's own, so that
 what is stored can be written as JSON and handed to C.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import numpy as np
 from ayaedge.errors import InvalidOptionError
 
 _SHOWN = 100
+_BRIEF = 60
 
 
 def check_options(*faults: str | None) -> None:
@@ -56,7 +59,11 @@ def whole_number(
     value = plain(value)
     if optional and value is None:
         return None
-    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= (most or value):
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and least <= value <= (value if most is None else most)
+    ):
         return None
     limits = f"of {least} or more" if most is None else f"from {least} to {most}"
     return f"{name} must be a whole number {limits}, not {shown(value)}"
@@ -99,6 +106,57 @@ def function(name: str, value: object) -> str | None:
     return None if value is None or callable(value) else f"{name} must be a function, not {shown(value)}"
 
 
+def unicode_text(name: str, text: str) -> str | None:
+    """Text that can be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"{name} is not valid Unicode: half of a surrogate pair at character {error.start}"
+    return None
+
+
+def require_whole(name: str, value: object) -> int:
+    """A whole number of any size."""
+    value = plain(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise InvalidOptionError(f"{name} must be a whole number, not {brief(value)}")
+
+
+def require_real(name: str, value: object) -> float:
+    """A number."""
+    value = plain(value)
+    try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    except OverflowError:
+        raise InvalidOptionError(f"{name} is far too large") from None
+    raise InvalidOptionError(f"{name} must be a number, not {brief(value)}")
+
+
+def require_flag(name: str, value: object) -> bool:
+    """True or False."""
+    value = plain(value)
+    if isinstance(value, bool):
+        return value
+    raise InvalidOptionError(f"{name} must be true or false, not {brief(value)}")
+
+
+def require_string(name: str, value: object) -> str:
+    """A string that can be encoded."""
+    if not isinstance(value, str):
+        raise InvalidOptionError(f"{name} must be a string, not {brief(value)}")
+    check_options(unicode_text(name, value))
+    return value
+
+
+def require_strings(name: str, value: object) -> tuple[str, ...]:
+    """A list of such strings."""
+    if not isinstance(value, (list, tuple)):
+        raise InvalidOptionError(f"{name} must be a list of strings, not {brief(value)}")
+    return tuple(require_string(f"{name}[{number}]", item) for number, item in enumerate(value))
+
+
 def path_of(name: str, value: object) -> Path:
     """A path from whatever names one; InvalidOptionError for anything else."""
     if isinstance(value, (str, os.PathLike)):
@@ -118,3 +176,18 @@ def shown(value: object) -> str:
     except Exception:  # noqa: BLE001 - of a foreign object
         return f"a {type(value).__name__}"
     return text if len(text) <= 3 * _SHOWN else f"{text[: 3 * _SHOWN]}..."
+
+
+def brief(value: object) -> str:
+    """A short text or a number as it is, of anything else the type, for what anybody may send: it may be huge."""
+    if isinstance(value, str):
+        return repr(str(value) if len(value) <= _BRIEF else value[:_BRIEF] + "...")
+    if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 10**18):
+        return repr(value)
+    return type(value).__name__
+
+
+def nearest(name: object, known: Collection[str]) -> str:
+    """The end of a message about a name that is not known: which known one it may be meant for, if any."""
+    near = difflib.get_close_matches(name[:_BRIEF], sorted(known), 1) if isinstance(name, str) else []
+    return f"; did you mean {near[0]}?" if near else ""

@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from types import NoneType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge.chat_file.saved_chat import FORMAT_VERSION, SavedChat, SavedPicture, SavedState, SavedTurn
+from ayaedge.checks import whole_number
 from ayaedge.images.load import MAX_PIXELS
 from ayaedge.manifest import MOST_TILES
 
@@ -198,6 +199,6 @@ def _digest(data: object, name: str, where: str) -> str:
 
 
 def _whole(value: object, what: str, least: int = 0, most: int = _MOST_WHOLE) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{what} must be a whole number from {least} to {most}, not {str(value)[:40]}")
-    return value
+    if fault := whole_number(what, value, least=least, most=most):
+        raise ValueError(fault)
+    return cast("int", value)

@@ -7,12 +7,12 @@ pictures; a caller that is not trusted can therefore only ever name data that it
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ayaedge.checks import brief, nearest, unicode_text
 from ayaedge.errors import PromptError
 from ayaedge.images.encoded_image import Picture
 from ayaedge.images.load import file_url_path
@@ -21,13 +21,13 @@ from ayaedge.text.prompt import Role
 _ROLES: dict[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
 }  # fmt: skip
-_NO_TOOLS = "Aya Vision was not trained to call tools"
+NO_TOOLS = "Aya Vision was not trained to call tools"
 _PART_KINDS = ("text", "image_url", "image")
 _MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_call_id", "cache_control"})
 """Understood, or of no meaning here; any other must be empty."""
 _PART_FIELDS = frozenset({"type", "cache_control", "prompt_cache_breakpoint"})
 """Of every part, beside the field that is called as its type."""
-_SHOWN = 60
+_LONGEST_SCHEME = 60
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def parse_messages(messages: object, *, trusted: bool) -> list[ChatMessage]:
     the chat template of the reference does. Whether the roles follow each other sensibly is the template's matter.
     """
     if not isinstance(messages, (list, tuple)):
-        raise PromptError(f"messages must be a list of messages, not {_shown(messages)}")
+        raise PromptError(f"messages must be a list of messages, not {brief(messages)}")
     if not messages:
         raise PromptError("messages is empty: a conversation has at least one message")
     return [_message(message, f"messages[{number}]", trusted) for number, message in enumerate(messages)]
@@ -61,7 +61,7 @@ def _message(message: object, place: str, trusted: bool) -> ChatMessage:
     given = fields.get("role")
     role = _ROLES.get(given) if isinstance(given, str) else None
     if role is None:
-        what = f"not {_shown(given)}" if "role" in fields else "and is missing"
+        what = f"not {brief(given)}" if "role" in fields else "and is missing"
         raise PromptError(f"{place}.role must be one of {', '.join(_ROLES)}, {what}")
     content, place = fields.get("content"), f"{place}.content"
     if content is None and role == "assistant":
@@ -69,7 +69,7 @@ def _message(message: object, place: str, trusted: bool) -> ChatMessage:
     if isinstance(content, str):
         return ChatMessage(role, _unicode(content, place))
     if not isinstance(content, (list, tuple)):
-        what = f"not {_shown(content)}" if "content" in fields else "and is missing"
+        what = f"not {brief(content)}" if "content" in fields else "and is missing"
         raise PromptError(f"{place} must be a string or a list of parts, {what}")
     if not content:
         raise PromptError(f"{place} is an empty list: give at least one part")
@@ -85,7 +85,7 @@ def _part(part: object, place: str, role: str, trusted: bool) -> tuple[str, tupl
     kind = fields.get("type")
     if kind not in _PART_KINDS:
         kinds = ", ".join(_PART_KINDS if trusted else _PART_KINDS[:2])
-        what = f"not {_shown(kind)}" if "type" in fields else "and is missing"
+        what = f"not {brief(kind)}" if "type" in fields else "and is missing"
         raise PromptError(f"{place}.type must be one of {kinds}, {what}")
     _check_fields(fields, place, {*_PART_FIELDS, kind})
     if kind not in fields:
@@ -93,7 +93,7 @@ def _part(part: object, place: str, role: str, trusted: bool) -> tuple[str, tupl
     value, inner = fields[kind], f"{place}.{kind}"
     if kind == "text":
         if not isinstance(value, str):
-            raise PromptError(f"{inner} must be a string, not {_shown(value)}")
+            raise PromptError(f"{inner} must be a string, not {brief(value)}")
         return _unicode(value, inner), ()
     if role != "user":
         raise PromptError(f"{place}: only a message of the user may have pictures, this one has role {role}")
@@ -110,7 +110,7 @@ def _check_picture(image: object, place: str, trusted: bool) -> None:
     if image is None or isinstance(image, (bool, int, float, list, tuple, Mapping)):
         raise PromptError(
             f"{place} must be a path, bytes, an open file, a PIL image, an array, a data URL, a file URL or an encoded "
-            f"image, not {_shown(image)}"
+            f"image, not {brief(image)}"
         )
 
 
@@ -121,11 +121,11 @@ def _url_picture(value: object, place: str, trusted: bool) -> Picture:
             raise PromptError(f"{place}.url is missing")
         detail, value, place = value.get("detail"), value["url"], f"{place}.url"
         if not (detail is None or isinstance(detail, str)):
-            raise PromptError(f"{place.removesuffix('.url')}.detail must be a string, not {_shown(detail)}")
+            raise PromptError(f"{place.removesuffix('.url')}.detail must be a string, not {brief(detail)}")
     if not isinstance(value, str):
-        raise PromptError(f"{place} must be the URL of a picture, not {_shown(value)}")
+        raise PromptError(f"{place} must be the URL of a picture, not {brief(value)}")
     value = value.strip()
-    scheme = value[: value.find(":") + 1][:_SHOWN].lower()
+    scheme = value[: value.find(":") + 1][:_LONGEST_SCHEME].lower()
     advice = "send the picture itself as data:image/...;base64,..."
     if scheme == "data:":
         if not value.isascii():
@@ -137,55 +137,38 @@ def _url_picture(value: object, place: str, trusted: bool) -> Picture:
         raise PromptError(f"{place}: files are opened only for programs that embed ayaedge: {advice}")
     if scheme == "file:":
         return Path(_unicode_path(value, place))
-    raise PromptError(f"{place} is {_shown(value)}, which is not a URL that ayaedge reads: {advice}")
+    raise PromptError(f"{place} is {brief(value)}, which is not a URL that ayaedge reads: {advice}")
 
 
 def _unicode_path(url: str, place: str) -> str:
     path = file_url_path(_unicode(url, place))
     if path is None:
-        raise PromptError(f"{place} is {_shown(url)}, not of the form file:///path/of/a/picture")
+        raise PromptError(f"{place} is {brief(url)}, not of the form file:///path/of/a/picture")
     return path
 
 
 def _fields(value: object, place: str, what: str) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
-        raise PromptError(f"{place} must be {what}, not {_shown(value)}")
+        raise PromptError(f"{place} must be {what}, not {brief(value)}")
     return value
 
 
 def _check_fields(fields: Mapping[Any, Any], place: str, known: Collection[str]) -> None:
     """Refuse what would be left out otherwise: fields that are not known, unless they are empty."""
     for name, content in fields.items():
-        if name in known or content is None or content is False or _is_empty(content):
+        if name in known or content is None or content is False or is_empty(content):
             continue
         if name in ("tool_calls", "function_call"):
-            raise PromptError(f"{place}.{name}: {_NO_TOOLS}")
-        raise PromptError(f"{place} has an unknown field {_shown(name)}{_nearest(name, known)}")
+            raise PromptError(f"{place}.{name}: {NO_TOOLS}")
+        raise PromptError(f"{place} has an unknown field {brief(name)}{nearest(name, known)}")
 
 
-def _is_empty(value: object) -> bool:
+def is_empty(value: object) -> bool:
+    """Whether a value of JSON holds nothing."""
     return isinstance(value, (str, list, tuple, Mapping)) and not value
 
 
 def _unicode(text: str, place: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PromptError(
-            f"{place} is not valid Unicode: half of a surrogate pair at character {error.start}"
-        ) from None
+    if fault := unicode_text(place, text):
+        raise PromptError(fault)
     return text
-
-
-def _nearest(name: object, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name[:_SHOWN], sorted(known), 1) if isinstance(name, str) else []
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _shown(value: object) -> str:
-    """A short text or a number as it is, of anything else the type: it may be large, or too deep for `repr`."""
-    if isinstance(value, str):
-        return repr(str(value) if len(value) <= _SHOWN else value[:_SHOWN] + "...")
-    if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 10**18):
-        return repr(value)
-    return type(value).__name__

@@ -6,9 +6,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ayaedge.checks import plain
-from ayaedge.errors import InvalidOptionError, PromptError
-from ayaedge.openai.messages import _NO_TOOLS, _is_empty, _nearest, _shown, _unicode
+from ayaedge.checks import (
+    brief,
+    nearest,
+    plain,
+    require_flag,
+    require_real,
+    require_string,
+    require_strings,
+    require_whole,
+)
+from ayaedge.errors import InvalidOptionError
+from ayaedge.openai.messages import NO_TOOLS, is_empty
 
 
 @dataclass(frozen=True)
@@ -37,10 +46,10 @@ _NEUTRAL: dict[str, tuple[tuple[object, ...], str]] = {
     "frequency_penalty": ((0,), "ayaedge has no such penalty"),
     "presence_penalty": ((0,), "ayaedge has no such penalty"),
     "logit_bias": ((), "ayaedge biases no tokens; choices or grammar restrict an answer"),
-    "tools": ((), f'{_NO_TOOLS}; with tool_choice "none" they are passed over'),
-    "functions": ((), f'{_NO_TOOLS}; with function_call "none" they are passed over'),
-    "tool_choice": (("none", "auto"), _NO_TOOLS),
-    "function_call": (("none", "auto"), _NO_TOOLS),
+    "tools": ((), f'{NO_TOOLS}; with tool_choice "none" they are passed over'),
+    "functions": ((), f'{NO_TOOLS}; with function_call "none" they are passed over'),
+    "tool_choice": (("none", "auto"), NO_TOOLS),
+    "function_call": (("none", "auto"), NO_TOOLS),
     "modalities": ((["text"],), "Aya Vision answers in text"),
     "audio": ((), "Aya Vision answers in text"),
     "prediction": ((), "ayaedge takes no predicted answer"),
@@ -57,56 +66,17 @@ _CALLED_BY = {"tools": "tool_choice", "functions": "function_call"}
 """The options whose `none` says that nothing of a list may be called: then it changes nothing in an answer."""
 
 
-def _whole(name: str, value: object) -> int:
-    value = plain(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise InvalidOptionError(f"{name} must be a whole number, not {_shown(value)}")
-
-
-def _real(name: str, value: object) -> float:
-    value = plain(value)
-    try:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    except OverflowError:
-        raise InvalidOptionError(f"{name} is far too large") from None
-    raise InvalidOptionError(f"{name} must be a number, not {_shown(value)}")
-
-
-def _flag(name: str, value: object) -> bool:
-    value = plain(value)
-    if isinstance(value, bool):
-        return value
-    raise InvalidOptionError(f"{name} must be true or false, not {_shown(value)}")
-
-
-def _string(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidOptionError(f"{name} must be a string, not {_shown(value)}")
-    try:
-        return _unicode(value, name)
-    except PromptError as error:
-        raise InvalidOptionError(str(error)) from None
-
-
-def _strings(name: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise InvalidOptionError(f"{name} must be a list of strings, not {_shown(value)}")
-    return tuple(_string(f"{name}[{number}]", item) for number, item in enumerate(value))
-
-
 def _stop(name: str, value: object) -> tuple[str, ...]:
-    stops = (_string(name, value),) if isinstance(value, str) else _strings(name, value)
+    stops = (require_string(name, value),) if isinstance(value, str) else require_strings(name, value)
     if "" in stops:
         raise InvalidOptionError(f"{name} holds an empty string, at which no answer could begin")
     return stops
 
 
 _PASSED_ON: dict[str, Callable[[str, object], object]] = {
-    "temperature": _real, "top_p": _real, "top_k": _whole, "seed": _whole, "stop": _stop,
-    "grammar": _string, "choices": _strings,
-    "tiles": _string, "max_tiles": _whole, "budget": _real, "overflow": _string,
+    "temperature": require_real, "top_p": require_real, "top_k": require_whole, "seed": require_whole, "stop": _stop,
+    "grammar": require_string, "choices": require_strings,
+    "tiles": require_string, "max_tiles": require_whole, "budget": require_real, "overflow": require_string,
 }  # fmt: skip
 
 
@@ -130,10 +100,10 @@ def parse_options(arguments: Mapping[str, object]) -> CompletionOptions:
     is unknown, of the wrong type, or cannot be had here; ranges are checked by `AyaVision.ask`.
     """
     if not isinstance(arguments, Mapping):
-        raise InvalidOptionError(f"a request is a dictionary of options, not {_shown(arguments)}")
+        raise InvalidOptionError(f"a request is a dictionary of options, not {brief(arguments)}")
     for name in arguments:
         if name not in _KNOWN:
-            raise InvalidOptionError(f"there is no option {_shown(name)}{_nearest(name, _KNOWN)}")
+            raise InvalidOptionError(f"there is no option {brief(name)}{nearest(name, _KNOWN)}")
     given = {name: value for name, value in arguments.items() if value is not None}
     _refuse_what_we_lack(given)
     options = {name: check(name, given[name]) for name, check in _PASSED_ON.items() if name in given}
@@ -146,49 +116,49 @@ def parse_options(arguments: Mapping[str, object]) -> CompletionOptions:
         options["top_logprobs"] = top
     return CompletionOptions(
         options,
-        stream=_flag("stream", given.get("stream", False)),
+        stream=require_flag("stream", given.get("stream", False)),
         include_usage=_include_usage(given.get("stream_options", {})),
-        model=_string("model", given["model"]) if "model" in given else None,
+        model=require_string("model", given["model"]) if "model" in given else None,
     )
 
 
 def _refuse_what_we_lack(given: Mapping[str, object]) -> None:
     for name, (neutral, reason) in _NEUTRAL.items():
         value = plain(given.get(name))
-        if value is None or _is_empty(value) or (type(value) in (int, float, str, list) and value in neutral):
+        if value is None or is_empty(value) or (type(value) in (int, float, str, list) and value in neutral):
             continue
         if name in _CALLED_BY and isinstance(value, (list, tuple)):
             choice = given.get(_CALLED_BY[name])
             if isinstance(choice, str) and choice == "none":
                 continue
         only = f"; the only value is {' or '.join(map(repr, neutral))}" if neutral else ""
-        raise InvalidOptionError(f"{name} cannot be {_shown(value)}: {reason}{only}")
+        raise InvalidOptionError(f"{name} cannot be {brief(value)}: {reason}{only}")
 
 
 def _answer_limits(given: Mapping[str, object]) -> set[int]:
     names = [name for name in ("max_tokens", "max_completion_tokens") if name in given]
-    limits = {_whole(name, given[name]) for name in names}
+    limits = {require_whole(name, given[name]) for name in names}
     if len(limits) > 1:
         raise InvalidOptionError("max_tokens and max_completion_tokens differ: give one of them")
     return limits
 
 
 def _top_logprobs(given: Mapping[str, object]) -> int | None:
-    wanted = _flag("logprobs", given.get("logprobs", False))
+    wanted = require_flag("logprobs", given.get("logprobs", False))
     if "top_logprobs" not in given:
         return 0 if wanted else None
     if not wanted:
         raise InvalidOptionError("top_logprobs needs logprobs to be true")
-    return _whole("top_logprobs", given["top_logprobs"])
+    return require_whole("top_logprobs", given["top_logprobs"])
 
 
 def _include_usage(options: object) -> bool:
     if not isinstance(options, Mapping):
-        raise InvalidOptionError(f"stream_options must be a dictionary, not {_shown(options)}")
+        raise InvalidOptionError(f"stream_options must be a dictionary, not {brief(options)}")
     for name in options:
         if name not in _STREAM_OPTIONS:
             raise InvalidOptionError(
-                f"stream_options has no option {_shown(name)}{_nearest(name, _STREAM_OPTIONS)}"
+                f"stream_options has no option {brief(name)}{nearest(name, _STREAM_OPTIONS)}"
             )
     wanted = options.get("include_usage")
-    return wanted is not None and _flag("stream_options.include_usage", wanted)
+    return wanted is not None and require_flag("stream_options.include_usage", wanted)

@@ -185,7 +185,7 @@ def _prepared_session(
 
 
 def make_session(path: Path, settings: Any, providers: Sequence[str] = (CPU_PROVIDER,)) -> Any:
-    """An InferenceSession; BackendError if ONNX Runtime cannot make it."""
+    """An InferenceSession; BundleError if ONNX Runtime cannot load the graph."""
     try:
         # a fallback of ONNX Runtime's own would be announced on stdout
         return ort.library().InferenceSession(
