@@ -176,4 +176,4 @@ def test_only_one_module_asks_the_system_for_threads_and_memory() -> None:
         for path in (ROOT / folder).rglob("*.py")
         if asks.search(path.read_text("utf-8"))
     }
-    assert found == {str(Path("runtime", "ayaedge", "machine.py"))}
+    assert found == {str(Path("runtime", "ayaedge", "hardware", "machine.py"))}
