@@ -12,6 +12,11 @@ from typing import Any
 
 import pytest
 
+ALL_PROCESSORS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+if ALL_PROCESSORS and "PYTEST_XDIST_WORKER" in os.environ:
+    # each worker has a processor of its own: two threads that wait for each other next to another worker's waste both
+    _worker = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    os.sched_setaffinity(0, {sorted(ALL_PROCESSORS)[_worker % len(ALL_PROCESSORS)]})
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads that wait spin, next to another worker's tests
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -21,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from ayaedge import AyaVision, DecoderOptions
 from ayaedge.bundle import Bundle
 from ayaedge.decoder.decoder import Decoder
+from ayaedge.hardware.machine import processor
 from ayaedge_export.evaluation.reference import Reference
 from ayaedge_export.exporter import export_checkpoint
 from random_checkpoint import write_shrunk_release
@@ -28,6 +34,7 @@ from random_checkpoint import write_shrunk_release
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs in the background
 
 WIDE_WINDOW = 512
+LONGEST = ("test_trained", "test_offline")
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "examples" / "tiny-aya-vision"
 if not (TINY / "model.safetensors").exists():
@@ -101,6 +108,20 @@ def endless(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture
+def all_processors() -> Iterator[None]:
+    """Every processor of the machine, for a test about threads."""
+    if not ALL_PROCESSORS:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, ALL_PROCESSORS)
+    processor.cache_clear()
+    yield
+    os.sched_setaffinity(0, before)
+    processor.cache_clear()
+
+
+@pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of all decode calls since the list was cleared."""
     sizes: list[int] = []
@@ -134,6 +155,11 @@ def shrunk_release(
 def shrunk_release_bundle(shrunk_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     target = tmp_path_factory.mktemp("release-bundle") / shrunk_release.name
     return export_checkpoint(shrunk_release, target, quant="f16", vision="fp32")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no worker has one left when the other is done."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -18,6 +18,8 @@ import pytest
 
 from ayaedge import AyaVision, CacheOptions, CancelledError
 
+pytestmark = pytest.mark.usefixtures("all_processors")
+
 PICTURES = sorted((Path(__file__).parents[1] / "examples" / "pictures").glob("*.png"))
 QUESTIONS = ["What number is at the bottom left?", "右下の形は何ですか？", "Describe the picture.", "Hello"]
 CALLERS = 64

@@ -13,10 +13,9 @@ from scenes import held_out
 from ayaedge import AyaVision, InvalidOptionError
 from ayaedge.bundle import Bundle, check_hashes
 from ayaedge_export.best.best import list_types
-from ayaedge_export.best.rounding import FeedbackOptions
 from ayaedge_export.calibration.text import BUILTIN, CalibrationText
 from ayaedge_export.checkpoint.checkpoint import open_checkpoint
-from ayaedge_export.effort import Budget
+from ayaedge_export.effort import Budget, GptqOptions
 from ayaedge_export.evaluation.evaluate import evaluate_bundle
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_quant.ggml import GgmlType
@@ -52,12 +51,12 @@ def stored(bundle: Bundle) -> Stored:
 
 @pytest.fixture(scope="module")
 def best(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_checkpoint(tiny, tmp_path_factory.mktemp("best") / "b", effort="best")
+    return export_checkpoint(tiny, tmp_path_factory.mktemp("best") / "b", vision="int8", effort="best")
 
 
 @pytest.fixture(scope="module")
 def plain(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_checkpoint(tiny, tmp_path_factory.mktemp("plain") / "b", effort="fast")
+    return export_checkpoint(tiny, tmp_path_factory.mktemp("plain") / "b", vision="int8", effort="fast")
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +77,14 @@ def export_small(
 ) -> Bundle:
     return export_checkpoint(
         small, target, quant=quant, vision="fp16", effort="best", calibrate=SHORT, budget=budget or Budget(),
-        feedback=FeedbackOptions(tokens=FEW), threads=threads,
+        gptq=GptqOptions(tokens=FEW), threads=threads,
     )  # fmt: skip
 
 
 def test_best_is_much_nearer_to_the_checkpoint_than_calibrated(
     best: Bundle, tiny: Path, exact_bundle: Bundle, tmp_path: Path
 ) -> None:
-    calibrated = export_checkpoint(tiny, tmp_path / "b", effort="calibrated")
+    calibrated = export_checkpoint(tiny, tmp_path / "b", vision="int8", effort="calibrated")
     divergences = [
         evaluate_bundle(bundle, exact_bundle, pictures=False).overall.mean_kl for bundle in (best, calibrated)
     ]
@@ -135,6 +134,7 @@ def test_the_bundle_loads_and_answers(best: Bundle) -> None:
     assert right >= 20
 
 
+@pytest.mark.usefixtures("all_processors")
 def test_two_exports_are_byte_identical_whatever_the_threads(small: Path, tmp_path: Path) -> None:
     first, second = (export_small(small, tmp_path / str(threads), threads=threads) for threads in (1, 3))
     assert contents(first.directory) == contents(second.directory)
@@ -205,12 +205,23 @@ def test_decoders_of_any_width_are_exported(
         assert model.ask("What?", max_tokens=2) is not None
 
 
-@pytest.mark.parametrize("block", [-256, 0, 100, 300])
+def test_errors_can_be_compensated_within_all_columns(small: Path, tmp_path: Path) -> None:
+    options = {"effort": "best", "calibrate": SHORT, "vision": "fp16"}
+    bundles = [
+        export_checkpoint(small, tmp_path / str(block), gptq=GptqOptions(block=block, tokens=FEW), **options)  # type: ignore[arg-type]
+        for block in (0, 512, 256)
+    ]
+    whole, widest, narrow = (bundle.decoder_path.read_bytes() for bundle in bundles)
+    assert whole == widest
+    assert whole != narrow
+
+
+@pytest.mark.parametrize("block", [-256, 100, 300])
 def test_blocks_that_are_no_whole_super_blocks_are_refused_first(
     small: Path, tmp_path: Path, block: int
 ) -> None:
     with pytest.raises(InvalidOptionError, match=f"multiples of 256, not {block}"):
         export_checkpoint(
-            open_checkpoint(small), tmp_path / "b", effort="best", feedback=FeedbackOptions(block=block)
+            open_checkpoint(small), tmp_path / "b", effort="best", gptq=GptqOptions(block=block)
         )
     assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,8 @@ import pytest
 
 from ayaedge.cli.interrupts import Interrupts, signals_deferred
 
+pytestmark = pytest.mark.usefixtures("all_processors")
+
 
 def press() -> None:
     signal.raise_signal(signal.SIGINT)

@@ -17,6 +17,8 @@ from ayaedge.cancellation import Cancellation
 from ayaedge.engine.worker import Request, Worker
 from ayaedge.errors import AyaEdgeError, BusyError, CancelledError, ClosedError, OutOfMemoryError
 
+pytestmark = pytest.mark.usefixtures("all_processors")
+
 
 @pytest.fixture
 def worker() -> Iterator[Worker]:

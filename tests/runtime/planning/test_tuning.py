@@ -21,6 +21,8 @@ from ayaedge.planning import tuning
 from ayaedge.planning.profile import Profile, Settings, load_profile, profile_path, save_profile
 from ayaedge.planning.tuning import Trial, _fastest, tune
 
+pytestmark = pytest.mark.usefixtures("all_processors")
+
 DEMO = read_bundle(demo_bundle())
 
 
