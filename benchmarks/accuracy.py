@@ -1,6 +1,6 @@
 """Held-out accuracy of the small checkpoint: transformers, an exact bundle and the default bundle.
 
-`python benchmarks/accuracy.py [--count N]`; needs the extra `trace`. Prints the README's table.
+`python benchmarks/accuracy.py [--count N]`; needs the extra `trace`. Prints the table of docs/speed-and-memory.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     reports = {"transformers, float32": evaluate(samples, TransformersAnswerer(CHECKPOINT))}
     with TemporaryDirectory() as directory:
         exact = export_checkpoint(CHECKPOINT, Path(directory) / "exact", quant="f32", vision="fp32")
-        default = export_checkpoint(CHECKPOINT, Path(directory) / "default")
+        default = export_checkpoint(CHECKPOINT, Path(directory) / "default", vision="int8")
         for name, bundle in (("bundle, f32 + fp32", exact), ("bundle, q4_k_m + int8", default)):
             with AyaVision.load(bundle.directory) as model:
                 reports[f"{name} ({bundle.size / 1e6:.1f} MB)"] = evaluate(samples, bundle_answerer(model))

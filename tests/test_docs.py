@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import test_offline
+import test_rooms
 import typer
 
 import ayaedge
@@ -215,6 +216,14 @@ def test_every_option_of_a_question_is_described() -> None:
 def test_every_command_that_is_traced_is_named() -> None:
     text = sections(DOCS / "offline-and-privacy.md")["Check it"]
     assert [name for name in test_offline.COMMANDS if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("package", test_rooms.FLOORS)
+def test_every_room_is_explained(package: str) -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition(f"/{package}`, from the top")[2]
+    text = text.partition("\n\n")[0]
+    rooms = set().union(*test_rooms.FLOORS[package]) - {"__main__"}
+    assert {room for room in rooms if f"`{room}" not in text} == set()
 
 
 def sentences() -> Iterator[str]:
