@@ -45,6 +45,7 @@ from ayaedge_export.best.prediction import predict_seconds
 from ayaedge_export.checkpoint.checkpoint import open_checkpoint
 from ayaedge_export.decoder.gguf_writer import PlannedTensor, plan_tensors, write_decoder
 from ayaedge_export.exporter import export_checkpoint
+from ayaedge_export.plan import plan_export
 from ayaedge_export.synthetic.random_weights import Drawer
 from ayaedge_export.vision.graph import write_vision_graph
 from ayaedge_export.vision.int8 import write_int8_vision_graph
@@ -73,7 +74,9 @@ class Measured:
 
 def decoder(checkpoint: Path, out: Path, threads: int) -> None:
     """The decoder in the default format."""
-    write_decoder(open_checkpoint(checkpoint), out / "decoder.gguf", FORMAT, threads=threads)
+    write_decoder(
+        plan_export(open_checkpoint(checkpoint), quant=FORMAT), out / "decoder.gguf", threads=threads
+    )
 
 
 def vision_fp16(checkpoint: Path, out: Path, threads: int) -> None:  # noqa: ARG001
@@ -98,12 +101,12 @@ def trace(checkpoint: Path, out: Path, threads: int) -> None:  # noqa: ARG001
 
 def export(checkpoint: Path, out: Path, threads: int) -> None:
     """A whole export."""
-    export_checkpoint(checkpoint, out / "bundle", threads=threads)
+    export_checkpoint(checkpoint, out / "bundle", vision="int8", threads=threads)
 
 
 def calibrated(checkpoint: Path, out: Path, threads: int) -> None:
     """A whole export with an importance matrix."""
-    export_checkpoint(checkpoint, out / "bundle", effort="calibrated", threads=threads)
+    export_checkpoint(checkpoint, out / "bundle", vision="int8", effort="calibrated", threads=threads)
 
 
 def best(checkpoint: Path, out: Path, threads: int) -> None:
@@ -118,7 +121,9 @@ def best(checkpoint: Path, out: Path, threads: int) -> None:
 
     predicted = predict_seconds(open_checkpoint(checkpoint), "best")
     print(f"predicted for the decoder's weights: {predicted:.0f} s", file=sys.stderr, flush=True)
-    export_checkpoint(checkpoint, out / "bundle", effort="best", threads=threads, advance=advance)
+    export_checkpoint(
+        checkpoint, out / "bundle", vision="int8", effort="best", threads=threads, advance=advance
+    )
 
 
 def encode(checkpoint: Path, out: Path, threads: int) -> None:  # noqa: ARG001
@@ -139,7 +144,7 @@ def encode(checkpoint: Path, out: Path, threads: int) -> None:  # noqa: ARG001
 
 def stock_f16(checkpoint: Path, out: Path, threads: int) -> None:
     """The f16 file that llama.cpp's quantizer starts from."""
-    write_decoder(open_checkpoint(checkpoint), out / "f16.gguf", "f16", threads=threads)
+    write_decoder(plan_export(open_checkpoint(checkpoint), quant="f16"), out / "f16.gguf", threads=threads)
 
 
 def stock_quantize(checkpoint: Path, out: Path, threads: int) -> None:

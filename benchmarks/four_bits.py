@@ -35,8 +35,8 @@ from torch.nn import functional
 from whisper_model import LANGUAGES
 
 from ayaedge.hardware.machine import usable_threads
-from ayaedge_export.best.rounding import BLOCK
 from ayaedge_export.best.sensitivity import KINDS, PROBE, THIRDS
+from ayaedge_export.effort import BLOCK
 from ayaedge_quant import kernels
 from ayaedge_quant.allocation import Choice, allocate, bytes_of, loss_of
 from ayaedge_quant.blocks import SUPER_BLOCK

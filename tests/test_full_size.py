@@ -25,6 +25,7 @@ from ayaedge_export.checkpoint.config import parse_config
 from ayaedge_export.checkpoint.spec import text_tensors, vision_tensors
 from ayaedge_export.decoder.gguf_writer import plan_tensors, write_decoder
 from ayaedge_export.exporter import export_checkpoint
+from ayaedge_export.plan import plan_export
 from ayaedge_export.synthetic.random_weights import Drawer
 from ayaedge_quant.imatrix import ColumnSums, ImportanceMatrix
 from stock_quantizer import stock_quantize
@@ -158,7 +159,9 @@ def test_every_tensor_of_true_width_equals_llama_cpps_own(
 ) -> None:
     target = write_full_size_checkpoint(large / "c", released_files / RELEASES[model], layers=1)
     checkpoint = open_checkpoint(target)
-    write_decoder(checkpoint, large / "f32.gguf", "f32")  # f16 would round small weights of a bf16 checkpoint
+    write_decoder(
+        plan_export(checkpoint, quant="f32"), large / "f32.gguf"
+    )  # f16 would round small weights of a bf16 checkpoint
     columns = {t.name: t.shape[1] for t in plan_tensors(checkpoint.config.text, "f32") if len(t.shape) == 2}
     rng = np.random.default_rng(3)
     drawn = {
@@ -166,7 +169,7 @@ def test_every_tensor_of_true_width_equals_llama_cpps_own(
         for name, count in columns.items()
     }
     for matrix in (None, ImportanceMatrix(drawn, ("drawn",))):
-        write_decoder(checkpoint, large / "ours.gguf", "q4_k_m", importance=matrix)
+        write_decoder(plan_export(checkpoint, quant="q4_k_m"), large / "ours.gguf", importance=matrix)
         stock_quantize(large / "f32.gguf", large / "stock.gguf", "q4_k_m", matrix)
         ours, stock = (
             {t.name: t for t in gguf.GGUFReader(large / name).tensors} for name in ("ours.gguf", "stock.gguf")

@@ -69,7 +69,7 @@ TRUE_LOGPROBS = 0.01
 @pytest.fixture(scope="module")
 def flat_model(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AyaVision]:
     """The default bundle, but with probabilities four times too flat."""
-    bundle = export_checkpoint(tiny, tmp_path_factory.mktemp("flat") / "b", logit_scale=FLAT)
+    bundle = export_checkpoint(tiny, tmp_path_factory.mktemp("flat") / "b", vision="int8", logit_scale=FLAT)
     with AyaVision.load(bundle.directory) as model:
         yield model
 

@@ -1,14 +1,22 @@
-"""How much work an export puts into the decoder's 4 bits, what that takes, and which types it then chooses."""
+"""How much work an export puts into the decoder's 4 bits, and what each such effort must be able to do."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ayaedge_export.decoder.gguf_writer import Advance, BlockSource
+from ayaedge_export.plan import ExportPlan
+from ayaedge_export.resume.journal import Journal
+from ayaedge_quant.blocks import SUPER_BLOCK
+from ayaedge_quant.gptq import TARGET_DAMPING
+from ayaedge_quant.hessian import DAMPING
+from ayaedge_quant.imatrix import ImportanceMatrix
 from ayaedge_quant.recipes import DecoderFormat
 
 FloatArray = NDArray[np.float32]
@@ -43,11 +51,121 @@ class Budget:
         return self.nbytes is not None or self.bits_per_weight is not None
 
 
+BLOCK = 1024
+"""Columns that compensate each other. The builtin text is 8,642 positions with the 8B's tokenizer, 8 for each column;
+more columns gave less KL divergence still with 6 for each (docs/quantization.md), and take longer."""
+
+
+@dataclass(frozen=True)
+class GptqOptions:
+    """How `best` rounds tensors."""
+
+    block: int = BLOCK
+    """Columns within which errors are compensated, a multiple of 256, or 0 for all; the head's are within 256."""
+    damping: float = DAMPING
+    target_damping: float = TARGET_DAMPING
+    rounded_inputs: bool = True
+    """Whether Hessians are those of the rounded model's activations, and matmuls aim at the exact model's."""
+    tokens: int = MAX_TOKENS
+    """Most positions of text and images that are calibrated on."""
+
+    def settled(self, widest: int) -> GptqOptions:
+        """The same for a decoder whose widest linear has so many columns."""
+        return self if self.block else replace(self, block=-(-widest // SUPER_BLOCK) * SUPER_BLOCK)
+
+
+@dataclass(frozen=True)
+class PreparedDecoder:
+    """What a decoder is written from, once an effort has looked at it."""
+
+    plan: ExportPlan
+    adjustments: tuple[str, ...] = ()
+    """For the manifest: what was done beyond the named format."""
+    importance: ImportanceMatrix | None = None
+    source: BlockSource | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """For the manifest: what is known of the result."""
+
+
+@dataclass(frozen=True)
+class ExportRun:
+    """One try at a plan: what is finished of it, and how the rest is computed."""
+
+    plan: ExportPlan
+    journal: Journal
+    threads: int | None
+    advance: Advance
+
+
+class DecoderEffort(Protocol):
+    """One way to find the decoder's bits, with its options."""
+
+    @property
+    def effort(self) -> Effort:
+        """Its name."""
+        ...
+
+    @property
+    def adjustments(self) -> tuple[str, ...]:
+        """What is looked at, as a manifest says it."""
+        ...
+
+    @property
+    def state_bytes(self) -> int:
+        """Disk for what is kept until the bundle is complete."""
+        ...
+
+    def facts(self) -> dict[str, object]:
+        """All of the options that decides about the bytes of the file, as JSON."""
+        ...
+
+    def prepare(self, run: ExportRun) -> PreparedDecoder:
+        """Do what must be done before the decoder is written, but for what the journal has of it."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """The effort `fast`: weights as the checkpoint has them, whose columns a given importance matrix may weigh."""
+
+    effort: ClassVar[Effort] = "fast"
+    state_bytes: ClassVar[int] = 0
+    importance: ImportanceMatrix | None = None
+
+    @property
+    def adjustments(self) -> tuple[str, ...]:
+        """Where the importance matrix is from."""
+        names = (self.importance.datasets or ("a file",)) if self.importance else ()
+        return tuple(f"importance from {name}" for name in names)
+
+    def facts(self) -> dict[str, object]:
+        """See `DecoderEffort.facts`."""
+        return {"importance": self.importance.digest() if self.importance else None, "effort": None}
+
+    def prepare(self, run: ExportRun) -> PreparedDecoder:
+        """The plan and the matrix as they are."""
+        return PreparedDecoder(run.plan, self.adjustments, self.importance)
+
+
 def effort_faults(
-    effort: Effort | None, fmt: DecoderFormat, budget: Budget, *, importance: bool, text: bool
+    effort: Effort | None,
+    fmt: DecoderFormat,
+    budget: Budget,
+    gptq: GptqOptions | None = None,
+    *,
+    importance: bool,
+    text: bool,
 ) -> list[str]:
     """What in these options contradicts each other, as sentences."""
     faults = []
+    if importance and text:
+        faults.append("importance and calibrate exclude each other")
+    if gptq and effort != "best":
+        faults.append("only the effort best has columns that compensate each other")
+    if gptq and (gptq.block < 0 or gptq.block % SUPER_BLOCK):
+        faults.append(
+            f"columns that compensate each other come in multiples of {SUPER_BLOCK}, not {gptq.block}"
+        )
     if effort is not None and effort not in EFFORTS:
         faults.append(f"the effort must be one of {', '.join(EFFORTS)}, not {effort!r}")
     if effort == "fast" and (importance or text):

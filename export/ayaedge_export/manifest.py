@@ -6,7 +6,7 @@ import platform
 from importlib import metadata
 
 from ayaedge import __version__
-from ayaedge.manifest import Decoder, EmbeddingTable, Formats, Manifest, Source, Tokens
+from ayaedge.manifest import DecoderInfo, EmbeddingTable, Formats, Manifest, Source, Tokens
 from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.decoder.gguf_writer import ARCHITECTURES
 
@@ -31,7 +31,7 @@ def describe(checkpoint: Checkpoint, embeddings: EmbeddingTable, formats: Format
             hidden=tokenizer.hidden,
             texts=tokenizer.texts,
         ),
-        decoder=Decoder(
+        decoder=DecoderInfo(
             architecture=ARCHITECTURES[text.model_type],
             hidden_size=text.hidden_size,
             vocab_size=text.vocab_size,

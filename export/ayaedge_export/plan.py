@@ -1,33 +1,43 @@
 """What an export will write, before any work: each tensor's type and bytes, and the disk that the bundle needs.
 
-Reads the checkpoint's headers only. Which type a tensor gets is decided in `ayaedge_quant.recipes`.
+The plan is made once, after the checkpoint is opened, and handed to all that work on the export. Reads the checkpoint's
+headers only. Which type a tensor gets is decided in `ayaedge_quant.recipes`.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import gguf
 from rich.table import Table
 
+from ayaedge.checks import check_options
 from ayaedge.errors import ExportError, InvalidOptionError
+from ayaedge.hardware.machine import processor
 from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.checkpoint.config import TextConfig, VisionConfig
-from ayaedge_export.checkpoint.spec import UNUSED_TENSORS, vision_tensors
+from ayaedge_export.checkpoint.logit_scale import choose_scale, scale_fault
+from ayaedge_export.checkpoint.spec import UNUSED_TENSORS
 from ayaedge_export.checkpoint.tokenizer import Tokenizer
-from ayaedge_export.decoder.gguf_writer import plan_tensors
+from ayaedge_export.decoder.gguf_writer import PlannedTensor, header_bytes, plan_tensors
 from ayaedge_export.vision.int8 import BLOCK_LINEAR, BLOCK_SIZE, MLP_GROUPS
+from ayaedge_quant.ggml import GgmlType
 from ayaedge_quant.int8 import group_slices
-from ayaedge_quant.recipes import DecoderFormat, Recipe
+from ayaedge_quant.recipes import DecoderFormat, Recipe, as_recipe
+
+logger = logging.getLogger("ayaedge.export")
 
 Part = Literal["decoder", "vision"]
 VisionFormat = Literal["int8", "int8-block", "fp16", "fp32"]
+VISION_FORMATS: tuple[VisionFormat, ...] = get_args(VisionFormat)
 
 NORMS = "norms and biases"
 _LAYER_PREFIX = re.compile(
@@ -92,26 +102,63 @@ class Group:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """Everything that an export with these options writes."""
+    """Everything that an export writes, and where."""
 
-    checkpoint: str
-    quant: DecoderFormat
+    checkpoint: Checkpoint
+    target: Path
+    recipe: Recipe
     vision: VisionFormat
-    overrides: tuple[str, ...]
-    weights: tuple[PlannedWeight, ...]
-    metadata_bytes: int
-    """Vocabulary, merges and headers of the decoder's file, and the vision graph's nodes; an estimate within 1 MB."""
-    free_bytes: int
-    """Free on the disk that the bundle will be written to."""
+    trace: bool
+    """Whether the vision graph is traced instead of built."""
+    tensors: tuple[PlannedTensor, ...]
+    """All of the decoder's file, in its order."""
 
-    def part(self, part: Part) -> Group:
-        """The sum over one half."""
-        return _sum(part, "all", "", [w for w in self.weights if w.part == part])
+    @cached_property
+    def weights(self) -> tuple[PlannedWeight, ...]:
+        """Every tensor of both halves."""
+        decoder = (
+            PlannedWeight("decoder", t.name, kind_of(t.name, t.shape), t.kind.name, t.shape, t.nbytes)
+            for t in self.tensors
+        )
+        return (*decoder, *plan_vision(self.checkpoint.config.vision, self.vision))
+
+    @cached_property
+    def metadata_bytes(self) -> int:
+        """Vocabulary, merges and headers of the decoder's file, and the graph's nodes; an estimate within 1 MB."""
+        config = self.checkpoint.config
+        graph = _GRAPH_BYTES + _LAYER_GRAPH_BYTES[self.vision] * config.vision.num_layers
+        tokenizer, template = self.checkpoint.tokenizer, self.checkpoint.chat_template
+        return graph + gguf_metadata_bytes(tokenizer, template, self.tensors, config.text)
+
+    @cached_property
+    def header_bytes(self) -> int:
+        """What the decoder's file holds in front of its first tensor, exactly."""
+        return header_bytes(self)
 
     @property
     def disk_bytes(self) -> int:
         """What the finished bundle takes; an export needs no more than that at any time."""
         return sum(weight.nbytes for weight in self.weights) + self.metadata_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Free on the disk that the bundle will be written to."""
+        return shutil.disk_usage(_existing(self.target)).free
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes of the checkpoint that an export deals with: every tensor is checked, then written."""
+        config, entries = self.checkpoint.config, self.checkpoint.tensors.entries
+        return 2 * sum(entries[name].nbytes for name in (*config.text.tensors, *config.vision.tensors))
+
+    def with_types(self, kinds: Mapping[str, GgmlType]) -> ExportPlan:
+        """The same with types that were chosen for tensors of the decoder, by their GGUF names."""
+        tensors = (replace(tensor, kind=kinds.get(tensor.name, tensor.kind)) for tensor in self.tensors)
+        return replace(self, recipe=replace(self.recipe, chosen=kinds), tensors=tuple(tensors))
+
+    def part(self, part: Part) -> Group:
+        """The sum over one half."""
+        return _sum(part, "all", "", [w for w in self.weights if w.part == part])
 
     def groups(self) -> list[Group]:
         """Tensors of one kind and type together, kinds in the order of the file."""
@@ -132,10 +179,10 @@ class ExportPlan:
             for name, total in (("decoder", self.part("decoder")), ("vision", self.part("vision")))
         }
         return {
-            "checkpoint": self.checkpoint,
-            "quant": self.quant,
+            "checkpoint": self.checkpoint.name,
+            "quant": self.recipe.format,
             "vision": self.vision,
-            "overrides": list(self.overrides),
+            "overrides": list(self.recipe.adjustments),
             "totals": totals,
             "metadata_bytes": self.metadata_bytes,
             "disk_bytes": self.disk_bytes,
@@ -146,77 +193,77 @@ class ExportPlan:
 
 def plan_export(
     checkpoint: Checkpoint | str | Path,
+    target: str | Path | None = None,
     *,
-    quant: DecoderFormat = "q4_k_m",
-    vision: VisionFormat = "int8",
-    tensor_types: Sequence[str] = (),
-    output_type: str | None = None,
-    target: str | Path = ".",
+    quant: DecoderFormat | Recipe = "q4_k_m",
+    vision: VisionFormat | None = None,
+    logit_scale: float | None = None,
+    trace: bool = False,
 ) -> ExportPlan:
-    """What an export of `checkpoint` with these options writes, and the free space where `target` would lie.
+    """Return what `exporter.export_checkpoint` with these options writes.
 
-    `tensor_types` are overrides `REGEX=TYPE`, of which the first that matches counts. Raises CheckpointError, and
-    InvalidOptionError for an override that cannot be followed.
+    Raises CheckpointError, ExportError for a traced graph in another format than fp32, and InvalidOptionError for an
+    override in `quant` that does not fit its tensor or matches none.
     """
+    recipe = as_recipe(quant)
+    check_options(scale_fault(logit_scale))
+    vision = vision or ("fp32" if trace else default_vision_format())
+    if trace and vision != "fp32":
+        raise ExportError(
+            f"a traced vision graph is fp32, not {vision}: add --vision fp32 or leave out --trace"
+        )
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)
-    return plan_recipe(checkpoint, make_recipe(quant, tensor_types, output_type), vision, Path(target))
+    checkpoint = choose_scale(checkpoint, logit_scale)
+    text = checkpoint.config.text
+    tensors = tuple(_option(lambda: plan_tensors(text, recipe)))
+    _option(lambda: recipe.check_used(tensor.name for tensor in tensors))
+    target = Path(target if target is not None else default_name(checkpoint, recipe.format, vision))
+    return ExportPlan(checkpoint, target, recipe, vision, trace, tensors)
 
 
-def plan_recipe(
-    checkpoint: Checkpoint, recipe: Recipe, vision: VisionFormat, target: Path = Path()
-) -> ExportPlan:
-    """`plan_export` for a recipe; InvalidOptionError for an override that does not fit or match."""
-    decoder = plan_decoder(checkpoint.config.text, recipe)
-    metadata = (
-        gguf_metadata_bytes(checkpoint.tokenizer, checkpoint.chat_template, decoder, checkpoint.config.text)
-        + _GRAPH_BYTES
-        + _LAYER_GRAPH_BYTES[vision] * checkpoint.config.vision.num_layers
+def default_name(checkpoint: Checkpoint, quant: DecoderFormat, vision: VisionFormat) -> str:
+    """The bundle's name, after the checkpoint's directory and both formats."""
+    return f"{checkpoint.name}-{quant}-{vision}"
+
+
+def default_vision_format() -> VisionFormat:
+    """int8, unless its sums saturate on this processor, where the bundle will probably run; then a warning says so."""
+    if not processor().saturates:
+        return "int8"
+    logger.warning(
+        "this processor cannot multiply bytes without saturating, so the vision tower is int8-block"
     )
-    return ExportPlan(
-        checkpoint.name,
-        recipe.format,
-        vision,
-        recipe.adjustments,
-        (*decoder, *plan_vision(checkpoint.config.vision, vision)),
-        metadata,
-        shutil.disk_usage(_existing(target)).free,
-    )
+    return "int8-block"
 
 
-def check_disk(plan: ExportPlan, target: Path, *, present: int = 0, extra: int = 0) -> None:
-    """Raise ExportError, with both figures, if the disk of `target` cannot hold what is missing of the bundle.
+def check_disk(plan: ExportPlan, *, present: int = 0, extra: int = 0) -> None:
+    """Raise ExportError, with both figures, if the target's disk cannot hold what is missing of the bundle.
 
     `present` bytes of it are there already; `extra` ones are needed until it is complete.
     """
-    missing = plan.disk_bytes - present + extra
-    free = shutil.disk_usage(_existing(target)).free
+    missing, free = plan.disk_bytes - present + extra, plan.free_bytes
     if missing > free:
         raise ExportError(
-            f"{'the rest of ' * (present > 0)}the bundle takes {_megabytes(missing)} MB and the disk of {target} has "
-            f"{_megabytes(free)} MB free: make room or choose another place with -o"
+            f"{'the rest of ' * (present > 0)}the bundle takes {_megabytes(missing)} MB and the disk of {plan.target} "
+            f"has {_megabytes(free)} MB free: make room or choose another place with -o"
         )
 
 
-def make_recipe(quant: DecoderFormat, tensor_types: Sequence[str], output_type: str | None) -> Recipe:
-    """The recipe of a format and a user's overrides; InvalidOptionError says what is wrong with them."""
+def make_recipe(
+    quant: DecoderFormat, tensor_types: Sequence[str] = (), output_type: str | None = None
+) -> Recipe:
+    """The recipe of a format and a user's overrides `REGEX=TYPE`, of which the first that matches counts.
+
+    Raises InvalidOptionError for overrides that are not written so or name no type.
+    """
     return _option(lambda: Recipe.parse(quant, tensor_types, output_type))
-
-
-def plan_decoder(text: TextConfig, recipe: Recipe) -> tuple[PlannedWeight, ...]:
-    """Every tensor of the decoder's file; InvalidOptionError for an override that does not fit or match."""
-    plan = _option(lambda: plan_tensors(text, recipe))
-    _option(lambda: recipe.check_used(tensor.name for tensor in plan))
-    return tuple(
-        PlannedWeight("decoder", t.name, kind_of(t.name, t.shape), t.kind.name, t.shape, t.nbytes)
-        for t in plan
-    )
 
 
 def plan_vision(config: VisionConfig, fmt: VisionFormat) -> tuple[PlannedWeight, ...]:
     """Every weight of the vision graph."""
     plan = []
-    for name, shape in vision_tensors(config).items():
+    for name, shape in config.tensors.items():
         if name not in UNUSED_TENSORS:
             kind, nbytes = _vision_type(name, shape, fmt)
             plan.append(PlannedWeight("vision", name, kind_of(name, shape), kind, shape, nbytes))
@@ -231,13 +278,13 @@ def kind_of(name: str, shape: tuple[int, ...]) -> str:
 
 
 def gguf_metadata_bytes(
-    tokenizer: Tokenizer, template: str, plan: Sequence[PlannedWeight], text: TextConfig
+    tokenizer: Tokenizer, template: str, tensors: Sequence[PlannedTensor], text: TextConfig
 ) -> int:
     """Bytes of a decoder file in front of and between its tensors: vocabulary, merges, template, names."""
     names = [token or f"[PAD{index}]" for index, token in enumerate(tokenizer.token_list(text.vocab_size))]
     strings = sum(8 + len(string.encode()) for string in (*names, *tokenizer.merges, template))
-    infos = sum(24 + len(weight.name) + 8 * len(weight.shape) for weight in plan)
-    padding = sum(-weight.nbytes % int(gguf.GGUF_DEFAULT_ALIGNMENT) for weight in plan)
+    infos = sum(24 + len(tensor.name) + 8 * len(tensor.shape) for tensor in tensors)
+    padding = sum(-tensor.nbytes % int(gguf.GGUF_DEFAULT_ALIGNMENT) for tensor in tensors)
     return strings + 4 * text.vocab_size + infos + padding + _GGUF_KEYS
 
 

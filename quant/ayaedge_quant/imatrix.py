@@ -55,7 +55,7 @@ class ImportanceMatrix:
         """Whole sequences' worth of positions, at least 1."""
         return max(1, max((entry.positions for entry in self.entries.values()), default=0) // self.chunk_size)
 
-    def importance(self, name: str) -> FloatArray | None:
+    def importance(self, name: str) -> NDArray[np.float32] | None:
         """Mean squared input (columns,) of the tensor `name`; None if it was not watched."""
         entry = self.entries.get(name)
         return None if entry is None else entry.mean_squares

@@ -11,16 +11,11 @@ import pytest
 
 from ayaedge import CheckpointError, ExportError, read_bundle
 from ayaedge.bundle import check_hashes, demo_bundle
-from ayaedge_export.decoder import gguf_writer as decoder_gguf
-from ayaedge_export.exporter import (
-    DECODER_FORMATS,
-    VISION_FORMATS,
-    export_checkpoint,
-    open_checkpoint,
-    work_bytes,
-)
+from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.manifest import describe_writers
+from ayaedge_export.plan import VISION_FORMATS, plan_export
 from ayaedge_export.resume.staged_bundle import staging_place
+from ayaedge_quant.recipes import DECODER_FORMATS, DecoderFormat
 from random_checkpoint import Shape, write_random_checkpoint
 
 
@@ -38,7 +33,7 @@ def test_the_shipped_bundle_is_what_an_export_gives(tiny: Path, tmp_path: Path) 
     shipped = read_bundle(demo_bundle())
     assert check_hashes(shipped) == []
     assert shipped.size <= 5_000_000
-    again = export_checkpoint(tiny, tmp_path / "again")
+    again = export_checkpoint(tiny, tmp_path / "again", vision="int8")
     if shipped.manifest.created_by != describe_writers():
         pytest.skip(f"the shipped bundle was written by {shipped.manifest.created_by}")
     assert contents(again.directory) == contents(shipped.directory)
@@ -47,7 +42,7 @@ def test_the_shipped_bundle_is_what_an_export_gives(tiny: Path, tmp_path: Path) 
 @pytest.mark.parametrize("vision", VISION_FORMATS)
 @pytest.mark.parametrize("quant", DECODER_FORMATS)
 def test_every_pair_of_formats_is_an_intact_bundle(
-    tiny: Path, tmp_path: Path, quant: decoder_gguf.DecoderFormat, vision: str
+    tiny: Path, tmp_path: Path, quant: DecoderFormat, vision: str
 ) -> None:
     bundle = export_checkpoint(tiny, tmp_path / "b", quant=quant, vision=vision)  # type: ignore[arg-type]
     assert check_hashes(bundle) == []
@@ -56,17 +51,16 @@ def test_every_pair_of_formats_is_an_intact_bundle(
 
 
 def test_a_traced_bundle_is_a_bundle(tiny: Path, tmp_path: Path) -> None:
-    bundle = export_checkpoint(tiny, tmp_path / "b", vision="fp32", trace=True)
+    bundle = export_checkpoint(tiny, tmp_path / "b", trace=True)
     assert bundle.manifest.formats.vision == "fp32"
     with pytest.raises(ExportError, match="fp32, not int8"):
-        export_checkpoint(tiny, tmp_path / "c", trace=True)
+        export_checkpoint(tiny, tmp_path / "c", vision="int8", trace=True)
 
 
 def test_progress_covers_every_byte(tiny: Path, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(tiny)
     seen: list[int] = []
-    export_checkpoint(checkpoint, tmp_path / "b", advance=lambda count, _: seen.append(count))
-    assert sum(seen) == work_bytes(checkpoint)
+    export_checkpoint(tiny, tmp_path / "b", advance=lambda count, _: seen.append(count))
+    assert sum(seen) == plan_export(tiny).work_bytes
 
 
 def test_an_existing_bundle_is_replaced_only_by_force(tiny: Path, tmp_path: Path) -> None:
@@ -110,7 +104,7 @@ def test_a_file_and_the_working_directory_are_no_targets(
 
 @pytest.mark.parametrize("quant", ["f16", "q8_0", "q4_k_m"])
 def test_a_weight_that_the_format_cannot_hold_is_an_error(
-    tiny: Path, tmp_path: Path, quant: decoder_gguf.DecoderFormat
+    tiny: Path, tmp_path: Path, quant: DecoderFormat
 ) -> None:
     from safetensors.numpy import load_file, save_file
 
@@ -130,7 +124,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_any_work(
     usage = shutil.disk_usage(tmp_path)._replace(free=3_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ExportError, match=r"the bundle takes 3\.5 MB and the disk of .* has 3\.0 MB free"):
-        export_checkpoint(tiny, tmp_path / "b")
+        export_checkpoint(tiny, tmp_path / "b", vision="int8")
     assert list(tmp_path.iterdir()) == []
 
 

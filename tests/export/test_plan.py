@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import gguf
 import onnx
@@ -13,11 +14,22 @@ from onnx import numpy_helper
 from rich.console import Console
 
 from ayaedge import InvalidOptionError
+from ayaedge_export import plan
+from ayaedge_export.checkpoint import config
 from ayaedge_export.checkpoint.config import ModelConfig, parse_config
 from ayaedge_export.decoder.gguf_writer import plan_tensors
-from ayaedge_export.exporter import VISION_FORMATS, export_checkpoint
-from ayaedge_export.plan import VisionFormat, plan_export, plan_table, plan_vision
+from ayaedge_export.effort import Budget, Effort
+from ayaedge_export.exporter import export_checkpoint
+from ayaedge_export.plan import (
+    VISION_FORMATS,
+    VisionFormat,
+    make_recipe,
+    plan_export,
+    plan_table,
+    plan_vision,
+)
 from ayaedge_quant.recipes import DecoderFormat
+from random_checkpoint import Shape, write_random_checkpoint
 
 
 def released_config(released_files: Path, model: str) -> ModelConfig:
@@ -69,6 +81,43 @@ def test_the_vision_graph_is_as_planned(tiny: Path, tmp_path: Path, vision: Visi
     assert plan.disk_bytes == pytest.approx(bundle.size, rel=0.02)
 
 
+@pytest.mark.parametrize("effort", ["fast", "best"])
+def test_names_shapes_and_types_are_decided_once_in_an_export(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, effort: Effort
+) -> None:
+    asked: Counter[str] = Counter()
+
+    def counted(module: ModuleType, name: str) -> None:
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: asked.update([name]) or function(*given))
+
+    for name in ("text_tensors", "vision_tensors"):
+        counted(config, name)
+    for name in ("plan_tensors", "header_bytes"):
+        counted(plan, name)
+    checkpoint = write_random_checkpoint(tmp_path / "c", tiny, Shape())
+    asked.clear()
+    budget = Budget(nbytes=10**6) if effort == "best" else Budget()
+    export_checkpoint(checkpoint, tmp_path / "b", effort=effort, budget=budget)
+    assert set(asked.values()) == {1}
+    assert len(asked) == (4 if effort == "best" else 3)
+
+
+@pytest.mark.parametrize(("saturates", "expected"), [(False, "int8"), (True, "int8-block")])
+def test_the_vision_format_is_by_default_what_the_processor_multiplies_exactly(
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    saturates: bool,
+    expected: str,
+) -> None:
+    monkeypatch.setattr(plan, "processor", lambda: SimpleNamespace(saturates=saturates))
+    assert plan_export(tiny).vision == expected
+    assert ("cannot multiply bytes without saturating" in caplog.text) == saturates
+    assert plan_export(tiny, vision="fp16").vision == "fp16"
+    assert plan_export(tiny, trace=True).vision == "fp32"
+
+
 def test_groups_add_up_to_the_whole(tiny: Path) -> None:
     plan = plan_export(tiny)
     assert sum(group.nbytes for group in plan.groups()) == sum(weight.nbytes for weight in plan.weights)
@@ -79,14 +128,14 @@ def test_groups_add_up_to_the_whole(tiny: Path) -> None:
 
 def test_overrides_change_what_they_name(tiny: Path) -> None:
     before = {weight.name: weight for weight in plan_export(tiny).weights}
-    plan = plan_export(tiny, tensor_types=[r"blk\.[01]\.ffn_down=q8_0"], output_type="f16")
+    plan = plan_export(tiny, quant=make_recipe("q4_k_m", [r"blk\.[01]\.ffn_down=q8_0"], "f16"))
     changed = {weight.name: weight.type for weight in plan.weights if weight != before[weight.name]}
     assert changed == {
         "token_embd.weight": "F16",
         "blk.0.ffn_down.weight": "Q8_0",
         "blk.1.ffn_down.weight": "Q8_0",
     }
-    assert plan.overrides == (r"blk\.[01]\.ffn_down=q8_0", "output=f16")
+    assert plan.recipe.adjustments == (r"blk\.[01]\.ffn_down=q8_0", "output=f16")
 
 
 @pytest.mark.parametrize(
@@ -102,12 +151,12 @@ def test_an_override_that_cannot_be_followed_says_why(
     tiny: Path, overrides: list[str], output: str | None, says: str
 ) -> None:
     with pytest.raises(InvalidOptionError) as caught:
-        plan_export(tiny, tensor_types=overrides, output_type=output)
+        plan_export(tiny, quant=make_recipe("q4_k_m", overrides, output))
     assert says in str(caught.value)
 
 
 def test_a_plan_is_json_and_a_table(tiny: Path, tmp_path: Path) -> None:
-    plan = plan_export(tiny, target=tmp_path / "not" / "there" / "yet")
+    plan = plan_export(tiny, tmp_path / "not" / "there" / "yet")
     data = json.loads(json.dumps(plan.to_dict()))
     assert data["disk_bytes"] == plan.disk_bytes
     assert data["free_bytes"] > 0

@@ -11,6 +11,7 @@ import pytest
 
 from ayaedge_export.checkpoint.checkpoint import open_checkpoint
 from ayaedge_export.decoder.gguf_writer import write_decoder
+from ayaedge_export.plan import plan_export
 from ayaedge_quant.ggml import GgmlType, encode, library_path
 from ayaedge_quant.imatrix import ColumnSums, ImportanceMatrix, SquareSums, read_imatrix, write_imatrix
 from ayaedge_quant.recipes import DecoderFormat
@@ -63,7 +64,7 @@ def test_every_tensor_equals_llama_cpps_quantizer_with_the_same_matrix(
     text = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": 3}
     shape = Shape(text_type=text_type, text=text, dtype="float16")
     checkpoint = open_checkpoint(write_random_checkpoint(tmp_path / "c", tiny, shape))
-    write_decoder(checkpoint, tmp_path / "f32.gguf", "f32")
+    write_decoder(plan_export(checkpoint, quant="f32"), tmp_path / "f32.gguf")
     exact = {t.name: np.array(t.data) for t in gguf.GGUFReader(tmp_path / "f32.gguf").tensors}
     entries = {
         name: ColumnSums(importance(data.shape[1], seed), 3)
@@ -207,7 +208,7 @@ def test_what_is_no_importance_matrix_is_refused_with_its_reason(tmp_path: Path,
 @pytest.fixture(scope="module")
 def exact_decoder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("decoder") / "d.gguf"
-    write_decoder(open_checkpoint(tiny), path, "f16")
+    write_decoder(plan_export(open_checkpoint(tiny), quant="f16"), path)
     return path
 
 

@@ -10,9 +10,9 @@ import gguf
 
 from ayaedge.errors import InvalidOptionError
 from ayaedge_export.best.sensitivity import KINDS, Survey
-from ayaedge_export.checkpoint.config import TextConfig
-from ayaedge_export.decoder.gguf_writer import PlannedTensor, plan_tensors
+from ayaedge_export.decoder.gguf_writer import PlannedTensor
 from ayaedge_export.effort import Budget
+from ayaedge_export.plan import ExportPlan
 from ayaedge_quant.allocation import Choice, allocate, loss_of
 from ayaedge_quant.ggml import GgmlType
 from ayaedge_quant.hessian import Covariance
@@ -30,47 +30,44 @@ class Allocation:
     """The same for the format's own types."""
 
 
-def choose_types(
-    survey: Survey, text: TextConfig, recipe: Recipe, budget: Budget, *, header_bytes: int
-) -> Allocation:
+def choose_types(survey: Survey, plan: ExportPlan, budget: Budget) -> Allocation:
     """The types with the least predicted loss within the budget; a user's own choices stay.
 
     Without a size the head keeps its type, and the layers get only types that the format has for them, within its
-    bytes: as much of each at other places, which takes no longer. `header_bytes` is what the file holds in
-    front of its tensors. Raises InvalidOptionError if the budget cannot be kept.
+    bytes: as much of each at other places, which takes no longer. Raises InvalidOptionError if the budget cannot be
+    kept.
     """
-    plan = plan_tensors(text, recipe)
-    rule = {tensor.name: _choice(tensor, tensor.kind, survey) for tensor in plan}
+    rule = {tensor.name: _choice(tensor, tensor.kind, survey) for tensor in plan.tensors}
     items = {
         tensor.name: [_choice(tensor, kind, survey) for kind in kinds]
-        for tensor, kinds in zip(plan, _kinds(plan, recipe, survey, budget), strict=True)
+        for tensor, kinds in zip(plan.tensors, _kinds(plan.tensors, plan.recipe, survey, budget), strict=True)
     }
+    weights = sum(math.prod(tensor.shape) for tensor in plan.tensors)
     most = sum(choice.nbytes for choice in rule.values())
     if budget.nbytes is not None:
-        most = budget.nbytes - header_bytes
+        most = budget.nbytes - plan.header_bytes
     elif budget.bits_per_weight is not None:
-        most = int(budget.bits_per_weight * sum(math.prod(tensor.shape) for tensor in plan) / 8)
+        most = int(budget.bits_per_weight * weights / 8)
     try:
         chosen = allocate(items, most)
     except ValueError:
         least = sum(min(choice.nbytes for choice in choices) for choices in items.values())
-        weights = sum(math.prod(tensor.shape) for tensor in plan)
         raise InvalidOptionError(
-            f"this decoder cannot be made so small: its least is {(least + header_bytes) / 1e6:,.1f} MB "
+            f"this decoder cannot be made so small: its least is {(least + plan.header_bytes) / 1e6:,.1f} MB "
             f"({8 * least / weights:.2f} bits per weight)"
         ) from None
     kinds = {name: choice.kind for name, choice in chosen.items() if choice.kind != rule[name].kind}
     return Allocation(kinds, loss_of(chosen.values()), loss_of(rule.values()))
 
 
-def check_budget(text: TextConfig, recipe: Recipe, budget: Budget, *, header_bytes: int) -> None:
+def check_budget(plan: ExportPlan, budget: Budget) -> None:
     """Raise InvalidOptionError for a budget that `choose_types` could not keep, before anything is measured."""
     unmeasured = {
         tensor.name: {kind: 0.0 for kind in KINDS if tensor.shape[-1] % kind.block_size == 0}
-        for tensor in plan_tensors(text, recipe)
+        for tensor in plan.tensors
         if tensor.kind is not GgmlType.F32
     }
-    choose_types(Survey(unmeasured, {}, Covariance(0)), text, recipe, budget, header_bytes=header_bytes)
+    choose_types(Survey(unmeasured, {}, Covariance(0)), plan, budget)
 
 
 def _kinds(

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 from ayaedge.errors import ExportError
 from ayaedge.hardware.machine import usable_threads
-from ayaedge_export.best.allocation import Allocation, check_budget, choose_types
+from ayaedge_export.best.allocation import check_budget, choose_types
 from ayaedge_export.best.passages import BestPassages, calibration_passages
-from ayaedge_export.best.rounding import FeedbackOptions, Rounder
+from ayaedge_export.best.rounding import Rounder
 from ayaedge_export.best.sensitivity import OnStep, Survey, survey
 from ayaedge_export.calibration.text import CalibrationText
 from ayaedge_export.checkpoint.checkpoint import Checkpoint
-from ayaedge_export.decoder.gguf_writer import Advance, header_bytes
-from ayaedge_export.effort import PROBE_TOKENS, SURVEY_TOKENS, Budget
+from ayaedge_export.decoder.gguf_writer import Advance
+from ayaedge_export.effort import (
+    PROBE_TOKENS,
+    SURVEY_TOKENS,
+    Budget,
+    Effort,
+    ExportRun,
+    GptqOptions,
+    PreparedDecoder,
+)
+from ayaedge_export.plan import ExportPlan
 from ayaedge_export.resume.eta import Countdown
 from ayaedge_export.resume.journal import Journal
 from ayaedge_export.resume.state_file import Arrays, StateFile, Values
 from ayaedge_quant import kernels
 from ayaedge_quant.ggml import GgmlType
 from ayaedge_quant.hessian import Covariance
-from ayaedge_quant.recipes import Recipe
 
 _SURVEY, _SURVEYED, _ROUNDED = "../survey.npz", "../surveyed.npz", "../rounded.npz"
 """Beside the bundle's files: the result, and how far two computations have come."""
@@ -33,85 +39,81 @@ _ROUNDING = 1.2
 
 
 @dataclass(frozen=True)
-class BestDecoder:
-    """How the decoder is written."""
+class MeasuredTypes:
+    """The effort `best`: types chosen by measurement within `budget`, and weights rounded by GPTQ."""
 
-    recipe: Recipe
-    allocation: Allocation
-    rounder: Rounder
-    text: str
-    """What was calibrated on."""
+    effort: ClassVar[Effort] = "best"
+    text: CalibrationText
+    budget: Budget
+    gptq: GptqOptions
+    state_bytes: int
+    """Two streams of hidden states, and once more while they are replaced."""
+
+    @classmethod
+    def of(cls, plan: ExportPlan, text: CalibrationText, budget: Budget, gptq: GptqOptions) -> MeasuredTypes:
+        """Raise InvalidOptionError for a budget that cannot be kept, and ExportError without the native kernels."""
+        try:
+            kernels.library_path()
+        except FileNotFoundError as error:
+            raise ExportError(f"the effort best needs the native kernels: {error}") from None
+        check_budget(plan, budget)
+        config = plan.checkpoint.config.text
+        settled = gptq.settled(max(config.hidden_size, config.intermediate_size))
+        return cls(text, budget, settled, 2 * 2 * 4 * gptq.tokens * config.hidden_size)
 
     @property
     def adjustments(self) -> tuple[str, ...]:
-        """For the manifest: what was done, and which tensors got another type than the format has for them."""
-        chosen = list_types(self.allocation.kinds) or "as the format has them"
-        return (f"error feedback from {self.text}", f"types chosen by measurement ({chosen})")
+        """What is measured on."""
+        return (f"importance from {self.text.name}",)
 
-    @property
-    def figures(self) -> dict[str, float]:
-        """For the manifest: what the measured losses add up to."""
-        return {
-            "best, predicted KL divergence of the chosen types (nats)": self.allocation.predicted,
-            "best, predicted KL divergence of the format's own types (nats)": self.allocation.fixed_rule,
-        }
+    def facts(self) -> dict[str, object]:
+        """See `DecoderEffort.facts`."""
+        settings = (self.effort, asdict(self.budget), asdict(self.gptq))
+        return {"importance": self.text.digest(), "effort": settings}
+
+    def prepare(self, run: ExportRun) -> PreparedDecoder:
+        """Measure, choose types, and prepare the rounding; InvalidOptionError for a budget that cannot be kept."""
+        plan, journal, threads = run.plan, run.journal, run.threads or usable_threads()
+        run.advance(0, "pictures to calibrate on")
+        passages = calibration_passages(
+            plan.checkpoint, self.text, max_tokens=self.gptq.tokens,
+            survey_tokens=min(SURVEY_TOKENS, self.gptq.tokens), probe_tokens=PROBE_TOKENS,
+        )  # fmt: skip
+        steps = _Steps(plan.checkpoint.config.text.num_layers, run.advance)
+        found = _surveyed(plan.checkpoint, journal, passages, threads, steps.surveyed)
+        allocation = choose_types(found, plan, self.budget)
+        rounder = Rounder(
+            plan.checkpoint, passages.rounding, found.head, self.gptq,
+            state=StateFile(journal.directory / _ROUNDED, journal.fingerprint), threads=threads,
+            on_step=steps.rounded,
+        )  # fmt: skip
+        chosen = list_types(allocation.kinds) or "as the format has them"
+        return PreparedDecoder(
+            plan.with_types(allocation.kinds),
+            (f"error feedback from {passages.text.name}", f"types chosen by measurement ({chosen})"),
+            source=rounder,
+            figures={
+                "best, predicted KL divergence of the chosen types (nats)": allocation.predicted,
+                "best, predicted KL divergence of the format's own types (nats)": allocation.fixed_rule,
+            },
+        )
 
 
-def check_possible(checkpoint: Checkpoint, recipe: Recipe, budget: Budget) -> None:
-    """Before anything is done: InvalidOptionError for a budget that cannot be kept, ExportError without kernels."""
-    try:
-        kernels.library_path()
-    except FileNotFoundError as error:
-        raise ExportError(f"the effort best needs the native kernels: {error}") from None
-    with TemporaryDirectory() as scratch:
-        size = header_bytes(checkpoint, Path(scratch), recipe)
-    check_budget(checkpoint.config.text, recipe, budget, header_bytes=size)
+class _Steps:
+    """Names the layers that were measured and rounded, with the time left."""
 
+    def __init__(self, layers: int, advance: Advance) -> None:
+        self._layers, self._advance = layers, advance
+        self._countdown = Countdown((1 + _ROUNDING) * layers + 1)
 
-def state_bytes(checkpoint: Checkpoint, tokens: int) -> int:
-    """Disk for what is kept for going on: two streams of hidden states, and once more while they are replaced."""
-    return 2 * 2 * 4 * tokens * checkpoint.config.text.hidden_size
+    def surveyed(self, done: int, of: int) -> None:
+        """So many layers, and the head, were measured."""
+        self._advance(0, self._countdown.label(f"surveyed {done}/{of}", done))
 
-
-def prepare_best(
-    checkpoint: Checkpoint,
-    journal: Journal,
-    recipe: Recipe,
-    budget: Budget,
-    text: CalibrationText,
-    options: FeedbackOptions,
-    *,
-    threads: int | None = None,
-    advance: Advance,
-) -> BestDecoder:
-    """Measure, choose types, and prepare the rounding; what is measured is kept until the bundle is complete.
-
-    Raises InvalidOptionError for a budget that cannot be kept.
-    """
-    threads = threads or usable_threads()
-    text_config, size = checkpoint.config.text, header_bytes(checkpoint, journal.directory, recipe)
-    advance(0, "pictures to calibrate on")
-    passages = calibration_passages(
-        checkpoint, text, max_tokens=options.tokens, survey_tokens=min(SURVEY_TOKENS, options.tokens),
-        probe_tokens=PROBE_TOKENS,
-    )  # fmt: skip
-    layers = text_config.num_layers
-    countdown = Countdown((1 + _ROUNDING) * layers + 1)
-
-    def surveyed(done: int, of: int) -> None:
-        advance(0, countdown.label(f"surveyed {done}/{of}", done))
-
-    def rounded(done: int, of: int) -> None:
-        advance(0, countdown.label(f"rounded {done}/{of}", layers + 1 + _ROUNDING * done))
-
-    found = _surveyed(checkpoint, journal, passages, threads, surveyed)
-    allocation = choose_types(found, text_config, recipe, budget, header_bytes=size)
-    rounder = Rounder(
-        checkpoint, passages.rounding, found.head, options,
-        state=StateFile(journal.directory / _ROUNDED, journal.fingerprint), threads=threads,
-        on_step=rounded,
-    )  # fmt: skip
-    return BestDecoder(replace(recipe, chosen=allocation.kinds), allocation, rounder, passages.text.name)
+    def rounded(self, done: int, of: int) -> None:
+        """So many layers were rounded."""
+        finished = self._layers + 1 + _ROUNDING * done
+        self._advance(0, self._countdown.label(f"rounded {done}/{of}", finished))
 
 
 def list_types(kinds: Mapping[str, GgmlType]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +17,11 @@ from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.checkpoint.tensors import slabs
 from ayaedge_export.decoder.forward import EMBEDDINGS, PART, StoredLinears, add_layer
 from ayaedge_export.decoder.gguf_writer import PlannedTensor
-from ayaedge_export.effort import MAX_TOKENS
+from ayaedge_export.effort import GptqOptions
 from ayaedge_export.resume.state_file import StateFile
 from ayaedge_quant.ggml import GgmlType, decode, encode
-from ayaedge_quant.gptq import TARGET_DAMPING, Compensator
-from ayaedge_quant.hessian import DAMPING, Covariance
+from ayaedge_quant.gptq import Compensator
+from ayaedge_quant.hessian import Covariance
 from ayaedge_quant.matmul import multiply
 
 FloatArray = NDArray[np.float32]
@@ -30,24 +29,6 @@ Blocks = NDArray[np.uint8]
 OnStep = Callable[[int, int], None]
 
 _LAYERS = "language_model.model.layers."
-
-BLOCK = 1024
-"""Columns that make up for each other. The builtin text is 8,642 positions with the 8B's tokenizer, 8 for each column;
-more columns gave less KL divergence still with 6 for each (docs/quantization.md), and take longer."""
-
-
-@dataclass(frozen=True)
-class FeedbackOptions:
-    """How tensors are rounded."""
-
-    block: int = BLOCK
-    """Columns within which errors are made up for, a multiple of 256; the head's are made up for within 256."""
-    damping: float = DAMPING
-    target_damping: float = TARGET_DAMPING
-    rounded_inputs: bool = True
-    """Whether covariances are those of the rounded model's activations, and products aim at the exact model's."""
-    tokens: int = MAX_TOKENS
-    """Most positions of text and pictures that are calibrated on."""
 
 
 class Rounder:
@@ -61,14 +42,14 @@ class Rounder:
         checkpoint: Checkpoint,
         text: Passages,
         head: Covariance,
-        options: FeedbackOptions | None = None,
+        options: GptqOptions | None = None,
         *,
         state: StateFile | None = None,
         threads: int = 1,
         on_step: OnStep | None = None,
     ):
         self._config, self._tensors = checkpoint.config.text, checkpoint.tensors
-        self._options = options or FeedbackOptions()
+        self._options = options or GptqOptions()
         self._text, self._head = text, head
         self._state, self._threads, self._on_step = state, threads, on_step
         self._stored = StoredLinears(checkpoint.tensors)

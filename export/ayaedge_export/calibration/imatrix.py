@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from ayaedge.bundle import Bundle
+from ayaedge.bundle import MANIFEST, Bundle, read_bundle
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import BackendError, CheckpointError, InvalidOptionError, list_faults
 from ayaedge.manifest import EmbeddingTable, Formats
@@ -28,23 +30,77 @@ from ayaedge_export.calibration.sequences import (
     checkpoint_vocabulary,
 )
 from ayaedge_export.calibration.text import BUILTIN, CalibrationText
-from ayaedge_export.checkpoint.checkpoint import Checkpoint
+from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.checkpoint.config import TextConfig
-from ayaedge_export.checkpoint.spec import text_tensors
 from ayaedge_export.decoder.forward import decoder_forward
 from ayaedge_export.decoder.gguf_writer import gguf_name
-from ayaedge_export.effort import MAX_TOKENS
+from ayaedge_export.effort import MAX_TOKENS, Effort, ExportRun, PreparedDecoder
 from ayaedge_export.manifest import describe
 from ayaedge_export.product_threads import bounded_products
-from ayaedge_quant.imatrix import ImportanceMatrix, SquareSums, read_imatrix
+from ayaedge_export.resume.eta import Countdown
+from ayaedge_quant.imatrix import ImportanceMatrix, SquareSums, read_imatrix, write_imatrix
 
 logger = logging.getLogger("ayaedge.calibration")
 
 OnStep = Callable[[int, int], None]
 """Called with the number of steps that are done, and of all."""
 
+_IMPORTANCE = "../importance.gguf"
+"""Next to the bundle's files, to which it does not belong."""
 _PROBES = 64
 """Positions computed at once in llama.cpp, where every one of them has logits: 64 MB for 256,000 tokens."""
+
+
+@dataclass(frozen=True)
+class MeasuredImportance:
+    """The effort `calibrated`: an importance matrix for `text`, kept until the bundle is complete."""
+
+    effort: ClassVar[Effort] = "calibrated"
+    state_bytes: ClassVar[int] = 0
+    text: CalibrationText
+
+    @property
+    def adjustments(self) -> tuple[str, ...]:
+        """Where the importance matrix is from."""
+        return (f"importance from {self.text.name}",)
+
+    def facts(self) -> dict[str, object]:
+        """See `DecoderEffort.facts`."""
+        return {"importance": self.text.digest(), "effort": None}
+
+    def prepare(self, run: ExportRun) -> PreparedDecoder:
+        """Measure the matrix, unless the journal has it."""
+        path = run.journal.directory / _IMPORTANCE
+        if not run.journal.of(_IMPORTANCE):
+            countdown = Countdown(run.plan.checkpoint.config.text.num_layers)
+
+            def calibrated(done: int, of: int) -> None:
+                run.advance(0, countdown.label(f"calibrating {done}/{of}", done))
+
+            write_imatrix(path, collect(run.plan.checkpoint, self.text, on_step=calibrated))
+            run.journal.add_file(_IMPORTANCE)
+        return PreparedDecoder(run.plan, self.adjustments, read_imatrix(path))
+
+
+def calibrate(
+    source: Checkpoint | Bundle | str | Path,
+    text: CalibrationText = BUILTIN,
+    *,
+    image_weight: float = IMAGE_WEIGHT,
+    max_tokens: int = MAX_TOKENS,
+    on_step: OnStep | None = None,
+) -> ImportanceMatrix:
+    """Return the importance matrix of a checkpoint or a bundle, or of a directory that holds either.
+
+    See `collect` and `collect_from_bundle`, whose errors it raises.
+    """
+    if isinstance(source, (str, Path)):
+        source = read_bundle(source) if (Path(source) / MANIFEST).is_file() else open_checkpoint(source)
+    if isinstance(source, Bundle):
+        return collect_from_bundle(
+            source, text, image_weight=image_weight, max_tokens=max_tokens, on_step=on_step
+        )
+    return collect(source, text, image_weight=image_weight, max_tokens=max_tokens, on_step=on_step)
 
 
 def collect(
@@ -138,8 +194,8 @@ def collect_from_bundle(
     return matrix
 
 
-def load_importance(path: str | Path, text: TextConfig) -> ImportanceMatrix:
-    """Read an importance matrix for a decoder; InvalidOptionError lists all that does not fit.
+def load_importance(path: str | Path, checkpoint: Checkpoint) -> ImportanceMatrix:
+    """Read an importance matrix for a checkpoint's decoder; InvalidOptionError lists all that does not fit.
 
     Linears that it lacks (llama-imatrix leaves out the tied head) are named in the log; they are encoded without.
     """
@@ -149,7 +205,7 @@ def load_importance(path: str | Path, text: TextConfig) -> ImportanceMatrix:
         raise InvalidOptionError(f"the importance matrix {path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise InvalidOptionError(str(error)) from None
-    widths = _widths(text)
+    widths = _widths(checkpoint.config.text)
     faults = [
         f"it has {name}, which this decoder does not have" for name in matrix.entries if name not in widths
     ]
@@ -189,7 +245,5 @@ def _encode_pictures(bundle: Bundle, sequences: Sequence[CalibrationSequence]) -
 def _widths(text: TextConfig) -> Mapping[str, int]:
     """Columns of every linear, by its name in the GGUF file."""
     return {
-        gguf_name(name): shape[1]
-        for name, shape in text_tensors(text).items()
-        if not name.endswith("norm.weight")
+        gguf_name(name): shape[1] for name, shape in text.tensors.items() if not name.endswith("norm.weight")
     }

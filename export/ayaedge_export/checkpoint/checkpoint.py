@@ -24,7 +24,7 @@ from ayaedge_export.checkpoint.handed_over import (
     quantized_by,
     quantized_fault,
 )
-from ayaedge_export.checkpoint.spec import _EMBEDDINGS, _HEAD, text_tensors, vision_tensors
+from ayaedge_export.checkpoint.spec import _EMBEDDINGS, _HEAD
 from ayaedge_export.checkpoint.tensors import TensorIndex, TensorSource, slabs
 from ayaedge_export.checkpoint.tokenizer import Tokenizer, keep_markers, parse_tokenizer
 
@@ -103,7 +103,7 @@ def _open_tensors(directory: Path, config: ModelConfig | None) -> tuple[TensorIn
 
 def _tensor_faults(tensors: TensorIndex, config: ModelConfig) -> list[str]:
     """Every tensor that is missing, misshapen or unknown, a sentence each."""
-    wanted = {**text_tensors(config.text), **vision_tensors(config.vision)}
+    wanted = {**config.text.tensors, **config.vision.tensors}
     found = tensors.entries
     faults = [
         f"tensor {name} {_shape(shape)} is missing" for name, shape in wanted.items() if name not in found
@@ -148,7 +148,7 @@ def check_finite(
     `advance` is called with bytes that were read, and their tensor.
     """
     config, tensors = checkpoint.config, checkpoint.tensors
-    names = [*text_tensors(config.text), *vision_tensors(config.vision)]
+    names = [*config.text.tensors, *config.vision.tensors]
     counts = dict.fromkeys(names, 0)
     jobs = [(name, *rows) for name in names for rows in slabs(tensors.entries[name].shape)]
     with ThreadPoolExecutor(threads) as pool:

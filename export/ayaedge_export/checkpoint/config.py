@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ayaedge.errors import CheckpointError
 from ayaedge_export.checkpoint.fields import Fields
+from ayaedge_export.checkpoint.spec import Shapes, text_tensors, vision_tensors
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class VisionConfig:
     def tokens_per_tile(self) -> int:
         return self.tokens_per_side**2
 
+    @cached_property
+    def tensors(self) -> Shapes:
+        """Names on the hub and shapes of every tensor that tower and connector have."""
+        return vision_tensors(self)
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -73,6 +80,11 @@ class TextConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+    @cached_property
+    def tensors(self) -> Shapes:
+        """Names on the hub and shapes of every tensor that the decoder has."""
+        return text_tensors(self)
 
 
 @dataclass(frozen=True)

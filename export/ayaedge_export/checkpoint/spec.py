@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from ayaedge_export.checkpoint.config import TextConfig, VisionConfig
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ayaedge_export.checkpoint.config import TextConfig, VisionConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of tensors, by their names on the hub."""
 
 TOWER = "vision_tower.vision_model"
-
-
 CONNECTOR = "multi_modal_projector"
 
 
@@ -21,7 +26,7 @@ _HEAD = "language_model.lm_head.weight"
 _EMBEDDINGS = "language_model.model.embed_tokens.weight"
 
 
-def text_tensors(text: TextConfig) -> dict[str, tuple[int, ...]]:
+def text_tensors(text: TextConfig) -> Shapes:
     """Names on the hub and shapes of every tensor of the decoder."""
     hidden, inner, head = text.hidden_size, text.intermediate_size, text.head_dim
     query, key = text.num_heads * head, text.num_kv_heads * head
@@ -49,8 +54,8 @@ UNUSED_TENSORS = (f"{TOWER}.post_layernorm.weight", f"{TOWER}.post_layernorm.bia
 """Stored in every checkpoint, but Aya Vision takes its features before this layer."""
 
 
-def vision_tensors(config: VisionConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of tower and connector, hub name to shape, `UNUSED_TENSORS` included."""
+def vision_tensors(config: VisionConfig) -> Shapes:
+    """Names on the hub and shapes of every tensor of tower and connector, `UNUSED_TENSORS` included."""
     hidden, mlp, patch = config.hidden_size, config.intermediate_size, config.patch_size
     embeddings = f"{TOWER}.embeddings"
     shapes: dict[str, tuple[int, ...]] = {

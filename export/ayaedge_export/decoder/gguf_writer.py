@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import gguf
 import numpy as np
@@ -22,13 +23,15 @@ from ayaedge.hardware.machine import usable_threads
 from ayaedge.manifest import EmbeddingTable, TextToken
 from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.checkpoint.config import TextConfig
-from ayaedge_export.checkpoint.spec import text_tensors
 from ayaedge_export.checkpoint.tensors import TensorSource, slabs
 from ayaedge_export.checkpoint.tokenizer import PRE_TOKENIZER, Tokenizer
 from ayaedge_export.resume.journal import Journal, Piece
 from ayaedge_quant.ggml import GgmlType, encode
 from ayaedge_quant.imatrix import ImportanceMatrix
-from ayaedge_quant.recipes import FILE_TYPE, DecoderFormat, Recipe, as_recipe, tensor_type
+from ayaedge_quant.recipes import FILE_TYPE, DecoderFormat, Recipe, tensor_type
+
+if TYPE_CHECKING:
+    from ayaedge_export.plan import ExportPlan
 
 ARCHITECTURES = {"cohere2": "cohere2", "cohere": "command-r"}
 """llama.cpp's name of each decoder type."""
@@ -88,7 +91,7 @@ EncodeRows = Callable[[PlannedTensor, int, int], NDArray[np.uint8]]
 def plan_tensors(text: TextConfig, recipe: DecoderFormat | Recipe) -> list[PlannedTensor]:
     """Every tensor of the file with its type, in the order in which it is written: the embeddings first."""
     plan = []
-    for source, shape in text_tensors(text).items():
+    for source, shape in text.tensors.items():
         name = gguf_name(source)
         plan.append(PlannedTensor(source, name, shape, tensor_type(name, shape, text.num_layers, recipe)))
     return plan
@@ -106,9 +109,8 @@ def gguf_name(source: str) -> str:
 
 
 def write_decoder(
-    checkpoint: Checkpoint,
+    plan: ExportPlan,
     path: Path,
-    recipe: DecoderFormat | Recipe,
     *,
     importance: ImportanceMatrix | None = None,
     threads: int | None = None,
@@ -117,7 +119,7 @@ def write_decoder(
     encode_rows: EncodeRows | None = None,
     source: BlockSource | None = None,
 ) -> EmbeddingTable:
-    """Write the decoder of `checkpoint` to `path` as `recipe` says; returns where its embeddings lie.
+    """Write the decoder to `path` as planned; returns where its embeddings lie.
 
     With `importance` the encoders weigh each column by its mean squared input; `encode_rows` takes their place, and
     no tensor is read. `source` takes the place of both, and of the threads. Otherwise peak memory is a few slabs of
@@ -125,20 +127,13 @@ def write_decoder(
     are not written again. Raises ValueError, naming the tensor, for weights that are not finite or too large for their
     type, and OSError if the file cannot be written.
     """
-    plan = plan_tensors(checkpoint.config.text, recipe)
+    tensors = plan.checkpoint.tensors
     encode_rows = encode_rows or (
-        lambda tensor, start, stop: _encode_rows(checkpoint.tensors, tensor, start, stop, importance)
+        lambda tensor, start, stop: _encode_rows(tensors, tensor, start, stop, importance)
     )
-    header = _header(
-        checkpoint, path.with_name(f"{path.name}.header"), plan, as_recipe(recipe).format, importance
-    )
-    embeddings = EmbeddingTable(plan[0].kind.name, len(header), plan[0].kind.row_bytes(plan[0].shape[1]))
-    finished = journal.of(path.name) if journal else []
-    if source and finished:
-        assert journal is not None
-        kept = source.resume(plan, len(finished) - 1)
-        finished = finished[: 1 + kept]
-        journal.keep(path.name, len(finished))
+    header = _header(plan, path.with_name(f"{path.name}.header"), importance)
+    first = plan.tensors[0]
+    finished = _finished_pieces(plan, path.name, journal, source)
     with path.open("r+b" if finished else "wb") as out:
         pieces = PieceWriter(out, path.name, journal)
         if finished:
@@ -146,16 +141,28 @@ def write_decoder(
         else:
             pieces.write(header)
             pieces.finish("header")
-        for tensor in plan[: len(finished[1:])]:
+        written = max(len(finished) - 1, 0)
+        for tensor in plan.tensors[:written]:
             if advance:
-                advance(checkpoint.tensors.entries[tensor.source].nbytes, tensor.name)
-        left = plan[len(finished[1:]) :]
+                advance(tensors.entries[tensor.source].nbytes, tensor.name)
+        left = plan.tensors[written:]
         if source:
-            _write_source(pieces, source.blocks(left), checkpoint.tensors, advance)
+            _write_source(pieces, source.blocks(left), tensors, advance)
         else:
-            workers = threads or usable_threads()
-            _write_tensors(pieces, left, checkpoint.tensors, encode_rows, workers, advance)
-    return embeddings
+            _write_tensors(pieces, left, tensors, encode_rows, threads or usable_threads(), advance)
+    return EmbeddingTable(first.kind.name, len(header), first.kind.row_bytes(first.shape[1]))
+
+
+def _finished_pieces(
+    plan: ExportPlan, name: str, journal: Journal | None, source: BlockSource | None
+) -> list[Piece]:
+    """The header and tensors of the file that need not be written again."""
+    finished = journal.of(name) if journal else []
+    if not journal or not source or not finished:
+        return finished
+    kept = source.resume(plan.tensors, len(finished) - 1)
+    journal.keep(name, 1 + kept)
+    return finished[: 1 + kept]
 
 
 class PieceWriter:
@@ -184,26 +191,20 @@ class PieceWriter:
         self._size = self._crc32 = 0
 
 
-def header_bytes(checkpoint: Checkpoint, scratch: Path, recipe: Recipe) -> int:
-    """What lies in front of the first tensor, whatever types the recipe's tensors have."""
-    plan = plan_tensors(checkpoint.config.text, recipe)
-    return len(_header(checkpoint, scratch / "header", plan, recipe.format, None))
+def header_bytes(plan: ExportPlan) -> int:
+    """What lies in front of the first tensor, whatever types the tensors have, without an importance matrix."""
+    with TemporaryDirectory() as scratch:
+        return len(_header(plan, Path(scratch) / "header", None))
 
 
-def _header(
-    checkpoint: Checkpoint,
-    scratch: Path,
-    plan: Sequence[PlannedTensor],
-    fmt: DecoderFormat,
-    importance: ImportanceMatrix | None,
-) -> bytes:
+def _header(plan: ExportPlan, scratch: Path, importance: ImportanceMatrix | None) -> bytes:
     """Everything in front of the first tensor, padding included; written to the file `scratch` on the way."""
-    writer = gguf.GGUFWriter(scratch, ARCHITECTURES[checkpoint.config.text.model_type])
+    writer = gguf.GGUFWriter(scratch, ARCHITECTURES[plan.checkpoint.config.text.model_type])
     try:
-        _add_metadata(writer, checkpoint, fmt)
+        _add_metadata(writer, plan.checkpoint, plan.recipe.format)
         if importance:
             _add_importance(writer, importance)
-        for tensor in plan:
+        for tensor in plan.tensors:
             writer.add_tensor_info(
                 tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes,
                 raw_dtype=gguf.GGMLQuantizationType(int(tensor.kind)) if tensor.kind != GgmlType.F32 else None,

@@ -39,7 +39,7 @@ Through = Literal["layers", "transformers"]
 """How a checkpoint is asked: layer by layer in bounded memory, or wholly in memory by the original implementation."""
 THROUGH: tuple[Through, ...] = get_args(Through)
 
-Advance = Callable[[int, int, str], None]
+OnWindow = Callable[[int, int, str], None]
 """Called with the number of windows that are finished, of all windows, and the key of the last one."""
 
 PREPARED_POSITIONS = 2048
@@ -104,7 +104,7 @@ def evaluate_bundle(
     through: Through = "layers",
     journal: Path | None = None,
     threads: int | None = None,
-    advance: Advance | None = None,
+    advance: OnWindow | None = None,
 ) -> Evaluation:
     """Compare a bundle with a bundle or checkpoint of the same vocabulary, on `text` (a file, or `builtin`).
 

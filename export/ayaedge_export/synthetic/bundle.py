@@ -18,15 +18,14 @@ from ayaedge.errors import ExportError
 from ayaedge.manifest import DECODER, Formats
 from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.checkpoint.config import ModelConfig, TextConfig, VisionConfig
-from ayaedge_export.checkpoint.spec import text_tensors, vision_tensors
-from ayaedge_export.decoder.gguf_writer import Advance, plan_tensors, write_decoder
+from ayaedge_export.decoder.gguf_writer import Advance, write_decoder
 from ayaedge_export.exporter import write_vision
 from ayaedge_export.manifest import describe, describe_writers
-from ayaedge_export.plan import VisionFormat, check_disk, plan_recipe
+from ayaedge_export.plan import VisionFormat, check_disk, plan_export
 from ayaedge_export.resume.staged_bundle import staged_bundle, what_is_left, write_manifest
 from ayaedge_export.synthetic.random_weights import Drawer, DrawnBlocks, DrawnTensors
 from ayaedge_export.synthetic.tokenizer import chat_template, fill_vocabulary, read_demo
-from ayaedge_quant.recipes import DecoderFormat, as_recipe
+from ayaedge_quant.recipes import DecoderFormat
 
 Shape = Literal["8b", "32b"]
 Progress = Callable[[int, int, str], None]
@@ -126,13 +125,13 @@ def write_drawn_bundle(
     advance = _advance(checkpoint, on_progress)
     try:
         with staged_bundle(target, hashlib.sha256(mark.encode()).hexdigest()) as journal:
-            plan = plan_recipe(checkpoint, as_recipe(quant), vision, target)
-            check_disk(plan, target, present=journal.present_bytes)
+            plan = plan_export(checkpoint, target, quant=quant, vision=vision)
+            check_disk(plan, present=journal.present_bytes)
             journal.begin()
-            write_vision(checkpoint, journal, vision, trace=False, advance=advance)
-            blocks = DrawnBlocks(drawer, plan_tensors(model.text, quant))
+            write_vision(plan, journal, advance)
+            blocks = DrawnBlocks(drawer, plan.tensors)
             embeddings = write_decoder(
-                checkpoint, journal.directory / DECODER, quant,
+                plan, journal.directory / DECODER,
                 threads=threads, advance=advance, journal=journal, encode_rows=blocks.encode_rows,
             )  # fmt: skip
             write_manifest(journal.directory, describe(checkpoint, embeddings, Formats(vision, quant)))
@@ -153,7 +152,7 @@ def drawn_checkpoint(name: str, model: SyntheticModel, drawer: Drawer) -> Checkp
         chat_template=chat_template(model.preamble),
         stop_ids=demo.tokens.stop,
         license=_LICENSE,
-        tensors=DrawnTensors(drawer, {**vision_tensors(model.vision), **text_tensors(model.text)}),
+        tensors=DrawnTensors(drawer, {**model.vision.tensors, **model.text.tensors}),
     )
 
 

@@ -21,7 +21,7 @@ from onnx import helper
 from ayaedge.errors import CheckpointError, list_faults
 from ayaedge.hardware.machine import usable_threads
 from ayaedge_export.checkpoint.config import VisionConfig
-from ayaedge_export.checkpoint.spec import CONNECTOR, TOWER, layer_prefix, vision_tensors
+from ayaedge_export.checkpoint.spec import CONNECTOR, TOWER, layer_prefix
 from ayaedge_export.checkpoint.tensors import WeightSource
 
 PRODUCER_NAME, PRODUCER_VERSION = "ayaedge", "1"
@@ -189,7 +189,7 @@ def write_vision_graph(
 
 def weight_count(config: VisionConfig) -> int:
     """Parameters of tower and connector."""
-    return sum(math.prod(shape) for shape in vision_tensors(config).values())
+    return sum(math.prod(shape) for shape in config.tensors.values())
 
 
 def declare_tiles(config: VisionConfig) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:

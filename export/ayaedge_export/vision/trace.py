@@ -16,7 +16,7 @@ import onnx
 from ayaedge.errors import ExportError, MissingExtraError
 from ayaedge.hardware.machine import memory, usable_threads
 from ayaedge_export.checkpoint.config import VisionConfig
-from ayaedge_export.checkpoint.spec import CONNECTOR, TOWER, UNUSED_TENSORS, vision_tensors
+from ayaedge_export.checkpoint.spec import CONNECTOR, TOWER, UNUSED_TENSORS
 from ayaedge_export.checkpoint.tensors import WeightSource
 from ayaedge_export.offline import stay_offline
 from ayaedge_export.vision.graph import (
@@ -123,7 +123,7 @@ def load_vision_module(config: VisionConfig, weights: WeightSource) -> VisionMod
     module.float().eval()
     parameters = dict(module.named_parameters())
     with torch.no_grad():
-        for name in vision_tensors(config):
+        for name in config.tensors:
             if name not in UNUSED_TENSORS:
                 parameters.pop(name).copy_(torch.tensor(weights(name)))
     unfilled = set(parameters) - set(UNUSED_TENSORS)

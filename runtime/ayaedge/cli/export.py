@@ -6,13 +6,12 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
-from ayaedge.bundle import MANIFEST, check_hashes, read_bundle
-from ayaedge.checks import check_options
+from ayaedge.bundle import check_hashes, read_bundle
 from ayaedge.cli.console import (
     JsonFlag,
     announce,
@@ -24,11 +23,10 @@ from ayaedge.cli.console import (
     write,
 )
 from ayaedge.errors import BundleError, InvalidOptionError, MissingExtraError, list_faults
-from ayaedge.hardware.machine import processor
 from ayaedge.model import AyaVision
 
 if TYPE_CHECKING:
-    from ayaedge_export.evaluation.verify import Report
+    from ayaedge_export import Report
 
 DecoderFormat = Literal["q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16", "f32"]
 Effort = Literal["fast", "calibrated", "best"]
@@ -46,110 +44,108 @@ OutputType = Annotated[
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle directory.")]
 
 
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face checkpoint directory.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", help="Bundle directory; by default named after the checkpoint."),
+]
+Quant = Annotated[DecoderFormat, typer.Option(help="Number format of the decoder.")]
+Vision = Annotated[
+    VisionFormat | None,
+    typer.Option(help="Number format of the vision tower. [default: int8, or int8-block without VNNI]"),
+]
+Trace = Annotated[
+    bool, typer.Option("--trace", help="Trace the vision tower with PyTorch (fp32; extra: trace).")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")]
+EffortOption = Annotated[
+    Effort | None,
+    typer.Option(help="Work put into the decoder's bits; best is recommended, and slow. [default: fast]"),
+]
+TargetSize = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="With best: most bytes of the decoder's file, like 4.6GB.")
+]
+TargetBits = Annotated[
+    float | None, typer.Option(metavar="BITS", help="With best: most bits per weight of the decoder.")
+]
+FeedbackBlock = Annotated[
+    int | None,
+    typer.Option(
+        metavar="COLUMNS", help="With best: columns that compensate each other; 0 is all. [default: 1024]"
+    ),
+]
+Calibrate = Annotated[
+    str | None,
+    typer.Option("--calibrate", help="What calibrated and best look at: a text file, or builtin."),
+]
+Imatrix = Annotated[
+    Path | None,
+    typer.Option("--imatrix", help="Weigh columns by this importance matrix of llama.cpp's form."),
+]
+LogitScale = Annotated[
+    float | None,
+    typer.Option(
+        "--logit-scale",
+        metavar="FLOAT",
+        help="What logits are multiplied with; for models trained by transformers 4.52 or newer, "
+        "which leave it out, 1. [default: the checkpoint's]",
+    ),
+]
+Resume = Annotated[bool, typer.Option(help="Go on where the same export was interrupted, or begin anew.")]
+Threads = Annotated[int | None, typer.Option("-t", "--threads", help="Processor threads.")]
+
+
 def export(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face checkpoint directory.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Bundle directory; by default named after the checkpoint."),
-    ] = None,
-    quant: Annotated[DecoderFormat, typer.Option(help="Number format of the decoder.")] = "q4_k_m",
-    vision: Annotated[
-        VisionFormat | None,
-        typer.Option(help="Number format of the vision tower. [default: int8, or int8-block without VNNI]"),
-    ] = None,
-    trace: Annotated[
-        bool, typer.Option("--trace", help="Trace the vision tower with PyTorch (fp32; extra: trace).")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
-    effort: Annotated[
-        Effort | None,
-        typer.Option(help="Work put into the decoder's bits; best is recommended, and slow. [default: fast]"),
-    ] = None,
-    target_size: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="With best: most bytes of the decoder's file, like 4.6GB."),
-    ] = None,
-    target_bpw: Annotated[
-        float | None, typer.Option(metavar="BITS", help="With best: most bits per weight of the decoder.")
-    ] = None,
-    feedback_block: Annotated[
-        int | None,
-        typer.Option(
-            metavar="COLUMNS",
-            help="With best: columns that make up for each other; 0 is all. [default: 1024]",
-        ),
-    ] = None,
-    calibrate: Annotated[
-        str | None,
-        typer.Option("--calibrate", help="What calibrated and best look at: a text file, or builtin."),
-    ] = None,
-    imatrix: Annotated[
-        Path | None,
-        typer.Option("--imatrix", help="Weigh columns by this importance matrix of llama.cpp's form."),
-    ] = None,
+    checkpoint: Checkpoint,
+    output: Output = None,
+    quant: Quant = "q4_k_m",
+    vision: Vision = None,
+    trace: Trace = False,
+    force: Force = False,
+    effort: EffortOption = None,
+    target_size: TargetSize = None,
+    target_bpw: TargetBits = None,
+    feedback_block: FeedbackBlock = None,
+    calibrate: Calibrate = None,
+    imatrix: Imatrix = None,
     tensor_type: TensorTypes = None,
     output_type: OutputType = None,
-    logit_scale: Annotated[
-        float | None,
-        typer.Option(
-            "--logit-scale",
-            metavar="FLOAT",
-            help="What logits are multiplied with; for models trained by transformers 4.52 or newer, "
-            "which leave it out, 1. [default: the checkpoint's]",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option(help="Go on where the same export was interrupted, or begin anew.")
-    ] = True,
-    threads: Annotated[int | None, typer.Option("-t", "--threads", help="Processor threads.")] = None,
+    logit_scale: LogitScale = None,
+    resume: Resume = True,
+    threads: Threads = None,
 ) -> None:
     """Turn a Hugging Face checkpoint of Aya Vision into a bundle."""
     show_messages(logging.WARNING)
-    exporter = require_exporter("ayaedge export")
-    from ayaedge_export.best.prediction import predict_seconds
-    from ayaedge_export.best.rounding import FeedbackOptions
-    from ayaedge_export.calibration.imatrix import load_importance
-    from ayaedge_export.calibration.text import read_calibration_text
-    from ayaedge_export.effort import Budget, effort_faults
-    from ayaedge_export.plan import make_recipe, plan_decoder
-    from ayaedge_quant.blocks import SUPER_BLOCK
+    require_exporter("ayaedge export")
+    import ayaedge_export as exporter
 
     if calibrate and imatrix:
         raise InvalidOptionError("--calibrate and --imatrix exclude each other")
-    if vision is None:
-        vision = "fp32" if trace else best_vision_format()
-    opened = exporter.open_checkpoint(checkpoint)
-    recipe = make_recipe(quant, tensor_type or [], output_type)
-    budget = Budget(parse_size(target_size) if target_size else None, target_bpw)
-    check_options(
-        *effort_faults(effort, quant, budget, importance=imatrix is not None, text=calibrate is not None),
-        None
-        if feedback_block is None or effort == "best"
-        else "only the effort best has columns that make up for each other (--feedback-block)",
-    )
-    widest = max(opened.config.text.hidden_size, opened.config.text.intermediate_size)
-    feedback = FeedbackOptions()
-    if feedback_block is not None:
-        feedback = FeedbackOptions(block=feedback_block or -(-widest // SUPER_BLOCK) * SUPER_BLOCK)
-    plan_decoder(opened.config.text, recipe)  # says at once what cannot be followed
-    target = output or Path(exporter.default_name(opened, quant, vision))
-    exporter.check_target(target, force=force)
-    importance = load_importance(imatrix, opened.config.text) if imatrix else None
-    text = read_calibration_text(calibrate) if calibrate else None
-    if effort in ("calibrated", "best"):
-        announce("expected", f"about {_minutes(predict_seconds(opened, effort))} for the decoder's weights")
+    plan = exporter.plan_export(
+        checkpoint, output, quant=exporter.make_recipe(quant, tensor_type or (), output_type),
+        vision=vision, logit_scale=logit_scale, trace=trace,
+    )  # fmt: skip
+    chosen = exporter.choose_effort(
+        plan, effort,
+        importance=exporter.load_importance(imatrix, plan.checkpoint) if imatrix else None,
+        calibrate=exporter.read_calibration_text(calibrate) if calibrate else None,
+        budget=exporter.Budget(parse_size(target_size) if target_size else None, target_bpw),
+        gptq=None if feedback_block is None else exporter.GptqOptions(block=feedback_block),
+    )  # fmt: skip
+    exporter.check_target(plan.target, force=force)
+    measures = chosen.effort != "fast"  # such an effort says itself what is left
+    if measures:
+        seconds = exporter.predict_seconds(plan.checkpoint, chosen.effort)
+        announce("expected", f"about {_minutes(seconds)} for the decoder's weights")
     try:
-        even = effort not in ("calibrated", "best")  # these say themselves what is left
-        with byte_progress(exporter.work_bytes(opened), even=even) as advance:
-            bundle = exporter.export_checkpoint(
-                opened, target, quant=recipe, vision=vision, importance=importance, calibrate=text,
-                effort=effort, budget=budget, feedback=feedback, logit_scale=logit_scale, trace=trace,
-                force=force, resume=resume, threads=threads, advance=advance,
-            )  # fmt: skip
+        with byte_progress(plan.work_bytes, even=not measures) as advance:
+            bundle = exporter.write_bundle(
+                plan, chosen, force=force, resume=resume, threads=threads, advance=advance
+            )
     except (KeyboardInterrupt, SystemExit):
-        announce("stopped:", exporter.what_is_left(target, resume=resume))
+        announce("stopped:", exporter.what_is_left(plan.target, resume=resume))
         raise
     announce("exported", f"{bundle.directory} ({size_text(bundle.size)})")
 
@@ -180,30 +176,14 @@ def calibrate(
     """Measure how much each column of the decoder's weights matters, for `export --imatrix`."""
     show_messages(logging.WARNING)
     require_exporter("ayaedge calibrate")
-    from ayaedge_export.calibration.imatrix import collect, collect_from_bundle
-    from ayaedge_export.calibration.text import read_calibration_text
-    from ayaedge_export.checkpoint.checkpoint import open_checkpoint
-    from ayaedge_quant.imatrix import write_imatrix
+    import ayaedge_export as exporter
 
-    passages = read_calibration_text(text)
+    passages = exporter.read_calibration_text(text)
     with count_progress("calibrating") as on_step:
-        if (source / MANIFEST).is_file():
-            matrix = collect_from_bundle(
-                read_bundle(source),
-                passages,
-                image_weight=image_weight,
-                max_tokens=max_tokens,
-                on_step=on_step,
-            )
-        else:
-            matrix = collect(
-                open_checkpoint(source),
-                passages,
-                image_weight=image_weight,
-                max_tokens=max_tokens,
-                on_step=on_step,
-            )
-    write_imatrix(output, matrix)
+        matrix = exporter.calibrate(
+            source, passages, image_weight=image_weight, max_tokens=max_tokens, on_step=on_step
+        )
+    exporter.write_imatrix(output, matrix)
     announce("measured", f"{len(matrix.entries)} matrices: {output}")
 
 
@@ -212,33 +192,26 @@ def plan_export(
     *,
     output: Path,
     quant: DecoderFormat,
-    vision: VisionFormat,
+    vision: VisionFormat | None,
     tensor_type: list[str] | None,
     output_type: str | None,
     as_json: bool,
 ) -> None:
     """Show what an export would write: types, bytes and bits per weight, and the disk needed."""
+    show_messages(logging.WARNING)
     require_exporter("ayaedge plan --export")
-    from ayaedge_export import plan
-    from ayaedge_export.best.prediction import predict_seconds
-    from ayaedge_export.checkpoint.checkpoint import open_checkpoint
+    import ayaedge_export as exporter
     from ayaedge_export.effort import EFFORTS
+    from ayaedge_export.plan import plan_table
 
-    planned = plan.plan_export(
-        checkpoint,
-        quant=quant,
-        vision=vision,
-        tensor_types=tensor_type or (),
-        output_type=output_type,
-        target=output,
-    )
-    opened = open_checkpoint(checkpoint)
-    seconds = {name: predict_seconds(opened, name) for name in EFFORTS}
+    recipe = exporter.make_recipe(quant, tensor_type or (), output_type)
+    plan = exporter.plan_export(checkpoint, output, quant=recipe, vision=vision)
+    seconds = {name: exporter.predict_seconds(plan.checkpoint, name) for name in EFFORTS}
     if as_json:
-        figures = {**planned.to_dict(), "decoder_seconds": seconds}
+        figures = {**plan.to_dict(), "decoder_seconds": seconds}
         write(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     else:
-        print_table(plan.plan_table(planned))
+        print_table(plan_table(plan))
         times = ", ".join(f"{name} {_minutes(value)}" for name, value in seconds.items())
         announce("expected", f"for the decoder's weights, by effort: {times}")
 
@@ -275,7 +248,7 @@ def evaluate(
     opened = read_bundle(bundle)
     show_messages(logging.WARNING)
     require_exporter("ayaedge eval")
-    from ayaedge_export.evaluation.evaluate import evaluate_bundle
+    from ayaedge_export import evaluate_bundle
     from ayaedge_export.evaluation.report import draw_evaluation, evaluation_table, record_figures
 
     journal = output.with_name(f"{output.stem}.windows.jsonl") if output else None
@@ -322,7 +295,7 @@ def verify(
             announce("intact:", "every file has the hash that was written, and both halves load")
         return
     require_exporter("ayaedge verify --against")
-    from ayaedge_export.evaluation.verify import verify_bundle
+    from ayaedge_export import verify_bundle
 
     report = verify_bundle(opened, against, trace=trace)
     if as_json:
@@ -341,23 +314,11 @@ def _print_report(report: Report) -> None:
     print_table(table)
 
 
-def require_exporter(purpose: str) -> Any:
-    """The exporting package, which is optional."""
+def require_exporter(purpose: str) -> None:
+    """Raise MissingExtraError unless the exporting package, which is optional, can be imported."""
     try:
-        import ayaedge_export
-        import ayaedge_export.exporter
+        import ayaedge_export.exporter  # noqa: F401
     except ImportError as error:
         if error.name in ("onnx", "gguf", "safetensors", "filelock", "ayaedge_export", "ayaedge_quant"):
             raise MissingExtraError(purpose, "export") from error
         raise
-    return ayaedge_export.exporter
-
-
-def best_vision_format() -> VisionFormat:
-    """int8, unless products of bytes saturate on this processor, where the bundle will probably run."""
-    if not processor().saturates:
-        return "int8"
-    announce(
-        "note:", "this processor cannot multiply bytes without saturating, so the vision tower is int8-block"
-    )
-    return "int8-block"

@@ -89,7 +89,7 @@ def plan(
         if model or image:
             raise InvalidOptionError("--export plans an export: it goes without -m and --image")
         exporting.plan_export(
-            checkpoint, output=output, quant=quant, vision=vision or exporting.best_vision_format(),
+            checkpoint, output=output, quant=quant, vision=vision,
             tensor_type=tensor_type, output_type=output_type,
             as_json=as_json,
         )  # fmt: skip

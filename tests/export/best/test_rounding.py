@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from ayaedge import InvalidOptionError
 from ayaedge.manifest import DECODER
 from ayaedge_export.best.passages import Passages, calibration_passages
-from ayaedge_export.best.rounding import FeedbackOptions, Rounder
+from ayaedge_export.best.rounding import Rounder
 from ayaedge_export.calibration.text import BUILTIN, CalibrationText
 from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.decoder.forward import EMBEDDINGS, decoder_forward, final_norm
 from ayaedge_export.decoder.gguf_writer import PlannedTensor, plan_tensors
-from ayaedge_export.effort import Budget
-from ayaedge_export.exporter import export_checkpoint, work_bytes
+from ayaedge_export.effort import Budget, GptqOptions
+from ayaedge_export.exporter import export_checkpoint
+from ayaedge_export.plan import plan_export
 from ayaedge_export.resume.staged_bundle import staging_place
 from ayaedge_export.resume.state_file import StateFile
 from ayaedge_quant.ggml import GgmlType, decode, encode
@@ -72,7 +73,7 @@ def round_all(
     checkpoint: Checkpoint,
     text: Passages,
     recipe: Recipe,
-    options: FeedbackOptions | None = None,
+    options: GptqOptions | None = None,
     *,
     state: StateFile | None = None,
 ) -> Rounding:
@@ -174,9 +175,7 @@ def test_aiming_at_the_exact_model_from_rounded_inputs_brings_the_output_nearer(
     checkpoint = open_checkpoint(tiny)
     text, recipe = text_of(checkpoint), Recipe("q4_k_m")
     aimed, plain = (
-        output_error(
-            checkpoint, text, round_all(checkpoint, text, recipe, FeedbackOptions(rounded_inputs=way))
-        )
+        output_error(checkpoint, text, round_all(checkpoint, text, recipe, GptqOptions(rounded_inputs=way)))
         for way in (True, False)
     )
     without = Rounding(plan_tensors(checkpoint.config.text, recipe))
@@ -211,13 +210,13 @@ def export(checkpoint: Path, target: Path, moment: str = "", *, resume: bool = T
 
     try:
         export_checkpoint(
-            opened, target, effort="best", calibrate=SHORT, feedback=FeedbackOptions(tokens=FEW), vision="fp16",
+            opened, target, effort="best", calibrate=SHORT, gptq=GptqOptions(tokens=FEW), vision="fp16",
             resume=resume, advance=advance,
         )  # fmt: skip
     except StopError:
         assert not target.exists()
     else:
-        assert sum(counts) == work_bytes(opened)
+        assert sum(counts) == plan_export(opened).work_bytes
     return seen
 
 

@@ -94,7 +94,7 @@ def test_the_matrix_has_the_width_of_every_linear_and_fits_the_checkpoint(tiny: 
     assert len(matrix.entries) == 7 * text.num_layers + 1
     assert steps == [(layer + 1, text.num_layers) for layer in range(text.num_layers)]
     write_imatrix(tmp_path / "m.gguf", matrix)
-    assert load_importance(tmp_path / "m.gguf", text).entries.keys() == matrix.entries.keys()
+    assert load_importance(tmp_path / "m.gguf", checkpoint).entries.keys() == matrix.entries.keys()
 
 
 def test_every_language_weighs_the_same_and_pictures_little(exact_bundle: Bundle) -> None:
@@ -178,16 +178,16 @@ def test_the_checkpoint_s_tokenizer_is_the_bundle_s(tiny: Path, exact_bundle: Bu
 
 
 def test_an_imatrix_of_another_model_is_refused_with_all_faults(tiny: Path, tmp_path: Path) -> None:
-    text = open_checkpoint(tiny).config.text
+    checkpoint = open_checkpoint(tiny)
     path = tmp_path / "m.gguf"
     entries = {"blk.0.attn_q.weight": ColumnSums(np.ones(7, np.float32), 1)}
     write_imatrix(path, ImportanceMatrix({**entries, "blk.99.attn_q.weight": entries["blk.0.attn_q.weight"]}))
     with pytest.raises(
         InvalidOptionError, match=r"(?s)2 faults.*blk\.99.*does not have.*7 columns instead of 256"
     ):
-        load_importance(path, text)
+        load_importance(path, checkpoint)
     with pytest.raises(InvalidOptionError, match=r"absent\.gguf cannot be read"):
-        load_importance(tmp_path / "absent.gguf", text)
+        load_importance(tmp_path / "absent.gguf", checkpoint)
 
 
 def test_linears_without_data_are_named_in_the_log(
@@ -197,7 +197,7 @@ def test_linears_without_data_are_named_in_the_log(
     matrix = collect(checkpoint, THREE, max_tokens=FEW)
     stock = {name: entry for name, entry in matrix.entries.items() if name.startswith("blk.")}
     write_imatrix(tmp_path / "m.gguf", ImportanceMatrix(stock, ("llama-imatrix",)))
-    load_importance(tmp_path / "m.gguf", checkpoint.config.text)
+    load_importance(tmp_path / "m.gguf", checkpoint)
     assert "nothing on token_embd.weight" in caplog.text
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from ayaedge import CheckpointError
 from ayaedge_export.checkpoint.checkpoint import open_checkpoint
-from ayaedge_export.exporter import default_name
+from ayaedge_export.plan import default_name
 from random_checkpoint import Shape, write_random_checkpoint
 
 NORM = "language_model.model.norm.weight"

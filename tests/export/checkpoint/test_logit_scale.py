@@ -20,13 +20,12 @@ from typer.testing import CliRunner
 from ayaedge import Bundle, BundleError, ExportError, InvalidOptionError, read_bundle
 from ayaedge.bundle import check_hashes
 from ayaedge.cli.main import app
-from ayaedge_export.best.rounding import FeedbackOptions
 from ayaedge_export.calibration.imatrix import collect
 from ayaedge_export.calibration.text import BUILTIN, CalibrationText
 from ayaedge_export.checkpoint.checkpoint import open_checkpoint
 from ayaedge_export.checkpoint.logit_scale import rescaled, scale_doubt
 from ayaedge_export.decoder import gguf_writer as decoder_gguf
-from ayaedge_export.effort import Effort
+from ayaedge_export.effort import Effort, GptqOptions
 from ayaedge_export.evaluation.evaluate import THROUGH, Through, evaluate_bundle
 from ayaedge_export.evaluation.sample_text import SENTENCES
 from ayaedge_export.evaluation.verify import DECODER_KL, verify_bundle
@@ -102,7 +101,7 @@ def test_an_asked_for_scale_gives_the_bytes_of_a_checkpoint_that_has_it(
     """With `best` the types are chosen, and predicted, at that scale."""
     options: dict[str, Any] = {"effort": effort, "vision": "fp32"}
     if effort == "best":
-        options |= {"calibrate": SHORT, "feedback": FeedbackOptions(tokens=400)}
+        options |= {"calibrate": SHORT, "gptq": GptqOptions(tokens=400)}
     having = with_scale(checkpoint, tmp_path / checkpoint.name, OTHER)
     expected = export_checkpoint(having, tmp_path / "expected", **options)
     asked = export_checkpoint(checkpoint, tmp_path / "asked", logit_scale=OTHER, **options)

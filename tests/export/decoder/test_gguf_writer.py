@@ -12,8 +12,9 @@ from ayaedge.bundle import Bundle
 from ayaedge.hardware.probes import probe
 from ayaedge.text.prompt import Message
 from ayaedge_export.checkpoint.checkpoint import open_checkpoint
-from ayaedge_export.decoder.gguf_writer import plan_tensors, write_decoder
+from ayaedge_export.decoder.gguf_writer import write_decoder
 from ayaedge_export.exporter import export_checkpoint
+from ayaedge_export.plan import plan_export
 from ayaedge_quant.recipes import DECODER_FORMATS, DecoderFormat, Recipe
 from random_checkpoint import Shape, write_random_checkpoint
 from stock_quantizer import stock_quantize, tensors_of
@@ -33,10 +34,10 @@ def test_every_tensor_equals_llama_cpps_own_quantizer(
 ) -> None:
     shape = Shape(text_type=text_type, text=WIDTHS[widths], dtype="float16")
     checkpoint = open_checkpoint(write_random_checkpoint(tmp_path / "c", tiny, shape))
-    write_decoder(checkpoint, tmp_path / "f32.gguf", "f32")
+    write_decoder(plan_export(checkpoint, quant="f32"), tmp_path / "f32.gguf")
     formats: tuple[DecoderFormat, ...] = ("q4_k_m", "q5_k_m", "q6_k", "q8_0")
     for fmt in formats:
-        write_decoder(checkpoint, tmp_path / "ours.gguf", fmt, threads=3)
+        write_decoder(plan_export(checkpoint, quant=fmt), tmp_path / "ours.gguf", threads=3)
         stock_quantize(tmp_path / "f32.gguf", tmp_path / "stock.gguf", fmt)
         ours, stock = tensors_of(tmp_path / "ours.gguf"), tensors_of(tmp_path / "stock.gguf")
         assert ours.keys() == stock.keys()
@@ -47,7 +48,7 @@ def test_every_tensor_equals_llama_cpps_own_quantizer(
 def test_overridden_types_equal_llama_cpps_own(tiny: Path, tmp_path: Path) -> None:
     shape = Shape(text=WIDTHS["blocks of 256"], dtype="float16")
     checkpoint = open_checkpoint(write_random_checkpoint(tmp_path / "c", tiny, shape))
-    write_decoder(checkpoint, tmp_path / "f32.gguf", "f32")
+    write_decoder(plan_export(checkpoint, quant="f32"), tmp_path / "f32.gguf")
     overrides = {
         r"blk\.[13]\.ffn_down": "q8_0",
         "attn_(q|k)": "q5_k",
@@ -55,7 +56,7 @@ def test_overridden_types_equal_llama_cpps_own(tiny: Path, tmp_path: Path) -> No
         "token_embd": "q4_k",
     }
     recipe = Recipe.parse("q4_k_m", [f"{pattern}={kind}" for pattern, kind in overrides.items()])
-    write_decoder(checkpoint, tmp_path / "ours.gguf", recipe)
+    write_decoder(plan_export(checkpoint, quant=recipe), tmp_path / "ours.gguf")
     stock_quantize(tmp_path / "f32.gguf", tmp_path / "stock.gguf", "q4_k_m", overrides=overrides)
     assert tensors_of(tmp_path / "ours.gguf") == tensors_of(tmp_path / "stock.gguf")
     assert tensors_of(tmp_path / "ours.gguf")["blk.1.ffn_down.weight"][0] == "Q8_0"
@@ -64,16 +65,16 @@ def test_overridden_types_equal_llama_cpps_own(tiny: Path, tmp_path: Path) -> No
 def test_the_number_of_threads_does_not_change_a_byte(tiny: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny)
     for threads in (1, 2, 5):
-        write_decoder(checkpoint, tmp_path / f"{threads}.gguf", "q4_k_m", threads=threads)
+        write_decoder(plan_export(checkpoint, quant="q4_k_m"), tmp_path / f"{threads}.gguf", threads=threads)
     assert len({(tmp_path / f"{threads}.gguf").read_bytes() for threads in (1, 2, 5)}) == 1
 
 
 def test_progress_covers_every_byte_of_the_decoder(tiny: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny)
     seen: list[int] = []
-    write_decoder(checkpoint, tmp_path / "d.gguf", "f16", advance=lambda count, _: seen.append(count))
-    plan = plan_tensors(checkpoint.config.text, "f16")
-    assert sum(seen) == sum(checkpoint.tensors.entries[tensor.source].nbytes for tensor in plan)
+    plan = plan_export(checkpoint, quant="f16")
+    write_decoder(plan, tmp_path / "d.gguf", advance=lambda count, _: seen.append(count))
+    assert sum(seen) == sum(checkpoint.tensors.entries[tensor.source].nbytes for tensor in plan.tensors)
 
 
 @pytest.mark.parametrize("fmt", DECODER_FORMATS)

@@ -31,7 +31,7 @@ LANGUAGES = ("en", "hi", "zh")
 
 @pytest.fixture(scope="module")
 def small_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_checkpoint(tiny, tmp_path_factory.mktemp("small") / "b")
+    return export_checkpoint(tiny, tmp_path_factory.mktemp("small") / "b", vision="int8")
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,9 @@ from ayaedge.manifest import DECODER, VISION
 from ayaedge_export import exporter
 from ayaedge_export.calibration import imatrix as calibration
 from ayaedge_export.calibration.text import BUILTIN
+from ayaedge_export.checkpoint.checkpoint import open_checkpoint
 from ayaedge_export.decoder import gguf_writer as decoder_gguf
-from ayaedge_export.exporter import export_checkpoint, open_checkpoint, work_bytes
+from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.plan import plan_export
 from ayaedge_export.resume.journal import Journal
 from ayaedge_export.resume.staged_bundle import staging_place
@@ -150,7 +151,7 @@ def test_a_full_disk_loses_nothing(
     bundle = export_checkpoint(opened, target, advance=lambda count, _: seen.append(count))
     assert encoded[0] == "blk.4.attn_k.weight"
     assert not any(name.startswith("blk.3.") for name in encoded)
-    assert sum(seen) == work_bytes(opened)
+    assert sum(seen) == plan_export(opened).work_bytes
     assert contents(bundle.directory) == undisturbed
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
@@ -329,12 +330,12 @@ def test_a_damaged_graph_beside_intact_weights_is_written_again_once(
     small = {"external_threshold": 0}
     write = exporter.write_int8_vision_graph
     monkeypatch.setattr(exporter, "write_int8_vision_graph", lambda *given: write(*given, **small))
-    interrupt(checkpoint, tmp_path / "b", monkeypatch)
+    interrupt(checkpoint, tmp_path / "b", monkeypatch, vision="int8")
     graph = staging_place(tmp_path / "b") / "bundle" / VISION
     graph.write_bytes(b"damaged")
-    interrupt(checkpoint, tmp_path / "b", monkeypatch)
+    interrupt(checkpoint, tmp_path / "b", monkeypatch, vision="int8")
     encoded.clear()
-    bundle = export_checkpoint(checkpoint, tmp_path / "b")
+    bundle = export_checkpoint(checkpoint, tmp_path / "b", vision="int8")
     assert encoded[0] == "blk.4.attn_k.weight"
     assert contents(bundle.directory)[DECODER] == undisturbed[DECODER]
 

@@ -88,7 +88,7 @@ def test_only_the_graphs_used_last_are_kept(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def split_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_checkpoint(tiny, tmp_path_factory.mktemp("split") / "b")
+    return export_checkpoint(tiny, tmp_path_factory.mktemp("split") / "b", vision="int8")
 
 
 def test_a_prepared_graph_gives_the_same_embeddings(

@@ -22,7 +22,8 @@ from ayaedge import Bundle, InvalidOptionError
 from ayaedge.cli import console
 from ayaedge.cli import export as cli_export
 from ayaedge.cli.main import main
-from ayaedge_export.exporter import DECODER_FORMATS, VISION_FORMATS
+from ayaedge_export.plan import VISION_FORMATS
+from ayaedge_quant.recipes import DECODER_FORMATS
 
 
 @dataclass(frozen=True)
