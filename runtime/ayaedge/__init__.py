@@ -8,11 +8,12 @@ with AyaVision.load("bundle") as model:
 
 import logging as _logging
 
-from ayaedge.answers import Answer, Timings, Usage
+from ayaedge.answers import Answer, StopReason, Timings, Usage
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.cache.options import NO_CACHE, CacheOptions
-from ayaedge.conversation import Conversation, Turn
-from ayaedge.decoder.options import DecoderOptions
+from ayaedge.conversation import Conversation, Images, Turn
+from ayaedge.decoder.options import CacheType, DecoderOptions
+from ayaedge.engine.engine import OnProgress
 from ayaedge.engine.streams import AnswerHandle, AnswerStream, AsyncAnswerStream
 from ayaedge.errors import (
     AyaEdgeError,
@@ -32,10 +33,27 @@ from ayaedge.errors import (
     PromptError,
     TruncatedError,
 )
+from ayaedge.hardware.devices import Device
 from ayaedge.hardware.probes import freeze_support
-from ayaedge.images.encoded_image import EncodedImage
-from ayaedge.manifest import Manifest
+from ayaedge.hardware.speeds import Speeds
+from ayaedge.images.encoded_image import AnyImage, EncodedImage
+from ayaedge.images.load import BinaryFile, ImageInput
+from ayaedge.images.tile_budget import ImageCost
+from ayaedge.images.tiling import TilePolicy
+from ayaedge.manifest import (
+    DecoderInfo,
+    EmbeddingTable,
+    FileInfo,
+    Formats,
+    ImagePrompt,
+    Manifest,
+    Source,
+    TextToken,
+    Tiling,
+    Tokens,
+)
 from ayaedge.model import AyaVision
+from ayaedge.options import AnswerKeywords, Overflow
 from ayaedge.text.text_stream import Piece, TokenLogprob
 from ayaedge.vision.session import VisionOptions
 
@@ -47,33 +65,55 @@ __all__ = [
     "NO_CACHE",
     "Answer",
     "AnswerHandle",
+    "AnswerKeywords",
     "AnswerStream",
+    "AnyImage",
     "AsyncAnswerStream",
     "AyaEdgeError",
     "AyaVision",
     "BackendError",
+    "BinaryFile",
     "Bundle",
     "BundleError",
     "BusyError",
     "CacheOptions",
+    "CacheType",
     "CancelledError",
     "ChatFileError",
     "CheckpointError",
     "ClosedError",
     "ContextLengthError",
     "Conversation",
+    "DecoderInfo",
     "DecoderOptions",
+    "Device",
+    "EmbeddingTable",
     "EncodedImage",
     "ExportError",
+    "FileInfo",
+    "Formats",
+    "ImageCost",
     "ImageError",
+    "ImageInput",
+    "ImagePrompt",
+    "Images",
     "InvalidOptionError",
     "Manifest",
     "MissingExtraError",
+    "OnProgress",
     "OutOfMemoryError",
+    "Overflow",
     "Piece",
     "PromptError",
+    "Source",
+    "Speeds",
+    "StopReason",
+    "TextToken",
+    "TilePolicy",
+    "Tiling",
     "Timings",
     "TokenLogprob",
+    "Tokens",
     "TruncatedError",
     "Turn",
     "Usage",

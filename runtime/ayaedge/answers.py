@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ayaedge.errors import TruncatedError
-from ayaedge.images.tile_budget import PictureCost
+from ayaedge.images.tile_budget import ImageCost
 from ayaedge.text.text_stream import TokenLogprob
 
 StopReason = Literal["stop", "length", "cancelled"]
@@ -24,7 +24,7 @@ class Usage:
     completion_tokens: int
     tiles: tuple[int, ...]
     """Tiles of each picture, the thumbnail included."""
-    pictures: tuple[PictureCost, ...]
+    pictures: tuple[ImageCost, ...]
     """Size, grid, tiles and tokens of each picture."""
     dropped_turns: int = 0
     """Oldest questions, with their answers, that were left out so that the rest fits (`overflow="drop_oldest"`)."""

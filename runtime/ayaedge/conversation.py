@@ -21,10 +21,10 @@ from ayaedge.engine.service import Service
 from ayaedge.engine.streams import AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream
 from ayaedge.engine.worker import Request
 from ayaedge.errors import CancelledError, ChatFileError, PromptError
-from ayaedge.images.encoded_image import EncodedImage, Picture
-from ayaedge.images.load import ImageInput, list_images, take_image
-from ayaedge.images.tile_budget import PictureCost
-from ayaedge.options import AnswerOptions, answer_options
+from ayaedge.images.encoded_image import AnyImage, EncodedImage
+from ayaedge.images.load import list_images, take_image
+from ayaedge.images.tile_budget import ImageCost
+from ayaedge.options import AnswerKeywords, AnswerOptions, answer_options
 from ayaedge.text.prompt import Message
 from ayaedge.text.text_stream import Piece
 
@@ -32,11 +32,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ayaedge.chat_file.saved_chat import SavedChat, SavedPicture, SavedState, SavedTurn
-    from ayaedge.options import AnswerKeywords
 
 logger = logging.getLogger(__name__)
 
-Images: TypeAlias = "Iterable[Picture] | ImageInput | EncodedImage | None"
+Images: TypeAlias = Iterable[AnyImage] | AnyImage | None
 """Pictures of a question: several, one, or none."""
 
 
@@ -167,25 +166,6 @@ class Conversation:
 
         self._service.call(work)
 
-    @classmethod
-    def open(cls, service: Service, path: str | os.PathLike[str]) -> Conversation:
-        """See `AyaVision.open_chat`."""
-        from ayaedge.cache.user_secret import user_secret
-        from ayaedge.chat_file.archive import read_chat
-
-        root = service.engine.cache_root
-        saved = read_chat(path_of("the file of a conversation", path), user_secret(root) if root else None)
-        chat = cls(service, saved.system, [_opened_turn(service.engine, turn, path) for turn in saved.turns])
-        if (state := saved.state) is not None:
-
-            def work(engine: Engine, _request: Request[None, bool]) -> bool:
-                dialogue = chat._dialogue(chat.system, chat.turns)
-                return engine.adopt(dialogue, state.key, state.count, state.data)
-
-            if not service.call(work):
-                logger.info("the state in %s is of no use here: its first question computes it anew", path)
-        return chat
-
     def _request(
         self,
         question: str,
@@ -290,6 +270,26 @@ class Conversation:
         return SavedChat(engine.bundle.name, self.system, tuple(turns), state)
 
 
+def open_conversation(service: Service, path: str | os.PathLike[str]) -> Conversation:
+    """See `AyaVision.open_chat`."""
+    from ayaedge.cache.user_secret import user_secret
+    from ayaedge.chat_file.archive import read_chat
+
+    root = service.engine.cache_root
+    saved = read_chat(path_of("the file of a conversation", path), user_secret(root) if root else None)
+    turns = [_opened_turn(service.engine, turn, path) for turn in saved.turns]
+    chat = Conversation(service, saved.system, turns)
+    if (state := saved.state) is not None:
+
+        def work(engine: Engine, _request: Request[None, bool]) -> bool:
+            dialogue = chat._dialogue(chat.system, chat.turns)
+            return engine.adopt(dialogue, state.key, state.count, state.data)
+
+        if not service.call(work):
+            logger.info("the state in %s is of no use here: its first question computes it anew", path)
+    return chat
+
+
 def _opened_turn(engine: Engine, turn: SavedTurn, path: str | os.PathLike[str]) -> Turn:
     """A turn of a file; its tokens count only if they mean the same to this model."""
     ids = None if turn.ids is None else engine.text_ids(turn.answer, turn.ids)
@@ -307,7 +307,7 @@ def _opened_picture(engine: Engine, picture: SavedPicture, path: str | os.PathLi
     grid = [picture.facts.get(name) for name in ("columns", "rows")]
     columns, rows = grid if all(isinstance(number, int) for number in grid) else (len(tiles), 1)
     tokens = len(tiles) * manifest.image_prompt.tokens_per_tile
-    cost = PictureCost(*picture.size, cast("int", columns), cast("int", rows), len(tiles), tokens)
+    cost = ImageCost(*picture.size, cast("int", columns), cast("int", rows), len(tiles), tokens)
     return EncodedImage(cost, tiles, engine.encoder)
 
 

@@ -149,7 +149,7 @@ class EmbeddingTable:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class DecoderInfo:
     """Figures of the decoder."""
 
     architecture: str
@@ -173,7 +173,7 @@ class Manifest:
     tiling: Tiling
     image_prompt: ImagePrompt
     tokens: Tokens
-    decoder: Decoder
+    decoder: DecoderInfo
     chat_template: str
     created_by: dict[str, str]
     """Versions of what wrote the bundle."""

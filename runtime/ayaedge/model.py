@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 from ayaedge.answers import Answer
 from ayaedge.bundle import Bundle, demo_bundle, read_bundle
-from ayaedge.cache.options import CacheOptions
+from ayaedge.cache.options import CacheOptions, prepared_graphs
 from ayaedge.checks import check_options, function, instance, one_of, path_of, whole_number
-from ayaedge.conversation import Conversation, Images
+from ayaedge.conversation import Conversation, Images, open_conversation
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.decoder.repacking import require_repacking
@@ -28,11 +28,11 @@ from ayaedge.engine.worker import Request
 from ayaedge.errors import InvalidOptionError
 from ayaedge.hardware.devices import Device
 from ayaedge.hardware.speeds import Speeds
-from ayaedge.images.encoded_image import EncodedImage, Picture
+from ayaedge.images.encoded_image import AnyImage, EncodedImage
 from ayaedge.images.load import take_image
 from ayaedge.images.tile_budget import TileChoice
 from ayaedge.images.tiling import TilePolicy
-from ayaedge.options import AnswerOptions, answer_options
+from ayaedge.options import AnswerKeywords, AnswerOptions, answer_options
 from ayaedge.planning.placement import resolve
 from ayaedge.text.prompt import Message
 from ayaedge.text.text_stream import Piece
@@ -42,7 +42,6 @@ from ayaedge.vision.session import VisionOptions
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ayaedge.options import AnswerKeywords
 
 QUEUE_SIZE = 64
 """Requests that may wait unless asked otherwise."""
@@ -107,7 +106,7 @@ class AyaVision:
                 opened,
                 placed.vision,
                 keep_bytes=cache.embedding_bytes,
-                prepared=cache.prepared(),
+                prepared=prepared_graphs(cache),
             )
             with ExitStack() as loaded:
                 loaded.callback(_close_result, loading)
@@ -233,11 +232,11 @@ class AyaVision:
         bundle, settings and kind of processor; otherwise the first question takes as long as at first. Raises
         ChatFileError for a file that is damaged, or holds pictures for another kind of model.
         """
-        return Conversation.open(self._service, path)
+        return open_conversation(self._service, path)
 
     def encode_image(
         self,
-        image: Picture,
+        image: AnyImage,
         *,
         max_tiles: int | None = None,
         tiles: TilePolicy = "faithful",
@@ -332,7 +331,7 @@ def _answer(dialogue: Dialogue, options: AnswerOptions, engine: Engine, request:
 
 
 def _encode(
-    image: Picture,
+    image: AnyImage,
     choice: TileChoice,
     report: OnProgress,
     engine: Engine,

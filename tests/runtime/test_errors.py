@@ -29,7 +29,7 @@ from ayaedge import (
     TokenLogprob,
     VisionOptions,
 )
-from ayaedge.images.tile_budget import PictureCost
+from ayaedge.images.tile_budget import ImageCost
 from ayaedge.options import answer_options
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ PROGRAMS = ("ayaedge.__main__",)
 """Modules that run something when they are imported."""
 ANSWER_PARTS: dict[str, Any] = {
     "text": "a cat",
-    "usage": ayaedge.Usage(20, 13, 5, 2, (1,), (PictureCost(640, 480, 1, 1, 1, 13),)),
+    "usage": ayaedge.Usage(20, 13, 5, 2, (1,), (ImageCost(640, 480, 1, 1, 1, 13),)),
     "timings": ayaedge.Timings(0.5, 0.25, 1.0, 2.0, None),
     "stop_reason": "cancelled",
     "ids": (7, 8),

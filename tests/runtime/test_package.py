@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import inspect
 import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, ForwardRef, get_args, get_type_hints
 
 import pytest
+from typing_extensions import Unpack
 
 import ayaedge
 
@@ -38,6 +43,67 @@ def test_the_public_names_are_those_of_all() -> None:
     modules = {name for name in public if find_spec(f"ayaedge.{name}")}
     assert public - modules == set(ayaedge.__all__)
     assert len(set(ayaedge.__all__)) == len(ayaedge.__all__)
+
+
+ANNOTATED = [
+    name for name, value in vars(ayaedge).items() if inspect.isclass(value) or inspect.isfunction(value)
+]
+MADE_BY_THE_LIBRARY = {"AyaVision", "Conversation", "AnswerHandle", "AnswerStream", "AsyncAnswerStream"}
+"""Classes whose constructors are nobody else's business."""
+
+
+def annotated(name: str) -> Iterator[Any]:
+    """A public name, and its public methods and properties, as far as they may have annotations."""
+    value = getattr(ayaedge, name)
+    yield value
+    for kind in value.__mro__ if isinstance(value, type) else ():
+        for attribute, member in vars(kind).items() if kind.__module__.startswith("ayaedge") else ():
+            if attribute.startswith("_") and (attribute != "__init__" or name in MADE_BY_THE_LIBRARY):
+                continue
+            found = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+            if inspect.isfunction(found):
+                yield found
+
+
+@cache
+def own_names(module: str) -> frozenset[str]:
+    """Names of a module of ours that stand for something of ours."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if (node.module or "").startswith("ayaedge")]
+    names = {alias.asname or alias.name for node in ours for alias in node.names}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return frozenset(names)
+
+
+def mentioned(value: Any) -> Iterator[str]:
+    """Names of ours that annotations mention."""
+    for annotation in getattr(value, "__annotations__", {}).values():
+        text = annotation.__forward_arg__ if isinstance(annotation, ForwardRef) else str(annotation)
+        names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+        yield from names & own_names(value.__module__)
+
+
+@pytest.mark.parametrize("name", ANNOTATED)
+def test_everything_that_a_public_name_mentions_is_public(name: str) -> None:
+    for value in annotated(name):
+        assert set(mentioned(value)) <= set(ayaedge.__all__), value
+        names = {"Unpack": Unpack, "Answer": ayaedge.Answer}  # imported for type checkers alone
+        for hint in get_type_hints(value, localns=names).values():
+            assert_public(hint)
+
+
+def assert_public(hint: Any) -> None:
+    if isinstance(hint, type) and hint.__module__.startswith("ayaedge"):
+        assert getattr(ayaedge, hint.__name__, None) is hint
+    for inner in get_args(hint):
+        for one in inner if isinstance(inner, list) else [inner]:
+            assert_public(one)
 
 
 def test_every_error_is_drawn_and_inherits_the_base() -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from ayaedge import llama, ort
 from ayaedge.bench.limits import graph_work
 from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.cache.options import CacheOptions
+from ayaedge.cache.options import CacheOptions, prepared_graphs
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.decoder.sampling import Sampler, SamplingOptions
@@ -67,7 +67,7 @@ def vision(bundle: Bundle, *, threads: int | None, tiles: int) -> Result:
     """Load the vision tower alone, and encode different tiles one by one after a first that does not count."""
     _, options = _options(bundle, threads)
     started = time.perf_counter()
-    encoder = VisionEncoder(bundle.vision_path, bundle.manifest, options, prepared=CacheOptions().prepared())
+    encoder = VisionEncoder(bundle.vision_path, bundle.manifest, options, prepared=prepared_graphs(CacheOptions()))
     loaded = time.perf_counter() - started
     side, rng = bundle.manifest.tiling.tile_size, np.random.default_rng(0)
     seconds = []

@@ -65,16 +65,22 @@ class CacheOptions:
         logger.warning("nothing is kept for later processes: %s; %s", why, NAME_ANOTHER)
         return replace(self, disk_bytes=READ_ONLY if root is not None and can_read(root) else 0)
 
-    def prepared(self) -> PreparedGraphs | None:
-        """Where prepared vision graphs are kept, if files are kept at all; they do not count as `disk_bytes`."""
-        return PreparedGraphs(root / "vision") if (root := self.root) else None
-
-    def states(self) -> StateStore:
-        """The store that these options describe."""
-        return DiskStates(root, self.disk_bytes) if (root := self.root) else RecentArrays(self.memory_bytes)
-
 
 NO_CACHE = CacheOptions(disk_bytes=0, memory_bytes=0)
+
+
+def prepared_graphs(options: CacheOptions) -> PreparedGraphs | None:
+    """Where prepared vision graphs are kept, if files are kept at all; they do not count as `disk_bytes`."""
+    return PreparedGraphs(root / "vision") if (root := options.root) else None
+
+
+def state_store(options: CacheOptions) -> StateStore:
+    """The store of states that these options describe."""
+    return (
+        DiskStates(root, options.disk_bytes) if (root := options.root) else RecentArrays(options.memory_bytes)
+    )
+
+
 """Nothing is kept beyond the last question: no file is written or read, not even what `ayaedge tune` found."""
 
 

@@ -31,7 +31,7 @@ from ayaedge.cli.pasted_paths import find_path, find_paths, is_file, is_picture_
 from ayaedge.conversation import Conversation
 from ayaedge.engine.streams import AnswerStream
 from ayaedge.errors import AyaEdgeError, CancelledError, ChatFileError, ImageError, InvalidOptionError
-from ayaedge.images.encoded_image import Picture
+from ayaedge.images.encoded_image import AnyImage
 from ayaedge.images.load import load_image, read_file
 from ayaedge.images.tile_budget import TileChoice
 from ayaedge.model import AyaVision
@@ -47,7 +47,7 @@ class Attachment:
     """A picture that goes with the next question."""
 
     name: str
-    picture: Picture
+    picture: AnyImage
 
 
 def attach(path: str) -> Attachment:

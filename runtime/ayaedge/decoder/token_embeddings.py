@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ayaedge import llama
 from ayaedge.errors import BundleError
-from ayaedge.manifest import Decoder
+from ayaedge.manifest import DecoderInfo
 
 _BLOCKS = {
     "F32": (1, 4), "F16": (1, 2), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34),
@@ -34,7 +34,7 @@ class TokenEmbeddings:
     Raises BundleError if the manifest's figures of it cannot be true.
     """
 
-    def __init__(self, path: Path, decoder: Decoder):
+    def __init__(self, path: Path, decoder: DecoderInfo):
         table = decoder.embeddings
         weights, block_bytes = _BLOCKS.get(table.type, (1, 0))
         end = table.offset + decoder.vocab_size * table.row_bytes

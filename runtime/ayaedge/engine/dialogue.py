@@ -8,7 +8,7 @@ from typing import cast
 
 from ayaedge.cancellation import Cancellation
 from ayaedge.errors import ContextLengthError
-from ayaedge.images.encoded_image import EncodedImage, Picture
+from ayaedge.images.encoded_image import AnyImage, EncodedImage
 from ayaedge.options import AnswerOptions
 from ayaedge.planning.costs import ANSWER_ROOM
 from ayaedge.text.prompt import Message, Prompt, PromptBuilder
@@ -19,7 +19,7 @@ class Dialogue:
     """A conversation up to the question that is to be answered."""
 
     messages: tuple[Message, ...]
-    pictures: tuple[Picture, ...]
+    pictures: tuple[AnyImage, ...]
     goes_on: bool = False
     """Whether more questions are likely to follow, so that what is known of it is worth keeping."""
 

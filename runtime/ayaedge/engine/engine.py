@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ayaedge.answers import Answer, Timings, Usage
 from ayaedge.bundle import Bundle
-from ayaedge.cache.options import CacheOptions
+from ayaedge.cache.options import CacheOptions, state_store
 from ayaedge.cache.stores import RecentArrays, State
 from ayaedge.cancellation import Cancellation
 from ayaedge.decoder.decoder import Decoder
@@ -29,7 +29,7 @@ from ayaedge.engine.segments import Segment, split_prompt
 from ayaedge.engine.streams import AnswerRequest
 from ayaedge.errors import CancelledError, ImageError
 from ayaedge.hardware.speeds import Speeds
-from ayaedge.images.encoded_image import EncodedImage, Picture, cut_picture
+from ayaedge.images.encoded_image import AnyImage, EncodedImage, cut_picture
 from ayaedge.images.load import ImageInput, load_image
 from ayaedge.images.tile_budget import TileChoice, tiles_within
 from ayaedge.options import AnswerOptions
@@ -60,7 +60,7 @@ class Engine:
         self.bundle, self.vision, self.decoder = bundle, vision, decoder
         self._cache, self._profile = cache, profile
         self.prompts = PromptBuilder(bundle.manifest, decoder.vocabulary.tokenize)
-        self.prefix = KnownPrefix(decoder, cache.states(), RecentArrays(cache.turn_bytes))
+        self.prefix = KnownPrefix(decoder, state_store(cache), RecentArrays(cache.turn_bytes))
         hashes = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
         self._identity = repr(hashes).encode() + decoder.identity
         self.encoder = repr(hashes).encode() + vision.identity
@@ -103,7 +103,7 @@ class Engine:
 
     def read(
         self,
-        pictures: Sequence[Picture],
+        pictures: Sequence[AnyImage],
         choice: TileChoice,
         speeds: Callable[[], Speeds],
         flag: Cancellation | None = None,

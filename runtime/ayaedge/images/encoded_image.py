@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge.images.load import ImageInput
-from ayaedge.images.tile_budget import PictureCost, TileChoice, picture_cost
+from ayaedge.images.tile_budget import ImageCost, TileChoice, image_cost
 from ayaedge.images.tiling import split_tiles
 from ayaedge.manifest import Manifest
 
@@ -22,7 +22,7 @@ class EncodedImage:
     It may be used with every model that was loaded from the same bundle and runs its vision tower in the same way.
     """
 
-    cost: PictureCost
+    cost: ImageCost
     """Size, grid, tiles and tokens."""
     tiles: NDArray[np.uint8] = field(repr=False)
     """(n, S, S, 3), the thumbnail last."""
@@ -37,8 +37,8 @@ class EncodedImage:
         return hashlib.sha256(self.encoder + self.tiles.tobytes()).digest()
 
 
-Picture: TypeAlias = "ImageInput | EncodedImage"
-"""What may be given as a picture."""
+AnyImage: TypeAlias = ImageInput | EncodedImage
+"""What may be given as an image: one to read, or one that was read."""
 
 
 def cut_picture(
@@ -47,4 +47,4 @@ def cut_picture(
     """A picture (H, W, 3) in tiles, not yet encoded; `choice` must be settled (`costs.tiles_within`)."""
     size = (image.shape[1], image.shape[0])
     tiles = split_tiles(image, manifest.tiling, max_tiles=choice.max_tiles, native=choice.policy == "native")
-    return EncodedImage(picture_cost(size, manifest, choice), tiles, encoder)
+    return EncodedImage(image_cost(size, manifest, choice), tiles, encoder)

@@ -36,7 +36,7 @@ class BinaryFile(Protocol):
 
 
 ImageInput: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | NDArray[np.uint8]"
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | NDArray[np.uint8]
 )
 """A path, `file://` or data URL, the bytes of a file, a file opened for reading bytes, a PIL image, or an array (H, W),
 (H, W, 3) or (H, W, 4) uint8."""

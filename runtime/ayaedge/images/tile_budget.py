@@ -20,7 +20,7 @@ TEXT_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class PictureCost:
+class ImageCost:
     """What becomes of one picture."""
 
     width: int
@@ -60,12 +60,12 @@ class TileChoice:
         )
 
 
-def picture_cost(size: tuple[int, int], manifest: Manifest, choice: TileChoice) -> PictureCost:
+def image_cost(size: tuple[int, int], manifest: Manifest, choice: TileChoice) -> ImageCost:
     """Grid, tiles and tokens of a picture of `size` (width, height), after `tiles_within` for the policy `auto`."""
     native = choice.policy == "native"
     grid = picture_grid(*size, manifest.tiling, max_tiles=choice.max_tiles, native=native)
     tiles = tile_count(grid)
-    return PictureCost(*size, *grid, tiles, tiles * manifest.image_prompt.tokens_per_tile)
+    return ImageCost(*size, *grid, tiles, tiles * manifest.image_prompt.tokens_per_tile)
 
 
 def tiles_within(

@@ -14,7 +14,7 @@ from typing import Any
 
 from ayaedge.checks import brief, nearest, unicode_text
 from ayaedge.errors import PromptError
-from ayaedge.images.encoded_image import Picture
+from ayaedge.images.encoded_image import AnyImage
 from ayaedge.images.load import file_url_path
 from ayaedge.text.prompt import Role
 
@@ -36,7 +36,7 @@ class ChatMessage:
 
     role: Role
     text: str
-    images: tuple[Picture, ...] = ()
+    images: tuple[AnyImage, ...] = ()
     """Only a user's message has pictures; they stand before its text, wherever they stood among its parts."""
 
 
@@ -44,7 +44,7 @@ def parse_messages(messages: object, *, trusted: bool) -> list[ChatMessage]:
     """The messages of a request; PromptError names the place of the first thing that is not understood.
 
     Pictures are data URLs. With `trusted`, for callers of this process, they are also `file://` URLs and parts of the
-    form `{"type": "image", "image": ...}` that hold any `Picture`. `detail` is accepted and changes nothing: the
+    form `{"type": "image", "image": ...}` that hold any `AnyImage`. `detail` is accepted and changes nothing: the
     options `tiles` and `max_tiles` decide how finely a picture is seen. Text parts are joined without a separator, as
     the chat template of the reference does. Whether the roles follow each other sensibly is the template's matter.
     """
@@ -79,7 +79,7 @@ def _message(message: object, place: str, trusted: bool) -> ChatMessage:
     )
 
 
-def _part(part: object, place: str, role: str, trusted: bool) -> tuple[str, tuple[Picture, ...]]:
+def _part(part: object, place: str, role: str, trusted: bool) -> tuple[str, tuple[AnyImage, ...]]:
     """The text of one part, and its picture, if any."""
     fields = _fields(part, place, "a part with a type")
     kind = fields.get("type")
@@ -114,7 +114,7 @@ def _check_picture(image: object, place: str, trusted: bool) -> None:
         )
 
 
-def _url_picture(value: object, place: str, trusted: bool) -> Picture:
+def _url_picture(value: object, place: str, trusted: bool) -> AnyImage:
     if isinstance(value, Mapping):
         _check_fields(value, place, ("url", "detail"))
         if "url" not in value:

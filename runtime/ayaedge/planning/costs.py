@@ -13,7 +13,7 @@ from typing import Any
 from ayaedge.decoder.gguf_header import DecoderFigures
 from ayaedge.hardware.machine import Memory
 from ayaedge.hardware.speeds import Speeds
-from ayaedge.images.tile_budget import PictureCost
+from ayaedge.images.tile_budget import ImageCost
 from ayaedge.manifest import Manifest
 from ayaedge.planning.gpu_plan import GpuPlan, work_bytes
 
@@ -56,7 +56,7 @@ class MemoryCost:
 class QuestionCost:
     """A question as it would run."""
 
-    pictures: tuple[PictureCost, ...]
+    pictures: tuple[ImageCost, ...]
     prompt_tokens: int
     context: int
     memory: MemoryCost
@@ -135,7 +135,7 @@ def without_gpu_part(memory: MemoryCost, figures: DecoderFigures, gpu: GpuPlan) 
 
 
 def question_cost(
-    pictures: Sequence[PictureCost],
+    pictures: Sequence[ImageCost],
     prompt_tokens: int,
     memory: MemoryCost,
     machine: Memory,

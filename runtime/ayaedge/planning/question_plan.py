@@ -14,7 +14,7 @@ from ayaedge.errors import AyaEdgeError
 from ayaedge.hardware.devices import Device
 from ayaedge.hardware.machine import memory
 from ayaedge.hardware.speeds import Speeds
-from ayaedge.images.tile_budget import TileChoice, picture_cost, tiles_within
+from ayaedge.images.tile_budget import TileChoice, image_cost, tiles_within
 from ayaedge.planning.costs import ANSWER_ROOM, QuestionCost, memory_cost, question_cost, without_gpu_part
 from ayaedge.planning.placement import resolve
 from ayaedge.text.prompt import Message, PromptBuilder
@@ -57,7 +57,7 @@ def plan_question(
             tokens_of=prompts.picture_tokens,
             around=before,
         )
-        pictures = [picture_cost(size, manifest, chosen) for size in sizes]
+        pictures = [image_cost(size, manifest, chosen) for size in sizes]
         message = Message("user", question, len(pictures))
         prompt = prompts.build([message], [picture.tiles for picture in pictures])
     context = options.context_of(manifest.decoder.context_length)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.cache.options import CacheOptions
+from ayaedge.cache.options import CacheOptions, prepared_graphs
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.options import DecoderOptions, repacks_by_default
 from ayaedge.decoder.repacking import repacking_of
@@ -114,7 +114,7 @@ def tune(
             for trial in found:
                 on_trial(trial)
         best = _fastest(found)
-    encoder = open_encoder(bundle, placed.vision, prepared=cache.prepared())
+    encoder = open_encoder(bundle, placed.vision, prepared=prepared_graphs(cache))
     try:
         tile = measure_tile(encoder, bundle.manifest)
     finally:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ayaedge import NO_CACHE, CacheOptions, InvalidOptionError
-from ayaedge.cache.options import cache_directory
+from ayaedge.cache.options import cache_directory, prepared_graphs, state_store
 from ayaedge.cache.prepared_graphs import DATA, GRAPH, PreparedGraphs
 from ayaedge.cache.stores import DiskStates, RecentArrays
 
@@ -114,8 +114,8 @@ def test_arrays_in_memory_keep_to_their_limit() -> None:
 
 
 def test_options_choose_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(NO_CACHE.states(), RecentArrays)
-    stored = CacheOptions(directory=tmp_path).states()
+    assert isinstance(state_store(NO_CACHE), RecentArrays)
+    stored = state_store(CacheOptions(directory=tmp_path))
     assert isinstance(stored, DiskStates)
     assert stored.directory == tmp_path
     monkeypatch.delenv("AYAEDGE_CACHE_DIR")
@@ -139,8 +139,8 @@ def test_without_a_home_directory_states_stay_in_memory(
     monkeypatch.setattr("platformdirs.user_cache_dir", found)
     assert cache_directory() is None
     options = CacheOptions().settled()
-    assert isinstance(options.states(), RecentArrays)
-    assert options.prepared() is options.root is None
+    assert isinstance(state_store(options), RecentArrays)
+    assert prepared_graphs(options) is options.root is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "AYAEDGE_CACHE_DIR" in caplog.text
     assert CacheOptions(directory=Path("given")).root == Path("given")
@@ -151,7 +151,7 @@ def test_a_directory_that_cannot_be_made_is_said_once(
 ) -> None:
     (tmp_path / "file").touch()
     options = CacheOptions(directory=tmp_path / "file" / "cache").settled()
-    assert isinstance(options.states(), RecentArrays)
+    assert isinstance(state_store(options), RecentArrays)
     assert options.settled() is options
     assert len(caplog.records) == 1
     assert CacheOptions(directory=tmp_path / "new").settled().root == tmp_path / "new"

@@ -20,7 +20,7 @@ from ayaedge.answers import Answer, StopReason, Timings, Usage
 from ayaedge.errors import AyaEdgeError, InvalidOptionError, PromptError
 from ayaedge.images.encoded_image import EncodedImage
 from ayaedge.images.load import load_image
-from ayaedge.images.tile_budget import PictureCost
+from ayaedge.images.tile_budget import ImageCost
 from ayaedge.openai.completions import ChunkMaker, chunks, completion
 from ayaedge.openai.messages import ChatMessage, file_url_path, parse_messages
 from ayaedge.openai.options import CompletionOptions, parse_options
@@ -213,7 +213,7 @@ def test_this_process_may_hand_over_pictures_of_any_kind(tmp_path: Path) -> None
 
 
 def test_a_picture_that_was_encoded_before_is_handed_on() -> None:
-    cost = PictureCost(7, 5, 1, 1, 1, 10)
+    cost = ImageCost(7, 5, 1, 1, 1, 10)
     encoded = EncodedImage(cost, np.zeros((1, 4, 4, 3), np.uint8), b"")
     assert parse_one([{"type": "image", "image": encoded}, text("x")]) == ChatMessage("user", "x", (encoded,))
 

@@ -18,7 +18,7 @@ from ayaedge import AyaVision, CacheOptions, DecoderOptions, InvalidOptionError
 from ayaedge.bundle import demo_bundle, read_bundle
 from ayaedge.errors import AyaEdgeError
 from ayaedge.hardware.speeds import Speeds
-from ayaedge.images.tile_budget import TileChoice, picture_cost, tiles_within
+from ayaedge.images.tile_budget import TileChoice, image_cost, tiles_within
 from ayaedge.planning.costs import MemoryCost, QuestionCost
 from ayaedge.planning.profile import Profile, load_profile, profile_path, save_profile
 from ayaedge.planning.question_plan import plan_question
@@ -37,7 +37,7 @@ def choose(budget: float | None, *sizes: tuple[int, int], most: int | None = Non
 
 
 def seconds(choice: TileChoice, *sizes: tuple[int, int]) -> float:
-    tiles = [picture_cost(size, DEMO.manifest, choice).tiles for size in sizes]
+    tiles = [image_cost(size, DEMO.manifest, choice).tiles for size in sizes]
     return sum(tiles) * SPEEDS.tile + SPEEDS.prefill(0, 550 + sum(172 * count + 2 for count in tiles) + 64)
 
 
