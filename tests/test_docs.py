@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import test_rooms
 import typer
 
 import ayaedge
+import ayaedge_export
 from ayaedge.cli.chat_commands import COMMANDS
 from ayaedge.cli.main import app
 from ayaedge.options import AnswerKeywords
@@ -272,9 +274,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_the_reference_has_every_public_name(site: Path) -> None:
-    headings = set(re.findall(r'id="ayaedge\.(\w+)"', (site / "reference.html").read_text("utf-8")))
-    assert headings == set(ayaedge.__all__)
+@pytest.mark.parametrize("package", [ayaedge, ayaedge_export], ids=lambda package: package.__name__)
+def test_the_reference_has_every_public_name(site: Path, package: ModuleType) -> None:
+    text = (site / "reference.html").read_text("utf-8")
+    headings = set(re.findall(rf'id="{package.__name__}\.(\w+)"', text))
+    assert headings == set(package.__all__)
 
 
 def test_the_pages_fetch_nothing(site: Path) -> None:

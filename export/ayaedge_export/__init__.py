@@ -1,8 +1,8 @@
 """Checkpoints to bundles: reading weights, building the vision graph, writing the decoder, proving both.
 
-from ayaedge_export import export_checkpoint
+    from ayaedge_export import export_checkpoint
 
-export_checkpoint("aya-vision-8b", "bundle", quant="q4_k_m", effort="best")
+    export_checkpoint("aya-vision-8b", "bundle", quant="q4_k_m", effort="best")
 
 A name is imported when it is first used: the modules behind some of them take seconds to load.
 """
