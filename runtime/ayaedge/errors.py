@@ -78,11 +78,11 @@ class ContextLengthError(PromptError):
 
     def __init__(self, *, needed: int, available: int, image_tokens: int):
         self.needed, self.available, self.image_tokens = needed, available, image_tokens
-        advice = "shorten the question or the conversation, or raise the context size (-c/--ctx-size)"
+        advice = "shorten the question or the conversation, or raise context_size"
         if image_tokens:
             advice = (
-                f"{image_tokens} of them come from pictures: lower --max-tiles, send fewer pictures, "
-                "or raise the context size (-c/--ctx-size)"
+                f"{image_tokens} of them come from pictures: lower max_tiles, send fewer pictures, or raise "
+                "context_size"
             )
         super().__init__(f"the prompt has {needed} tokens and only {available} fit; {advice}")
 

@@ -98,7 +98,7 @@ def test_one_picture_need_not_be_in_a_list(demo_model: AyaVision) -> None:
 
 def test_a_prompt_that_does_not_fit_says_what_to_lower() -> None:
     with AyaVision.load(decoder=DecoderOptions(context_size=64)) as model:
-        with pytest.raises(ContextLengthError, match=r"tokens and only 63 fit.*--max-tiles") as caught:
+        with pytest.raises(ContextLengthError, match=r"tokens and only 63 fit.*lower max_tiles") as caught:
             model.ask(QUESTION, images=[np.zeros((480, 640, 3), np.uint8)])
         assert caught.value.needed > caught.value.available == 63
         with pytest.raises(ContextLengthError, match="shorten the question"):

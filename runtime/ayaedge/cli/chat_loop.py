@@ -25,7 +25,7 @@ from ayaedge.cli.chat_commands import (
     read_line,
 )
 from ayaedge.cli.chat_input import LineReader
-from ayaedge.cli.console import announce, stderr, step_progress, write
+from ayaedge.cli.console import announce, print_error, stderr, step_progress, write
 from ayaedge.cli.interrupts import Interrupts
 from ayaedge.cli.pasted_paths import find_path, find_paths, is_file, is_picture_file
 from ayaedge.conversation import Conversation
@@ -136,7 +136,7 @@ class ChatLoop:
 
     def _fail(self, error: AyaEdgeError) -> None:
         self.failed = True
-        stderr.print(Text("error: ", "bold red").append(_printable(str(error)), "default not bold"))
+        print_error(_printable(str(error)))
 
     def _ask(self, question: str) -> None:
         """Attached pictures stay for another try, unless the conversation has taken the question up."""

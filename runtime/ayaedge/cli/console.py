@@ -47,6 +47,32 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+FLAGS = {
+    "AyaVision.measure": "ayaedge tune",
+    "answer_tokens": "-n N",
+    "context_size": "-c N",
+    "max_tiles": "--max-tiles N",
+    "smaller quant": "--quant",
+    'tiles="auto"': "--tiles auto",
+    "verbose shows": "-v",
+    'vision="fp16"': "--vision fp16",
+    'vision="int8-block"': "--vision int8-block",
+    'VisionOptions(device="cpu")': "--vision-device cpu",
+}
+"""What the library's advice, as it stands in messages, is called on the command line."""
+
+
+def with_flags(message: str) -> str:
+    """A message of the library, and which flags of the command line do what it advises."""
+    flags = [flag for name, flag in FLAGS.items() if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message)]
+    return f"{message} (on the command line: {', '.join(flags)})" if flags else message
+
+
+def print_error(message: str) -> None:
+    """What went wrong, on stderr."""
+    stderr.print(Text("error: ", "bold red").append(with_flags(message), "default not bold"))
+
+
 def announce(done: str, what: str) -> None:
     """One line on stderr for something that went well."""
     stderr.print(Text(f"{done} ", "green").append(what, "default"))
@@ -108,7 +134,7 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler.emit`."""
-        stderr.print(Text(self.format(record)))
+        stderr.print(Text(with_flags(self.format(record))))
 
 
 def show_messages(level: int) -> None:

@@ -13,7 +13,6 @@ from itertools import chain
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from ayaedge import NO_CACHE, Answer, AyaEdgeError, AyaVision, Timings, VisionOptions, __version__
 from ayaedge.bundle import Bundle, read_bundle
@@ -21,7 +20,7 @@ from ayaedge.cli import export as exporting
 from ayaedge.cli.bench import bench
 from ayaedge.cli.cache import app as cache_app
 from ayaedge.cli.chat import chat
-from ayaedge.cli.console import JsonFlag, show_messages, size_text, stderr, step_progress, write
+from ayaedge.cli.console import JsonFlag, print_error, show_messages, size_text, stderr, step_progress, write
 from ayaedge.cli.doctor import doctor
 from ayaedge.cli.export import BundleArgument
 from ayaedge.cli.options import (
@@ -86,7 +85,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    stderr.print(Text("error: ", "bold red").append(message, "default not bold"))
+    print_error(message)
     sys.exit(1)
 
 

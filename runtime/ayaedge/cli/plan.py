@@ -14,7 +14,7 @@ from rich.table import Table
 from ayaedge.bundle import Bundle, demo_bundle, read_bundle
 from ayaedge.cache.options import CacheOptions
 from ayaedge.cli import export as exporting
-from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, write
+from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, with_flags, write
 from ayaedge.cli.export import DecoderFormat, OutputType, TensorTypes, VisionFormat
 from ayaedge.cli.options import (
     BatchOption,
@@ -118,7 +118,7 @@ def plan(
     else:
         print_table(_cost_table(cost))
     for fault in cost.faults:
-        stderr.print(fault, style="red")
+        stderr.print(with_flags(fault), style="red")
     if cost.faults:
         raise typer.Exit(1)
 

@@ -372,7 +372,7 @@ class Decoder:
         if not context:
             raise OutOfMemoryError(
                 f"llama.cpp could not make a context of {self._capacity} tokens ({llama.recent_errors()}): "
-                "lower the context size, or free memory"
+                "lower context_size, or free memory"
             )
         self._set_abort_callback(context)
         return context

@@ -75,14 +75,14 @@ class QuestionCost:
         found = []
         if self.prompt_tokens >= self.context:
             found.append(
-                f"the prompt has {self.prompt_tokens} tokens and the context holds {self.context}: lower --max-tiles, "
-                "send fewer pictures, or raise the context size (-c/--ctx-size)"
+                f"the prompt has {self.prompt_tokens} tokens and the context holds {self.context}: lower max_tiles, "
+                "send fewer pictures, or raise context_size"
             )
         if self.memory.total > self.available_bytes:
             found.append(
                 f"{self.memory.total / 1e9:.1f} GB of memory are needed and {self.available_bytes / 1e9:.1f} GB are "
-                f"free: close other programs, lower --max-tiles or send fewer pictures (the KV cache takes "
-                f"{self.memory.kv_cache / 1e9:.1f} GB), or export with a smaller --quant"
+                f"free: close other programs, lower max_tiles or send fewer pictures (the KV cache takes "
+                f"{self.memory.kv_cache / 1e9:.1f} GB), or export with a smaller quant"
             )
         return found
 

@@ -102,7 +102,7 @@ def _vision_device(device: Device, bundle: Bundle) -> Device:
         choose_vision(device, vision_providers())
         raise InvalidOptionError(
             f"{device} is for the vision tower, and the bundle's {bundle.manifest.formats.vision} runs on CPUs only: "
-            "export it with --vision fp16"
+            'export it with vision="fp16"'
         )
     logger.info("the %s vision tower runs on the CPU", bundle.manifest.formats.vision)
     return "cpu"

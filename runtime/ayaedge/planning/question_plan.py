@@ -43,7 +43,7 @@ def plan_question(
     def speeds() -> Speeds:
         if profile is None:
             raise AyaEdgeError(
-                "tiles cannot be chosen by time before this machine was measured: run `ayaedge tune`"
+                "tiles cannot be chosen by time before this machine was measured (AyaVision.measure)"
             )
         return profile.speeds
 

@@ -91,7 +91,7 @@ def open_session(
         logger.log(
             logging.WARNING if weights >= _LARGE_GRAPH else logging.INFO,
             "this processor has no instruction for products of bytes: the int8 vision tower runs in a slower way that "
-            "cannot saturate; a bundle exported with --vision int8-block is faster here",
+            'cannot saturate; a bundle exported with vision="int8-block" is faster here',
         )
     entries = EXACT_PRODUCTS if saturates else {}
     if prepared is not None and weights >= _LARGE_GRAPH:
@@ -112,8 +112,8 @@ def _choose_providers(device: Device, fmt: str) -> tuple[str, ...]:
         logger.info("the %s vision tower runs on the CPU; fp16 would run on %s", fmt, providers[0])
         return (CPU_PROVIDER,)
     raise InvalidOptionError(
-        f"the bundle's {fmt} vision tower runs on CPUs only: export it with --vision fp16 for {device}, or choose "
-        "the device cpu for vision (--vision-device cpu)"
+        f"the bundle's {fmt} vision tower runs on CPUs only: export it with "
+        f'vision="fp16" for {device}, or load it with VisionOptions(device="cpu")'
     )
 
 
@@ -141,7 +141,7 @@ def _start_on_device(path: Path, options: VisionOptions, providers: tuple[str, .
         logger.info("%s", error)
     fault = f"ONNX Runtime could not start {providers[0]}: its driver or libraries are missing or too old"
     if options.device not in (None, "auto"):
-        raise BackendError(f"{fault} (-v shows its messages); choose the device cpu or auto")
+        raise BackendError(f"{fault} (verbose shows its messages); choose the device cpu or auto")
     logger.warning("%s; the vision tower runs on the CPU", fault)
     return None
 

@@ -194,7 +194,7 @@ def test_a_device_for_the_tower_alone_needs_a_tower_that_can_run_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made_up(monkeypatch, 0, ("OpenVINOExecutionProvider", CPU))
-    with pytest.raises(InvalidOptionError, match="--vision fp16"):
+    with pytest.raises(InvalidOptionError, match='vision="fp16"'):
         resolve(DEMO, "openvino")
 
 

@@ -71,7 +71,7 @@ def test_an_int8_tower_is_not_for_graphics_processors(
     demo: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider", CPU])
-    with pytest.raises(InvalidOptionError, match=r"--vision fp16"):
+    with pytest.raises(InvalidOptionError, match='vision="fp16"'):
         VisionEncoder(demo.vision_path, demo.manifest, VisionOptions(device="cuda"))
     with caplog.at_level(logging.INFO):
         encoder = VisionEncoder(demo.vision_path, demo.manifest, VisionOptions(device="auto"))
@@ -104,7 +104,7 @@ def test_int8_does_not_saturate_on_processors_without_byte_products(
     caplog.set_level(logging.INFO, "ayaedge.vision.session")
     careful = VisionEncoder(demo.vision_path, demo.manifest)
     record = caplog.records[-1]
-    assert "int8-block is faster here" in record.getMessage()
+    assert 'vision="int8-block" is faster here' in record.getMessage()
     assert record.levelno == logging.INFO  # a small tower takes no time either way
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, 3, *[demo.manifest.tiling.tile_size] * 2))
     pixels = pixels.astype(np.float32)
