@@ -32,7 +32,7 @@ from ayaedge.vision.encoder import VisionEncoder
 from ayaedge_export.effort import Budget
 from ayaedge_export.evaluation.evaluate import evaluate_bundle
 from ayaedge_export.exporter import export_checkpoint
-from ayaedge_quant.kernels import divergence
+from ayaedge_quant.kernels import kl_divergence
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "examples" / "tiny-aya-vision"
@@ -115,7 +115,7 @@ def quality(bundles: dict[str, Bundle], count: int) -> None:
     rows = {}
     for name, bundle in bundles.items():
         against = evaluate_bundle(bundle, exact)
-        scene = divergence(expected, scene_logits(bundle, prompts)).kl
+        scene = kl_divergence(expected, scene_logits(bundle, prompts)).kl
         assert against.after_image
         parts = [
             (against.overall.mean_kl, against.overall.positions),

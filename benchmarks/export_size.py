@@ -46,7 +46,7 @@ from ayaedge_export.checkpoint.checkpoint import open_checkpoint
 from ayaedge_export.decoder.gguf_writer import PlannedTensor, plan_tensors, write_decoder
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.plan import plan_export
-from ayaedge_export.synthetic.random_weights import Drawer
+from ayaedge_export.synthetic.random_weights import RandomWeights
 from ayaedge_export.vision.graph import write_vision_graph
 from ayaedge_export.vision.int8 import write_int8_vision_graph
 from ayaedge_quant.ggml import GgmlType, stock_encode
@@ -115,7 +115,7 @@ def best(checkpoint: Path, out: Path, threads: int) -> None:
 
     def advance(_count: int, what: str) -> None:
         nonlocal last
-        if what.startswith(("surveyed", "rounded")) and what != last:
+        if what.startswith(("sensitivity", "rounded")) and what != last:
             print(f"{time.perf_counter() - started:.0f} s: {what}", file=sys.stderr, flush=True)
             last = what
 
@@ -133,11 +133,11 @@ def encode(checkpoint: Path, out: Path, threads: int) -> None:  # noqa: ARG001
         if len(tensor.shape) == 2:
             key = (tensor.kind, tensor.shape[1])
             slabs[key] = slabs.get(key, 0) + int(np.prod(tensor.shape))
-    drawer = Drawer(0)
+    random_weights = RandomWeights(0)
     with ThreadPoolExecutor(threads) as pool:
         for (kind, columns), weights in slabs.items():
             rows = max(1, _SLAB_WEIGHTS // columns)
-            slab = drawer.rows("slab.weight", (rows, columns), 0, rows)
+            slab = random_weights.rows("slab.weight", (rows, columns), 0, rows)
             times = round(weights / slab.size)
             list(pool.map(lambda _, slab=slab, kind=kind: stock_encode(slab, kind).size, range(times)))
 

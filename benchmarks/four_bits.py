@@ -8,7 +8,7 @@
     languages   calibration on English alone against all languages
     chart       KL divergence against bits per weight
 
-The model is whisper-base's decoder, 60 linears with 25 million weights; the head is left alone. Covariances, encoders
+The model is whisper-base's decoder, 60 linears with 25 million weights; the head is left alone. Hessians, encoders
 and the allocation are the library's; only the loop over layers is this file's. Calibration and evaluation are texts of
 different domains after different sounds. Needs what `whisper_model.py` needs. Results are kept in build/four_bits.json:
 a run goes on where the last one ended; without that file everything is measured again.
@@ -41,9 +41,9 @@ from ayaedge_quant import kernels
 from ayaedge_quant.allocation import Choice, allocate, bytes_of, loss_of
 from ayaedge_quant.blocks import SUPER_BLOCK
 from ayaedge_quant.ggml import GgmlType, decode, encode
-from ayaedge_quant.gptq import Compensator
-from ayaedge_quant.hessian import Covariance
-from ayaedge_quant.kl_divergence import Divergence
+from ayaedge_quant.gptq import GptqEncoder
+from ayaedge_quant.hessian import Hessian
+from ayaedge_quant.kl_divergence import KlDivergence
 
 FloatArray = NDArray[np.float32]
 Product = Callable[[str, Tensor], Tensor]
@@ -126,15 +126,15 @@ class Decoder:
         """Logits of each text (positions, vocabulary) from final hidden states (states, texts, positions, width)."""
         return [text @ self.whisper.proj_out.weight.T for text in hidden.flatten(0, 1)]
 
-    def divergence(self, exact: Sequence[Tensor], hidden: Tensor) -> Divergence:
+    def kl_divergence(self, exact: Sequence[Tensor], hidden: Tensor) -> KlDivergence:
         """Between the exact model's logits and those from final hidden states, both (texts, positions)."""
         found = [
-            kernels.divergence(
+            kernels.kl_divergence(
                 logits.numpy(), (text @ self.whisper.proj_out.weight.T).numpy(), threads=usable_threads()
             )
             for logits, text in zip(exact, hidden.flatten(0, 1), strict=True)
         ]
-        return Divergence(np.stack([one.kl for one in found]), np.stack([one.same_top for one in found]))
+        return KlDivergence(np.stack([one.kl for one in found]), np.stack([one.same_top for one in found]))
 
 
 def _heads(x: Tensor) -> Tensor:
@@ -265,15 +265,13 @@ class Rounder:
 
     def _round(self, name: str, x: Tensor, targets: Tensor | None = None) -> None:
         if x is not self._seen:  # linears that share an input share its covariance
-            self._compensator = Compensator(
-                _moments(x, targets, self._rounding.block), threads=usable_threads()
-            )
+            self._gptq = GptqEncoder(_hessian(x, targets, self._rounding.block), threads=usable_threads())
             self._seen = x
         weights, kind = self._decoder.weights[name].numpy(), self._types[name]
         if self._rounding.method == "feedback":
-            blocks = self._compensator.encode(weights, kind)
+            blocks = self._gptq.encode(weights, kind)
         else:
-            blocks = encode(weights, kind, self._compensator.importance)
+            blocks = encode(weights, kind, self._gptq.importance)
         self.rounded[name] = torch.from_numpy(decode(blocks, kind))
 
 
@@ -285,13 +283,13 @@ def round_plain(decoder: Decoder, types: Mapping[str, GgmlType]) -> dict[str, Te
     }
 
 
-def _moments(x: Tensor, targets: Tensor | None = None, block: int = SUPER_BLOCK) -> Covariance:
+def _hessian(x: Tensor, targets: Tensor | None = None, block: int = SUPER_BLOCK) -> Hessian:
     """Of inputs (..., columns), and what they should be."""
     rows: FloatArray = x.flatten(0, -2).numpy()
-    moments = Covariance(x.shape[-1], block, targets=targets is not None)
+    hessian = Hessian(x.shape[-1], block, targets=targets is not None)
     wanted = None if targets is None else targets.flatten(0, -2).numpy()
-    moments.add(rows, np.ones(len(rows), np.float32), wanted)
-    return moments
+    hessian.add(rows, np.ones(len(rows), np.float32), wanted)
+    return hessian
 
 
 # Types
@@ -320,7 +318,7 @@ def group_of(name: str, layers: int) -> str:
     return f"{linear}, {THIRDS[3 * int(layer) // layers]} third"
 
 
-class Survey:
+class Sensitivity:
     """What each type would cost in each linear, in nats: the same steps as `ayaedge_export.best.sensitivity`."""
 
     def __init__(self, decoder: Decoder, passages: Passages, inputs: Mapping[str, Tensor]):
@@ -333,7 +331,7 @@ class Survey:
     def measure(self) -> dict[str, dict[str, float]]:
         """Losses by linear and type."""
         for name, x in self._inputs.items():
-            self._measure(name, _moments(x))
+            self._measure(name, _hessian(x))
         sensitivities = self._sensitivities()
         return {
             name: {
@@ -342,17 +340,16 @@ class Survey:
             for name, of in self._losses.items()
         }
 
-    def _measure(self, name: str, moments: Covariance) -> None:
+    def _measure(self, name: str, hessian: Hessian) -> None:
         weights: FloatArray = self._decoder.weights[name].numpy()
-        compensator = Compensator(moments, threads=usable_threads())
+        gptq = GptqEncoder(hessian, threads=usable_threads())
         self._losses[name] = {
-            kind.name: moments.loss(decode(compensator.encode(weights, kind), kind) - weights)
-            for kind in KINDS
+            kind.name: hessian.loss(decode(gptq.encode(weights, kind), kind) - weights) for kind in KINDS
         }
-        rounded = decode(encode(weights, PROBE, moments.mean_squares), PROBE)
+        rounded = decode(encode(weights, PROBE, hessian.mean_squares), PROBE)
         group = group_of(name, self._decoder.layers)
         self._probes.setdefault(group, {})[name] = torch.from_numpy(rounded)
-        self._probe_losses[group] = self._probe_losses.get(group, 0.0) + moments.loss(rounded - weights)
+        self._probe_losses[group] = self._probe_losses.get(group, 0.0) + hessian.loss(rounded - weights)
 
     def _sensitivities(self) -> dict[str, float]:
         """Nats for each unit of a group's loss: the beginnings of some texts with that group rounded."""
@@ -452,7 +449,7 @@ class Bench:
     @cached_property
     def _losses(self) -> dict[str, dict[str, float]]:
         def measure() -> dict[str, dict[str, float]]:
-            return Survey(self.decoder, *self._calibration(*_text_of(Run()))).measure()
+            return Sensitivity(self.decoder, *self._calibration(*_text_of(Run()))).measure()
 
         losses: dict[str, dict[str, float]] = self._kept("survey", measure)
         return losses

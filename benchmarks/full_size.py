@@ -30,7 +30,7 @@ from ayaedge.errors import list_faults
 from ayaedge.hardware.machine import usable_threads
 from ayaedge_export.checkpoint.config import parse_config
 from ayaedge_export.checkpoint.spec import text_tensors, vision_tensors
-from ayaedge_export.synthetic.random_weights import Drawer
+from ayaedge_export.synthetic.random_weights import RandomWeights
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 """Where the released configurations and tokenizers are looked for: beside the repository."""
@@ -91,12 +91,12 @@ def write_full_size_checkpoint(
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     shards = plan_shards(checkpoint_tensors(config), shard_bytes)
     _write_index(target, shards)
-    drawer = Drawer(seed)
+    random_weights = RandomWeights(seed)
     with ThreadPoolExecutor(threads or usable_threads()) as pool:
         for shard in shards:
             with (target / shard.name).open("wb") as out:
                 out.write(_header(shard, dtype))
-                _write_tensors(out, shard, drawer, dtype, pool)
+                _write_tensors(out, shard, random_weights, dtype, pool)
     return target
 
 
@@ -138,13 +138,13 @@ def plan_shards(tensors: Mapping[str, tuple[int, ...]], shard_bytes: int) -> lis
 
 
 def draw_words(
-    drawer: Drawer, dtype: Dtype, name: str, shape: tuple[int, ...], start: int, stop: int
+    random_weights: RandomWeights, dtype: Dtype, name: str, shape: tuple[int, ...], start: int, stop: int
 ) -> NDArray[np.uint16]:
     """Rows `start` to `stop` of a tensor, or a whole vector, as the 16-bit words that are stored."""
     if len(shape) == 1:
-        return _words(drawer.vector(name, shape[0]), dtype)
+        return _words(random_weights.vector(name, shape[0]), dtype)
     out = np.empty((stop - start, math.prod(shape[1:])), np.uint16)
-    for first, weights in drawer.pieces(name, shape, start, stop):
+    for first, weights in random_weights.pieces(name, shape, start, stop):
         out[first : first + len(weights)] = _words(weights, dtype)
     return out
 
@@ -156,13 +156,13 @@ def _words(values: NDArray[np.float32], dtype: Dtype) -> NDArray[np.uint16]:
 
 
 def _write_tensors(
-    out: BinaryIO, shard: Shard, drawer: Drawer, dtype: Dtype, pool: ThreadPoolExecutor
+    out: BinaryIO, shard: Shard, random_weights: RandomWeights, dtype: Dtype, pool: ThreadPoolExecutor
 ) -> None:
     """Draw on the pool's threads and write in order; a few tasks of 16 MB are in memory."""
     pending: deque[Future[NDArray[np.uint16]]] = deque()
     for name, shape in shard.tensors.items():
         for start, stop in _tasks(shape):
-            pending.append(pool.submit(draw_words, drawer, dtype, name, shape, start, stop))
+            pending.append(pool.submit(draw_words, random_weights, dtype, name, shape, start, stop))
             if len(pending) > 4:
                 out.write(pending.popleft().result().data)
     while pending:

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 
 from ayaedge_export.checkpoint.spec import vision_tensors
 from ayaedge_export.synthetic.bundle import MODELS
-from ayaedge_export.synthetic.random_weights import Drawer as WeightDrawer
-from ayaedge_export.synthetic.random_weights import DrawnTensors
+from ayaedge_export.synthetic.random_weights import RandomTensors, RandomWeights
 from ayaedge_export.vision.graph import write_vision_graph
 from ayaedge_export.vision.int8 import write_block_vision_graph, write_int8_vision_graph
 
@@ -64,7 +63,7 @@ print(json.dumps({"load": loaded, **memory}))
 
 def write_graphs(directory: Path, forms: list[str]) -> dict[str, Path]:
     """A graph of each form."""
-    read = DrawnTensors(WeightDrawer(0), vision_tensors(MODEL.vision)).read
+    read = RandomTensors(RandomWeights(0), vision_tensors(MODEL.vision)).read
     writers = {
         "int8": write_int8_vision_graph,
         "int8-block": write_block_vision_graph,

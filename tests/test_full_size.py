@@ -26,7 +26,7 @@ from ayaedge_export.checkpoint.spec import text_tensors, vision_tensors
 from ayaedge_export.decoder.gguf_writer import plan_tensors, write_decoder
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.plan import plan_export
-from ayaedge_export.synthetic.random_weights import Drawer
+from ayaedge_export.synthetic.random_weights import RandomWeights
 from ayaedge_quant.imatrix import ColumnSums, ImportanceMatrix
 from stock_quantizer import stock_quantize
 
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_bytes(shrunk_release: Path, tmp_path: Path
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_weights_have_heavy_tails_and_columns_of_outliers(dtype: Dtype) -> None:
-    words = draw_words(Drawer(0), dtype, "some.weight", (2000, 2048), 0, 2000)
+    words = draw_words(RandomWeights(0), dtype, "some.weight", (2000, 2048), 0, 2000)
     if dtype == "bf16":
         weights = (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
     else:
@@ -83,9 +83,10 @@ def test_weights_have_heavy_tails_and_columns_of_outliers(dtype: Dtype) -> None:
 
 
 def test_rows_of_different_tensors_and_tasks_differ() -> None:
-    drawer = Drawer(0)
-    first = drawer.rows("a.weight", (64, 256), 0, 32)
-    for other in (drawer.rows("a.weight", (64, 256), 32, 64), drawer.rows("b.weight", (64, 256), 0, 32)):
+    random_weights = RandomWeights(0)
+    first = random_weights.rows("a.weight", (64, 256), 0, 32)
+    for name, start in (("a.weight", 32), ("b.weight", 0)):
+        other = random_weights.rows(name, (64, 256), start, start + 32)
         assert (first == other).mean() < 0.01
 
 

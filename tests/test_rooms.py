@@ -31,7 +31,7 @@ FLOORS = {
         {"__main__"},
     ),
     "ayaedge_export": (
-        {"offline", "product_threads"},
+        {"offline", "matmul_threads"},
         {"checkpoint", "resume"},
         {"decoder", "vision"},
         {"manifest", "plan"},

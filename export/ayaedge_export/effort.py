@@ -22,7 +22,7 @@ from ayaedge_quant.recipes import DecoderFormat
 FloatArray = NDArray[np.float32]
 
 Effort = Literal["fast", "calibrated", "best"]
-"""Weights as they are; weighed by an importance matrix; error feedback and types chosen for the tensors."""
+"""Weights as they are; weighed by an importance matrix; types chosen for the tensors, and rounded by GPTQ."""
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 
 MAX_TOKENS = 12288
@@ -30,7 +30,7 @@ MAX_TOKENS = 12288
 shows under 3 % between 1 k and 10 M."""
 BEST_FORMATS: tuple[DecoderFormat, ...] = ("q4_k_m", "q5_k_m", "q6_k")
 """Formats whose bytes `best` can spend otherwise."""
-SURVEY_TOKENS = 4096
+SENSITIVITY_TOKENS = 4096
 """Positions that losses are measured on."""
 PROBE_TOKENS = 460
 """Positions, of all languages together, that the groups' sensitivities are measured on."""

@@ -35,8 +35,8 @@ from ayaedge_export.effort import (
     effort_faults,
 )
 from ayaedge_export.manifest import describe, describe_writers
+from ayaedge_export.matmul_threads import bounded_matmul
 from ayaedge_export.plan import ExportPlan, VisionFormat, check_disk, plan_export
-from ayaedge_export.product_threads import bounded_products
 from ayaedge_export.resume.journal import Journal
 from ayaedge_export.resume.staged_bundle import staged_bundle, what_is_left, write_manifest
 from ayaedge_export.resume.state_file import forget_states
@@ -132,7 +132,7 @@ def write_bundle(
     advance = advance or _ignore
     with (
         _explained(plan, resume=resume),
-        bounded_products(plan.checkpoint.config.text.hidden_size, threads),
+        bounded_matmul(plan.checkpoint.config.text.hidden_size, threads),
         staged_bundle(plan.target, _fingerprint(plan, effort), force=force, resume=resume) as journal,
     ):
         check_disk(plan, present=journal.present_bytes, extra=effort.state_bytes)

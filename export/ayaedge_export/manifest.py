@@ -11,7 +11,7 @@ from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.decoder.gguf_writer import ARCHITECTURES
 
 _WRITERS = ("onnx", "gguf", "llama-cpp-python", "numpy")
-"""Packages, beside ayaedge itself, whose versions decide about the bytes of a bundle."""
+"""Packages, next to ayaedge itself, whose versions decide about the bytes of a bundle."""
 
 
 def describe(checkpoint: Checkpoint, embeddings: EmbeddingTable, formats: Formats) -> Manifest:

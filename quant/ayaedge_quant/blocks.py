@@ -36,7 +36,7 @@ CODES = {
     GgmlType.Q6_K: Codes(16, -32, 31),
     GgmlType.IQ4_XS: Codes(32, 0, 15),
 }
-"""The types that error feedback can write."""
+"""The types that GPTQ can write."""
 
 
 _LEVELS = np.array(

@@ -88,7 +88,7 @@ def encode(
     """Weights (rows, columns) as blocks of `kind`, bytes (rows, row_bytes); releases the GIL while it works.
 
     `importance` (columns,) is the mean squared input of each column: the encoders then search for the scales
-    with the smallest error of the product, not of the weights. F32, F16 and Q8_0 have nothing to search for and
+    with the smallest error of the matmul, not of the weights. F32, F16 and Q8_0 have nothing to search for and
     ignore it, as in llama.cpp. Raises ValueError if a row is not a whole number of blocks, or if a weight is not
     finite or an importance not finite or negative (the encoders take such a value silently and spoil its block).
     """
@@ -157,7 +157,7 @@ def _kernel_agrees(kind: GgmlType, *, weighted: bool) -> bool:
     """Whether our encoder gives the installed ggml's bytes on a sample with all kinds of rows."""
     rng = np.random.default_rng(0)
     sample = (0.02 * rng.standard_t(4, (24, 512))).astype(np.float32)
-    sample[0] = 0  # nothing, one sign only, equal values, wide and narrow ranges beside each other
+    sample[0] = 0  # nothing, one sign only, equal values, wide and narrow ranges next to each other
     sample[1:3] = np.abs(sample[1:3]) * np.array([[1], [-1]], np.float32)
     sample[3, :300] = 0.25
     sample[4, ::5] = 0

@@ -1,6 +1,6 @@
-"""Weights to blocks with error feedback: each rounding error is made up for by the columns behind it.
+"""GPTQ: weights to blocks, where the columns behind each one compensate its rounding error.
 
-Joins the covariance of a linear's input with the column sweep. The blocks are stock blocks of ggml's types.
+Joins the Hessian of a linear's input with the column sweep. The blocks are stock blocks of ggml's types.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge_quant import ggml, kernels
-from ayaedge_quant import hessian as covariance
 from ayaedge_quant.blocks import CODES, SUPER_BLOCK
 from ayaedge_quant.ggml import GgmlType
-from ayaedge_quant.hessian import Covariance
+from ayaedge_quant.hessian import DAMPING, Hessian, feedback, target_gain
 from ayaedge_quant.matmul import multiply
 
 FloatArray = NDArray[np.float32]
@@ -30,26 +29,26 @@ class _Span(NamedTuple):
     gain: FloatArray | None
 
 
-class Compensator:
+class GptqEncoder:
     """Encodes rows of linears that share one input."""
 
     def __init__(
         self,
-        moments: Covariance,
+        hessian: Hessian,
         *,
-        damping: float = covariance.DAMPING,
+        damping: float = DAMPING,
         target_damping: float = TARGET_DAMPING,
         threads: int = 1,
     ):
-        self.moments = moments
-        self.importance = moments.mean_squares
+        self.hessian = hessian
+        self.importance = hessian.mean_squares
         self._threads = threads
-        self._spans = [self._prepare(number, damping, target_damping) for number in range(len(moments.spans))]
+        self._spans = [self._prepare(number, damping, target_damping) for number in range(len(hessian.spans))]
 
     def encode(self, weights: FloatArray, kind: GgmlType) -> NDArray[np.uint8]:
         """Weights (rows, columns) as blocks of `kind`, (rows, row_bytes).
 
-        Types that error feedback cannot write get ggml's encoder, weighed by the mean squared inputs. Raises ValueError
+        Types that GPTQ cannot write get ggml's encoder, weighed by the mean squared inputs. Raises ValueError
         as `ggml.encode` does.
         """
         wanted = np.ascontiguousarray(weights, np.float32)
@@ -71,20 +70,20 @@ class Compensator:
         return blocks
 
     def _prepare(self, number: int, damping: float, target_damping: float) -> _Span:
-        span = self.moments.spans[number]
-        inputs, targets = self.moments.inputs(number), self.moments.targets(number)
+        span = self.hessian.spans[number]
+        inputs, targets = self.hessian.inputs(number), self.hessian.targets(number)
         order = processing_order(self.importance[span])
-        gain = None if targets is None else covariance.target_gain(inputs, targets, target_damping)
+        gain = None if targets is None else target_gain(inputs, targets, target_damping)
         return _Span(
             span,
             order,
-            covariance.feedback(inputs[np.ix_(order, order)], damping),
+            feedback(inputs[np.ix_(order, order)], damping),
             None if gain is None else gain.astype(np.float32),
         )
 
 
 def processing_order(importance: FloatArray) -> NDArray[np.int32]:
-    """Columns by falling importance within each super-block: the last ones have nobody to make up for them."""
+    """Columns by falling importance within each super-block: nothing compensates the last ones."""
     starts = range(0, len(importance), SUPER_BLOCK)
     parts = [start + np.argsort(-importance[start : start + SUPER_BLOCK], kind="stable") for start in starts]
     return np.concatenate(parts).astype(np.int32)

@@ -1,7 +1,7 @@
-"""The column sweep with error feedback in numpy: the oracle of quant/kernels/sweep_lanes.cpp.
+"""GPTQ's column sweep in numpy: the oracle of quant/kernels/sweep_lanes.cpp.
 
-Columns are rounded one after another onto the grid of stock blocks; what rounding one of them does to the product is
-made up for by those behind it. The coefficients are those of GPTQ (Frantar et al., arXiv 2210.17323, algorithm 1):
+Columns are rounded one after another onto the grid of stock blocks; what rounding one of them does to the matmul is
+compensated by those behind it. The coefficients are those of GPTQ (Frantar et al., arXiv 2210.17323, algorithm 1):
 `ayaedge_quant.hessian` derives them. Every float operation is done singly and in a fixed order, so the native sweep
 gives the same codes.
 """
@@ -29,7 +29,7 @@ def sweep(
     order: NDArray[np.int32] | None = None,
     grid: Blocks | None = None,
 ) -> Blocks:
-    """Weights (rows, columns) as blocks of `kind`, bytes (rows, row_bytes), rounded with error feedback.
+    """Weights (rows, columns) as blocks of `kind`, bytes (rows, row_bytes), rounded by GPTQ.
 
     `feedback[i, j]` (columns, columns) is what an error of the i-th column in `order` takes from the j-th, j > i; the
     rest of it is not looked at. `order` permutes the columns within each super-block; by default they come as they

@@ -1,4 +1,4 @@
-"""Second moments of a linear's input, and what error feedback derives from them.
+"""The Hessian of a linear's squared error, E[x x^T] of its input x, and what GPTQ derives from it.
 
 Only blocks along the diagonal are kept: spans of columns are rounded independently of each other, and no matrix is
 larger than a span. How wide they should be is measured in docs/quantization.md.
@@ -25,7 +25,7 @@ def spans(columns: int, block: int = BLOCK) -> list[slice]:
     return [slice(start, min(start + block, columns)) for start in range(0, columns, block)]
 
 
-class Covariance:
+class Hessian:
     """Blocks of E[x x^T] over weighted positions; with targets y also of E[y x^T].
 
     x is what a linear gets, y what it should get: its input in the exact model.
@@ -78,7 +78,7 @@ class Covariance:
         return self._weight or 1.0
 
     def loss(self, error: FloatArray) -> float:
-        """Mean squared error of the product, summed over its outputs, that weight errors (rows, columns) make.
+        """Mean squared error of the matmul, summed over its outputs, that weight errors (rows, columns) make.
 
         tr(dW E[x x^T] dW^T), within the blocks.
         """
@@ -96,29 +96,29 @@ class Covariance:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[np.generic]]) -> Covariance:
+    def from_arrays(cls, arrays: dict[str, NDArray[np.generic]]) -> Hessian:
         """Undo `to_arrays`."""
         widths = np.asarray(arrays["widths"], np.int64)
-        covariance = cls(int(widths.sum()), int(widths[0]))
+        hessian = cls(int(widths.sum()), int(widths[0]))
         parts = np.split(np.asarray(arrays["inputs"], np.float32), np.cumsum(widths**2)[:-1])
-        covariance._inputs = [part.reshape(width, width) for part, width in zip(parts, widths, strict=True)]
-        covariance._weight = float(arrays["weight"])
-        return covariance
+        hessian._inputs = [part.reshape(width, width) for part, width in zip(parts, widths, strict=True)]
+        hessian._weight = float(arrays["weight"])
+        return hessian
 
 
-def damped(moments: DoubleArray, damping: float) -> DoubleArray:
-    """`moments` with `damping` times the mean of its diagonal on the diagonal; 1 there if it is all zeros."""
-    return moments + (damping * float(np.diagonal(moments).mean()) or 1.0) * np.eye(len(moments))
+def damped(hessian: DoubleArray, damping: float) -> DoubleArray:
+    """`hessian` with `damping` times the mean of its diagonal on the diagonal; 1 there if it is all zeros."""
+    return hessian + (damping * float(np.diagonal(hessian).mean()) or 1.0) * np.eye(len(hessian))
 
 
-def feedback(moments: DoubleArray, damping: float = DAMPING) -> FloatArray:
+def feedback(hessian: DoubleArray, damping: float = DAMPING) -> FloatArray:
     """What an error in one column should take from each later one, (n, n), upper triangular with ones.
 
-    Rows of the upper Cholesky factor U of the damped moments' inverse, U^T U, each divided by its diagonal element
-    (GPTQ, Frantar et al., arXiv 2210.17323). U is the inverse of R where R R^T are the moments, R upper triangular:
+    Rows of the upper Cholesky factor U of the damped Hessian's inverse, U^T U, each divided by its diagonal element
+    (GPTQ, Frantar et al., arXiv 2210.17323). U is the inverse of R where R R^T is the Hessian, R upper triangular:
     so one well-conditioned matrix is factorised and nothing is inverted twice.
     """
-    reversed_factor = np.linalg.cholesky(damped(moments, damping)[::-1, ::-1])
+    reversed_factor = np.linalg.cholesky(damped(hessian, damping)[::-1, ::-1])
     upper = np.linalg.inv(np.ascontiguousarray(reversed_factor[::-1, ::-1]))
     return np.triu(upper / np.diagonal(upper)[:, None]).astype(np.float32)
 
@@ -126,7 +126,7 @@ def feedback(moments: DoubleArray, damping: float = DAMPING) -> FloatArray:
 def target_gain(inputs: DoubleArray, targets: DoubleArray, damping: float) -> DoubleArray:
     """Matrix (n, n) by which weights are multiplied so that they give on x what they should give on y.
 
-    W E[y x^T] E[x x^T]^-1 minimises the squared error of the product; damping pulls the matrix towards 1.
+    W E[y x^T] E[x x^T]^-1 minimises the squared error of the matmul; damping pulls the matrix towards 1.
     """
     load = damping * float(np.diagonal(inputs).mean()) or 1.0
     shift = load * np.eye(len(inputs))

@@ -2,10 +2,10 @@
 
 Knows matrices, not networks: which layers are quantized, and how a graph says it, is decided elsewhere.
 Rounding is to the nearest step of the largest magnitude. Three things make that magnitude smaller or its steps
-count for less: a fold balances activations against weights (`balancing_fold`), a product is summed over groups of
+count for less: a fold balances activations against weights (`balancing_fold`), a matmul is summed over groups of
 channels that reach about as far, each with scales of its own (`quantize_groups`), and the bias takes the mean of
 what rounding the weight changes (`rounding_bias`). Searching for a better clipping range changed nothing on a small
-trained tower, and error feedback over drawn calibration pictures lowered the error by 5 % at most.
+trained tower, and GPTQ over drawn calibration pictures lowered the error by 5 % at most.
 """
 
 from __future__ import annotations
@@ -164,15 +164,15 @@ class GroupedLinear:
     parts: tuple[tuple[slice, NDArray[np.int8], FloatArray], ...]
     """For each group: its input channels, and what `quantize_rows` gives for their columns."""
     bias: FloatArray
-    """(out,), which makes up for the rounding of the weight at the centre of the input."""
+    """(out,), which compensates the rounding of the weight at the centre of the input."""
 
     def __call__(self, x: FloatArray, *, zero_point: int) -> FloatArray:
         """(..., in) to (..., out), as the int8 graph does it."""
-        products = (
-            integer_product(x[..., part], codes, scales, zero_point=zero_point)
+        parts = (
+            integer_matmul(x[..., part], codes, scales, zero_point=zero_point)
             for part, codes, scales in self.parts
         )
-        return np.asarray(sum(products) + self.bias)
+        return np.asarray(sum(parts) + self.bias)
 
 
 def quantize_groups(weight: FloatArray, bias: FloatArray, centre: FloatArray, groups: int) -> GroupedLinear:
@@ -220,7 +220,7 @@ def quantize_tokens(x: FloatArray, zero_point: int) -> tuple[NDArray[np.uint8], 
     return codes, scale
 
 
-def integer_product(
+def integer_matmul(
     x: FloatArray, codes: NDArray[np.int8], scales: FloatArray, *, zero_point: int
 ) -> FloatArray:
     """A linear without bias, (..., in) to (..., out), as the int8 graph does it, after `quantize_rows`."""
@@ -230,7 +230,7 @@ def integer_product(
     return (centred @ codes.astype(np.float64)).astype(np.float32) * scales * step
 
 
-def block_product(x: FloatArray, codes: NDArray[np.uint8], scales: FloatArray) -> FloatArray:
+def block_matmul(x: FloatArray, codes: NDArray[np.uint8], scales: FloatArray) -> FloatArray:
     """A linear without bias as MatMulNBits does it, with what `quantize_blocks` gives.
 
     Activations (..., in) are rounded to symmetric 8 bits in blocks of the same size; result (..., out).

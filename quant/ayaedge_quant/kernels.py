@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge_quant.kl_divergence import Divergence, check_pair
+from ayaedge_quant.kl_divergence import KlDivergence, check_pair
 
 _SUFFIX = {"win32": ".dll"}.get(sys.platform, ".so")  # CMake names a MODULE library .so on macOS too
 
 
-def divergence(
+def kl_divergence(
     reference: NDArray[np.float32], candidate: NDArray[np.float32], *, threads: int = 1
-) -> Divergence:
-    """Native form of `ayaedge_quant.kl_divergence.divergence`; rows are shared among `threads` threads."""
+) -> KlDivergence:
+    """Native form of `ayaedge_quant.kl_divergence.kl_divergence`; rows are shared among `threads` threads."""
     check_pair(reference, candidate)
     p = np.ascontiguousarray(reference, np.float32)
     q = np.ascontiguousarray(candidate, np.float32)
@@ -31,7 +31,7 @@ def divergence(
     )  # fmt: skip
     if status != 0:
         raise ValueError(f"the kernel refused logits of shape {p.shape} with {threads} threads")
-    return Divergence(kl, same_top.astype(np.bool_))
+    return KlDivergence(kl, same_top.astype(np.bool_))
 
 
 WIDEST = 2
@@ -134,15 +134,15 @@ def _address(values: NDArray[np.generic] | None) -> int | None:
 
 
 def library_path() -> Path:
-    """Where the compiled kernels are: beside this file, or where an editable install put them."""
+    """Where the compiled kernels are: next to this file, or where an editable install put them."""
     name = f"libayaedge_kernels{_SUFFIX}"
-    beside = Path(__file__).with_name(name)
-    if beside.exists():
-        return beside
+    own = Path(__file__).with_name(name)
+    if own.exists():
+        return own
     try:
         installed = Path(str(metadata.distribution("ayaedge").locate_file(f"ayaedge_quant/{name}")))
     except metadata.PackageNotFoundError:
-        installed = beside
+        installed = own
     if not installed.exists():
         raise FileNotFoundError(
             f"{name} was not built; `pip install .` in the source directory (or `pip install ayaedge`) builds it"

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Divergence(NamedTuple):
+class KlDivergence(NamedTuple):
     """One value for each compared position."""
 
     kl: NDArray[np.float64]
@@ -17,17 +17,17 @@ class Divergence(NamedTuple):
     """Whether both rows have their largest logit at the same token, (rows,)."""
 
 
-def divergence(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> Divergence:
+def kl_divergence(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> KlDivergence:
     """KL divergence and top-1 agreement of logits (rows, vocabulary), log-softmax in double precision."""
     check_pair(reference, candidate)
     log_p, log_q = _log_softmax(reference), _log_softmax(candidate)
     p = np.exp(log_p)
     with np.errstate(invalid="ignore"):
         terms = np.where(p > 0, p * (log_p - log_q), 0.0)
-    return Divergence(terms.sum(axis=1), reference.argmax(axis=1) == candidate.argmax(axis=1))
+    return KlDivergence(terms.sum(axis=1), reference.argmax(axis=1) == candidate.argmax(axis=1))
 
 
-class RunningDivergence:
+class RunningKlDivergence:
     """KL divergence of logits that come a part of the vocabulary at a time, for tables that never exist as a whole."""
 
     def __init__(self, rows: int):

@@ -1,6 +1,6 @@
-"""Large products of float32 matrices: on a GPU where PyTorch is installed and has one, in numpy otherwise.
+"""Large matmuls in float32: on a GPU where PyTorch is installed and has one, in numpy otherwise.
 
-Nothing here needs PyTorch. Matrices stay in main memory, and go to the GPU and back for each product; so only those are
+Nothing here needs PyTorch. Matrices stay in main memory, and go to the GPU and back for each one; so only those are
 sent whose arithmetic takes longer than the way. Sums are float32 on both, in another order (PyTorch's TensorFloat32 is
 off unless a caller turns it on).
 """
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-logger = logging.getLogger("ayaedge.products")
+logger = logging.getLogger("ayaedge.matmul")
 
 FloatArray = NDArray[np.float32]
 
@@ -25,11 +25,11 @@ _WORTH_SENDING = 128
 _SAME = 1e-5
 """Of the largest product: sums of 1,024 in float32 differ by 1e-6, TensorFloat32 by 1e-3."""
 _PART_BYTES = 2**28
-"""Of rows that are on the GPU at a time, beside their products."""
+"""Of rows that are on the GPU at a time, next to their results."""
 
 
 def multiply(x: FloatArray, weights: FloatArray, out: FloatArray | None = None) -> FloatArray:
-    """The product of x (..., n) and weights (n, m): (..., m), in the C-ordered `out` if it is given."""
+    """Return x @ weights for x (..., n) and weights (n, m): (..., m), in the C-ordered `out` if it is given."""
     return _multiplier()(x, weights, out)
 
 
@@ -52,7 +52,7 @@ class Multiplier:
             return np.matmul(x, weights, out=out)
         return result
 
-    def _multiply_there(self, rows: FloatArray, weights: FloatArray, products: FloatArray) -> None:
+    def _multiply_there(self, rows: FloatArray, weights: FloatArray, results: FloatArray) -> None:
         import torch
 
         with torch.inference_mode():
@@ -60,11 +60,11 @@ class Multiplier:
             step = max(1, _PART_BYTES // (4 * rows.shape[1]))
             for start in range(0, len(rows), step):
                 part = torch.from_numpy(rows[start : start + step]).to(self.device)
-                torch.from_numpy(products[start : start + step]).copy_(part @ there)
+                torch.from_numpy(results[start : start + step]).copy_(part @ there)
 
 
 def is_worth_sending(rows: int, inner: int, columns: int) -> bool:
-    """Whether a product (rows, inner) @ (inner, columns) takes longer than the way to a GPU."""
+    """Whether a matmul (rows, inner) @ (inner, columns) takes longer than the way to a GPU."""
     sent = rows * inner + inner * columns + rows * columns
     return rows * inner * columns > _WORTH_SENDING * sent
 
@@ -83,7 +83,7 @@ def find_gpu() -> Any | None:
 
 
 def is_exact(multiply: Multiplier) -> bool:
-    """Whether a device gives numpy's products of a sample, in float32 and not in a smaller format."""
+    """Whether a device gives numpy's matmul of a sample, in float32 and not in a smaller format."""
     rng = np.random.default_rng(0)
     x, weights = rng.standard_normal((1024, 600), np.float32), rng.standard_normal((700, 1024), np.float32)
     expected = x.T @ weights.T
@@ -97,5 +97,5 @@ def _multiplier() -> Multiplier:
         logger.warning("PyTorch's %s does not multiply in float32, so the processor does", found.device)
         return Multiplier(None)
     if found.device is not None:
-        logger.info("large products are computed on PyTorch's %s", found.device)
+        logger.info("large matmuls are computed on PyTorch's %s", found.device)
     return found

@@ -15,12 +15,12 @@ from ayaedge import InvalidOptionError
 from ayaedge.cli import export as cli_export
 from ayaedge_export.best.allocation import Allocation, choose_types
 from ayaedge_export.best.prediction import predict_seconds
-from ayaedge_export.best.sensitivity import KINDS, Survey
+from ayaedge_export.best.sensitivity import KINDS, Sensitivity
 from ayaedge_export.decoder.gguf_writer import write_decoder
 from ayaedge_export.effort import EFFORTS, Budget, Effort, GptqOptions, effort_faults
 from ayaedge_export.plan import ExportPlan, plan_export
 from ayaedge_quant.ggml import GgmlType
-from ayaedge_quant.hessian import Covariance
+from ayaedge_quant.hessian import Hessian
 from ayaedge_quant.recipes import EMBEDDINGS, DecoderFormat, Recipe
 
 FORMAT = Budget()
@@ -87,7 +87,7 @@ def plan(tiny: Path) -> ExportPlan:
     return plan_export(tiny)
 
 
-def invented(plan: ExportPlan) -> Survey:
+def invented(plan: ExportPlan) -> Sensitivity:
     """Losses that fall with the size, of tensors that matter very differently."""
     rng = np.random.default_rng(0)
     losses = {}
@@ -95,7 +95,7 @@ def invented(plan: ExportPlan) -> Survey:
         if tensor.kind is not GgmlType.F32:
             scale = math.exp(2 * rng.standard_normal())
             losses[tensor.name] = {kind: scale * 4.0**-place for place, kind in enumerate(KINDS)}
-    return Survey(losses, {}, Covariance(plan.checkpoint.config.text.hidden_size))
+    return Sensitivity(losses, {}, Hessian(plan.checkpoint.config.text.hidden_size))
 
 
 def choose(plan: ExportPlan, budget: Budget) -> Allocation:
@@ -157,7 +157,7 @@ def test_what_a_user_wants_is_no_choice(tiny: Path) -> None:
 
 def test_types_that_were_not_measured_stay(plan: ExportPlan) -> None:
     measured = {name: {GgmlType.Q8_0: 1.0} for name in invented(plan).losses}  # rows of no whole blocks
-    assert choose_types(Survey(measured, {}, Covariance(256)), plan, FORMAT).kinds == {}
+    assert choose_types(Sensitivity(measured, {}, Hessian(256)), plan, FORMAT).kinds == {}
 
 
 def test_without_a_choice_of_types_the_formats_own_stay(plan: ExportPlan) -> None:

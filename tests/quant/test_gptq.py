@@ -9,12 +9,12 @@ import pytest
 from numpy.typing import NDArray
 
 from ayaedge_quant import ggml
-from ayaedge_quant import hessian as covariance
+from ayaedge_quant import hessian as hessians
 from ayaedge_quant.blocks import CODES, SUPER_BLOCK
 from ayaedge_quant.ggml import GgmlType, decode, encode
-from ayaedge_quant.gptq import TARGET_DAMPING, Compensator, processing_order
+from ayaedge_quant.gptq import TARGET_DAMPING, GptqEncoder, processing_order
 from ayaedge_quant.gptq_sweep import sweep
-from ayaedge_quant.hessian import Covariance
+from ayaedge_quant.hessian import Hessian
 
 FloatArray = NDArray[np.float32]
 COLUMNS, POSITIONS = 512, 800
@@ -47,10 +47,10 @@ def position_weights() -> FloatArray:
     return np.random.default_rng(6).uniform(0.2, 1, POSITIONS).astype(np.float32)
 
 
-def moments_of(x: FloatArray, targets: FloatArray | None = None, block: int = 256) -> Covariance:
-    moments = Covariance(x.shape[1], block, targets=targets is not None)
-    moments.add(x, position_weights(), targets)
-    return moments
+def hessian_of(x: FloatArray, targets: FloatArray | None = None, block: int = 256) -> Hessian:
+    hessian = Hessian(x.shape[1], block, targets=targets is not None)
+    hessian.add(x, position_weights(), targets)
+    return hessian
 
 
 def product_error(blocks: NDArray[np.uint8], kind: GgmlType, x: FloatArray, y: FloatArray) -> float:
@@ -76,29 +76,29 @@ def test_columns_come_by_falling_importance_within_each_super_block() -> None:
 def test_blocks_are_those_of_the_oracle(kind: GgmlType, with_targets: bool) -> None:
     y = activations()
     x = drifted() if with_targets else y
-    moments = moments_of(x, y if with_targets else None)
+    hessian = hessian_of(x, y if with_targets else None)
     parts = []
-    for number, span in enumerate(moments.spans):
-        wanted, targets = weights()[:, span], moments.targets(number)
+    for number, span in enumerate(hessian.spans):
+        wanted, targets = weights()[:, span], hessian.targets(number)
         if targets is not None:
-            gain = covariance.target_gain(moments.inputs(number), targets, TARGET_DAMPING)
+            gain = hessians.target_gain(hessian.inputs(number), targets, TARGET_DAMPING)
             wanted = wanted @ gain.astype(np.float32)
-        importance = np.ascontiguousarray(moments.mean_squares[span])
+        importance = np.ascontiguousarray(hessian.mean_squares[span])
         order = processing_order(importance)
-        feedback = covariance.feedback(moments.inputs(number)[np.ix_(order, order)])
+        feedback = hessians.feedback(hessian.inputs(number)[np.ix_(order, order)])
         parts.append(sweep(np.ascontiguousarray(wanted), kind, feedback, importance, order=order))
-    found = Compensator(moments).encode(weights(), kind)
+    found = GptqEncoder(hessian).encode(weights(), kind)
     assert np.array_equal(found, np.concatenate(parts, axis=1))
 
 
 @kinds
 @pytest.mark.parametrize("block", [256, 512])
 def test_the_weighted_loss_is_far_below_the_plain_encoders(kind: GgmlType, block: int) -> None:
-    moments = moments_of(activations(), block=block)
-    compensator = Compensator(moments)
+    hessian = hessian_of(activations(), block=block)
+    gptq = GptqEncoder(hessian)
     fed_back, plain = (
-        moments.loss(decode(blocks, kind) - weights())
-        for blocks in (compensator.encode(weights(), kind), encode(weights(), kind, compensator.importance))
+        hessian.loss(decode(blocks, kind) - weights())
+        for blocks in (gptq.encode(weights(), kind), encode(weights(), kind, gptq.importance))
     )
     assert fed_back < 0.6 * plain
 
@@ -106,7 +106,7 @@ def test_the_weighted_loss_is_far_below_the_plain_encoders(kind: GgmlType, block
 def test_a_wider_block_loses_less() -> None:
     x, kind = activations(), GgmlType.Q4_K
     losses = [
-        product_error(Compensator(moments_of(x, block=block)).encode(weights(), kind), kind, x, x)
+        product_error(GptqEncoder(hessian_of(x, block=block)).encode(weights(), kind), kind, x, x)
         for block in (256, 512)
     ]
     assert losses[1] < losses[0]
@@ -117,7 +117,7 @@ def test_targets_bring_the_product_nearer_to_the_exact_models(kind: GgmlType) ->
     y = activations()
     x = drifted()
     without, aimed = (
-        product_error(Compensator(moments_of(x, targets)).encode(weights(), kind), kind, x, y)
+        product_error(GptqEncoder(hessian_of(x, targets)).encode(weights(), kind), kind, x, y)
         for targets in (None, y)
     )
     assert aimed < 0.9 * without
@@ -126,38 +126,38 @@ def test_targets_bring_the_product_nearer_to_the_exact_models(kind: GgmlType) ->
 @kinds
 def test_spans_are_independent_of_each_other(kind: GgmlType) -> None:
     x = activations()
-    whole = Compensator(moments_of(x)).encode(weights(), kind)
+    whole = GptqEncoder(hessian_of(x)).encode(weights(), kind)
     halves = [
-        Compensator(moments_of(np.ascontiguousarray(x[:, span]))).encode(weights()[:, span], kind)
+        GptqEncoder(hessian_of(np.ascontiguousarray(x[:, span]))).encode(weights()[:, span], kind)
         for span in (slice(0, 256), slice(256, 512))
     ]
     assert np.array_equal(whole, np.concatenate(halves, axis=1))
-    joined = Compensator(moments_of(x, block=512)).encode(weights(), kind)
+    joined = GptqEncoder(hessian_of(x, block=512)).encode(weights(), kind)
     assert not np.array_equal(joined, whole)
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_types_without_error_feedback_are_ggmls(kind: GgmlType) -> None:
     y = activations()
-    plain = Compensator(moments_of(y))
+    plain = GptqEncoder(hessian_of(y))
     assert np.array_equal(plain.encode(weights(), kind), encode(weights(), kind, plain.importance))
-    moments = moments_of(drifted(), y)
+    hessian = hessian_of(drifted(), y)
     aimed = []
-    for number, span in enumerate(moments.spans):
-        targets = moments.targets(number)
+    for number, span in enumerate(hessian.spans):
+        targets = hessian.targets(number)
         assert targets is not None
-        gain = covariance.target_gain(moments.inputs(number), targets, TARGET_DAMPING)
+        gain = hessians.target_gain(hessian.inputs(number), targets, TARGET_DAMPING)
         aimed.append(weights()[:, span] @ gain.astype(np.float32))
-    expected = encode(np.concatenate(aimed, axis=1), kind, moments.mean_squares)
-    assert np.array_equal(Compensator(moments).encode(weights(), kind), expected)
+    expected = encode(np.concatenate(aimed, axis=1), kind, hessian.mean_squares)
+    assert np.array_equal(GptqEncoder(hessian).encode(weights(), kind), expected)
 
 
 def test_a_type_with_small_blocks_takes_rows_of_any_width() -> None:
     x = activations()[:, :96]
-    compensator = Compensator(moments_of(x))
+    gptq = GptqEncoder(hessian_of(x))
     narrow = np.ascontiguousarray(weights()[:, :96])
-    expected = encode(narrow, GgmlType.Q5_0, compensator.importance)
-    assert np.array_equal(compensator.encode(narrow, GgmlType.Q5_0), expected)
+    expected = encode(narrow, GgmlType.Q5_0, gptq.importance)
+    assert np.array_equal(gptq.encode(narrow, GgmlType.Q5_0), expected)
 
 
 @kinds
@@ -165,19 +165,19 @@ def test_inputs_that_are_always_zero_do_no_harm(kind: GgmlType) -> None:
     x = activations().copy()
     x[:, 256:] = 0
     x[:, 40:50] = 0
-    compensator = Compensator(moments_of(x))
-    rounded = decode(compensator.encode(weights(), kind), kind)
+    gptq = GptqEncoder(hessian_of(x))
+    rounded = decode(gptq.encode(weights(), kind), kind)
     assert np.isfinite(rounded).all()
-    plain = decode(encode(weights(), kind, compensator.importance), kind)
+    plain = decode(encode(weights(), kind, gptq.importance), kind)
     worst = [np.abs(found[:, 256:] - weights()[:, 256:]).max() for found in (rounded, plain)]
     assert worst[0] <= 2 * worst[1]
-    assert compensator.moments.loss(rounded - weights()) < compensator.moments.loss(plain - weights())
+    assert gptq.hessian.loss(rounded - weights()) < gptq.hessian.loss(plain - weights())
 
 
 @kinds
 def test_the_number_of_threads_does_not_matter(kind: GgmlType) -> None:
-    moments, many = moments_of(activations()), weights(300)
-    one, three = (Compensator(moments, threads=threads).encode(many, kind) for threads in (1, 3))
+    hessian, many = hessian_of(activations()), weights(300)
+    one, three = (GptqEncoder(hessian, threads=threads).encode(many, kind) for threads in (1, 3))
     assert np.array_equal(one, three)
 
 
@@ -187,13 +187,13 @@ def test_weights_that_the_type_cannot_hold_are_refused(kind: GgmlType, broken: f
     spoiled = weights()
     spoiled[3, 300] = broken
     with pytest.raises(ValueError, match=says):
-        Compensator(moments_of(activations())).encode(spoiled, kind)
+        GptqEncoder(hessian_of(activations())).encode(spoiled, kind)
 
 
 def test_weights_that_only_become_too_large_when_they_are_corrected_are_refused() -> None:
     y = activations()
-    moments = moments_of((y * np.float32(1e-3)).astype(np.float32), y)  # the gain is about a thousand
+    hessian = hessian_of((y * np.float32(1e-3)).astype(np.float32), y)  # the gain is about a thousand
     large = weights() * np.float32(5e4)
     ggml.check_weights(large, GgmlType.Q4_K)
     with pytest.raises(ValueError, match="too large"):
-        Compensator(moments, target_damping=1e-6).encode(large, GgmlType.Q4_K)
+        GptqEncoder(hessian, target_damping=1e-6).encode(large, GgmlType.Q4_K)

@@ -1,4 +1,4 @@
-"""Second moments against plain sums, and what is derived from them against the textbook."""
+"""Hessians against plain sums, and what is derived from them against the textbook."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ayaedge_quant.hessian import Covariance, damped, feedback, spans, target_gain
+from ayaedge_quant.hessian import Hessian, damped, feedback, spans, target_gain
 
 FloatArray = NDArray[np.float32]
 SUMMED = 2e-5
@@ -42,45 +42,45 @@ def test_spans_cover_all_columns_and_the_last_may_be_narrower() -> None:
 
 def test_moments_are_weighted_means_over_all_parts_that_came() -> None:
     x, y, weights = activations(300, 40), activations(300, 40, seed=2), position_weights(300)
-    moments = Covariance(40, 16, targets=True)
+    hessian = Hessian(40, 16, targets=True)
     for part in (slice(0, 100), slice(100, 101), slice(101, 300)):
-        moments.add(x[part], weights[part], y[part])
-    assert [span.stop - span.start for span in moments.spans] == [16, 16, 8]
-    for number, span in enumerate(moments.spans):
-        assert_near(moments.inputs(number), weighted_mean(x[:, span], x[:, span], weights))
-        targets = moments.targets(number)
+        hessian.add(x[part], weights[part], y[part])
+    assert [span.stop - span.start for span in hessian.spans] == [16, 16, 8]
+    for number, span in enumerate(hessian.spans):
+        assert_near(hessian.inputs(number), weighted_mean(x[:, span], x[:, span], weights))
+        targets = hessian.targets(number)
         assert targets is not None
         assert_near(targets, weighted_mean(y[:, span], x[:, span], weights))
-    assert_near(moments.mean_squares, np.diag(weighted_mean(x, x, weights)))
-    assert moments.mean_squares.shape == (moments.columns,) == (40,)
+    assert_near(hessian.mean_squares, np.diag(weighted_mean(x, x, weights)))
+    assert hessian.mean_squares.shape == (hessian.columns,) == (40,)
 
 
 def test_positions_without_weight_do_not_count() -> None:
     x, weights = activations(50, 32), np.ones(50, np.float32)
     weights[30:] = 0
-    some, all_of_them = Covariance(32, 32), Covariance(32, 32)
+    some, all_of_them = Hessian(32, 32), Hessian(32, 32)
     some.add(x[:30], weights[:30])
     all_of_them.add(x, weights)
     assert_near(all_of_them.inputs(0), some.inputs(0))
 
 
 def test_without_targets_there_are_none() -> None:
-    moments = Covariance(32, 16)
-    moments.add(activations(10, 32), np.ones(10, np.float32))
-    assert moments.targets(0) is None
+    hessian = Hessian(32, 16)
+    hessian.add(activations(10, 32), np.ones(10, np.float32))
+    assert hessian.targets(0) is None
 
 
 def test_the_loss_is_the_trace_within_the_blocks() -> None:
     x, weights = activations(200, 48), position_weights(200)
-    moments = Covariance(48, 32)
-    moments.add(x, weights)
+    hessian = Hessian(48, 32)
+    hessian.add(x, weights)
     error = np.random.default_rng(3).standard_normal((7, 48)).astype(np.float32)
     expected = sum(
         np.trace(error[:, span] @ weighted_mean(x[:, span], x[:, span], weights) @ error[:, span].T)
-        for span in moments.spans
+        for span in hessian.spans
     )
-    assert moments.loss(error) == pytest.approx(expected, rel=1e-5)
-    whole = Covariance(48, 48)
+    assert hessian.loss(error) == pytest.approx(expected, rel=1e-5)
+    whole = Hessian(48, 48)
     whole.add(x, weights)
     products = x.astype(np.float64) @ error.T
     mean_square = (weights[:, None] * products**2).sum() / weights.sum(dtype=np.float64)
@@ -89,13 +89,13 @@ def test_the_loss_is_the_trace_within_the_blocks() -> None:
 
 @pytest.mark.parametrize("columns", [512, 256, 64, 600])
 def test_moments_come_back_from_a_file_as_they_were(columns: int) -> None:
-    moments = Covariance(columns)
-    moments.add(activations(20, columns), position_weights(20))
-    again = Covariance.from_arrays(moments.to_arrays())
-    assert again.spans == moments.spans
-    for number in range(len(moments.spans)):
-        assert np.array_equal(again.inputs(number), moments.inputs(number))
-    assert np.array_equal(again.mean_squares, moments.mean_squares)
+    hessian = Hessian(columns)
+    hessian.add(activations(20, columns), position_weights(20))
+    again = Hessian.from_arrays(hessian.to_arrays())
+    assert again.spans == hessian.spans
+    for number in range(len(hessian.spans)):
+        assert np.array_equal(again.inputs(number), hessian.inputs(number))
+    assert np.array_equal(again.mean_squares, hessian.mean_squares)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, 1e30])
@@ -103,17 +103,17 @@ def test_inputs_that_are_not_finite_are_refused(broken: float) -> None:
     x = activations(10, 48)
     x[7, 40] = broken
     with pytest.raises(ValueError, match="not finite"), np.errstate(over="ignore", invalid="ignore"):
-        Covariance(48, 32).add(x, np.ones(10, np.float32))
+        Hessian(48, 32).add(x, np.ones(10, np.float32))
 
 
 @pytest.mark.parametrize("damping", [0.01, 0.3])
 def test_feedback_is_the_upper_factor_of_the_inverse(damping: float) -> None:
     x = activations(400, 96)
-    moments = weighted_mean(x, x, position_weights(400))
-    shifted = moments + damping * np.diag(moments).mean() * np.eye(96)
+    hessian = weighted_mean(x, x, position_weights(400))
+    shifted = hessian + damping * np.diag(hessian).mean() * np.eye(96)
     upper = np.linalg.cholesky(np.linalg.inv(shifted)).T  # U^T U is the inverse
     expected = upper / np.diag(upper)[:, None]
-    found = feedback(moments, damping)
+    found = feedback(hessian, damping)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     assert np.array_equal(np.diag(found), np.ones(96))

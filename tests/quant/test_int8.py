@@ -15,11 +15,11 @@ from ayaedge_quant.int8 import (
     ChannelSpread,
     Fold,
     balancing_fold,
-    block_product,
+    block_matmul,
     channel_order,
     column_energy,
     group_slices,
-    integer_product,
+    integer_matmul,
     quantize_blocks,
     quantize_groups,
     quantize_rows,
@@ -94,8 +94,8 @@ def test_after_gelu_most_codes_serve_the_positive_side() -> None:
 def test_products_of_integers_are_near_products_of_floats() -> None:
     x, weight = normal(4, 10, 300), normal(20, 300, seed=1)
     exact = x @ weight.T
-    integers = integer_product(x, *quantize_rows(weight), zero_point=SYMMETRIC_ZERO_POINT)
-    blocks = block_product(x, *quantize_blocks(weight, 32))
+    integers = integer_matmul(x, *quantize_rows(weight), zero_point=SYMMETRIC_ZERO_POINT)
+    blocks = block_matmul(x, *quantize_blocks(weight, 32))
     for product in (integers, blocks):
         assert product.shape == exact.shape
         assert np.linalg.norm(product - exact) < 0.02 * np.linalg.norm(exact)
@@ -105,8 +105,8 @@ def test_blocks_stand_an_outlier_better_than_one_scale_for_the_token() -> None:
     x, weight = normal(30, 512), normal(20, 512, seed=1)
     x[np.arange(30), np.random.default_rng(2).integers(0, 512, 30)] = 60
     exact = x @ weight.T
-    token = np.abs(integer_product(x, *quantize_rows(weight), zero_point=SYMMETRIC_ZERO_POINT) - exact)
-    block = np.abs(block_product(x, *quantize_blocks(weight, 32)) - exact)
+    token = np.abs(integer_matmul(x, *quantize_rows(weight), zero_point=SYMMETRIC_ZERO_POINT) - exact)
+    block = np.abs(block_matmul(x, *quantize_blocks(weight, 32)) - exact)
     assert block.mean() < 0.5 * token.mean()
 
 
@@ -165,7 +165,7 @@ def product_error(x: NDArray[np.float32], weight: NDArray[np.float32], fold: Fol
         fold.consumer_bias(np.zeros(len(weight), np.float32), weight),
     )
     codes, scales = quantize_rows(fold.consumer_weight(weight))
-    product = integer_product(smooth, codes, scales, zero_point=SYMMETRIC_ZERO_POINT) + bias
+    product = integer_matmul(smooth, codes, scales, zero_point=SYMMETRIC_ZERO_POINT) + bias
     return float(np.linalg.norm(product - x @ weight.T))
 
 
@@ -244,7 +244,7 @@ def test_sorted_groups_leave_less_error_the_more_they_are() -> None:
 def test_one_group_is_a_linear_with_the_rounding_bias() -> None:
     x, weight, bias, centre = normal(5, 40), normal(7, 40, seed=1), normal(7, seed=2), normal(40, seed=3)
     codes, scales = quantize_rows(weight)
-    expected = integer_product(x, codes, scales, zero_point=SYMMETRIC_ZERO_POINT)
+    expected = integer_matmul(x, codes, scales, zero_point=SYMMETRIC_ZERO_POINT)
     expected += bias + rounding_bias(weight, codes, scales, centre)
     grouped = quantize_groups(weight, bias, centre, 1)(x, zero_point=SYMMETRIC_ZERO_POINT)
     np.testing.assert_allclose(grouped, expected, rtol=1e-6, atol=1e-6)

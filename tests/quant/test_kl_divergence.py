@@ -11,9 +11,9 @@ from ayaedge_quant import kl_divergence as twin
 
 VOCABULARY = 256_000
 both_forms = pytest.mark.parametrize(
-    "measure", [twin.divergence, kernels.divergence], ids=["numpy", "native"]
+    "measure", [twin.kl_divergence, kernels.kl_divergence], ids=["numpy", "native"]
 )
-Measure = Callable[[NDArray[np.float32], NDArray[np.float32]], twin.Divergence]
+Measure = Callable[[NDArray[np.float32], NDArray[np.float32]], twin.KlDivergence]
 
 
 def random_logits(rows: int, seed: int, columns: int = VOCABULARY) -> NDArray[np.float32]:
@@ -61,8 +61,8 @@ def test_logits_of_different_shapes_are_refused(measure: Measure) -> None:
 def test_native_and_numpy_agree_over_a_full_vocabulary(threads: int) -> None:
     reference = random_logits(5, seed=3)
     candidate = reference + random_logits(5, seed=4) * np.float32(0.2)
-    native = kernels.divergence(reference, candidate, threads=threads)
-    expected = twin.divergence(reference, candidate)
+    native = kernels.kl_divergence(reference, candidate, threads=threads)
+    expected = twin.kl_divergence(reference, candidate)
     np.testing.assert_allclose(native.kl, expected.kl, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(native.same_top, expected.same_top)
 
@@ -70,7 +70,9 @@ def test_native_and_numpy_agree_over_a_full_vocabulary(threads: int) -> None:
 def test_the_kernel_reads_the_rows_of_a_strided_view() -> None:
     logits = random_logits(6, seed=5, columns=64)
     view = logits[::2]
-    np.testing.assert_allclose(kernels.divergence(view, view[::-1]).kl, twin.divergence(view, view[::-1]).kl)
+    np.testing.assert_allclose(
+        kernels.kl_divergence(view, view[::-1]).kl, twin.kl_divergence(view, view[::-1]).kl
+    )
 
 
 @pytest.mark.parametrize("parts", [(40,), (1, 39), (7, 13, 20), (1,) * 40])
@@ -78,16 +80,16 @@ def test_a_vocabulary_in_parts_gives_what_a_whole_one_does(parts: tuple[int, ...
     reference, other = random_logits(6, seed=6, columns=40), random_logits(6, seed=7, columns=40)
     reference[0], other[0] = np.linspace(-300, 300, 40), np.linspace(300, -300, 40)  # tops at either end
     reference[1] += 1e4
-    running, start = twin.RunningDivergence(6), 0
+    running, start = twin.RunningKlDivergence(6), 0
     for part in parts:
         running.add(reference[:, start : start + part], other[:, start : start + part])
         start += part
-    expected = twin.divergence(reference, other).kl
+    expected = twin.kl_divergence(reference, other).kl
     np.testing.assert_allclose(running.result(), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_of_a_vocabulary_in_parts_equal_logits_do_not_diverge() -> None:
-    logits, running = random_logits(3, seed=8, columns=40), twin.RunningDivergence(3)
+    logits, running = random_logits(3, seed=8, columns=40), twin.RunningKlDivergence(3)
     running.add(logits[:, :25], logits[:, :25])
     running.add(logits[:, 25:], logits[:, 25:])
     assert np.abs(running.result()).max() < 1e-12
@@ -97,13 +99,13 @@ def test_impossible_tokens_in_parts_give_no_number_rather_than_a_wrong_one() -> 
     """No decoder gives -inf as a logit; `divergence` alone knows what to make of it."""
     reference, other = random_logits(2, seed=9, columns=8), random_logits(2, seed=10, columns=8)
     reference[0, 3] = other[0, 3] = -np.inf
-    running = twin.RunningDivergence(2)
+    running = twin.RunningKlDivergence(2)
     with np.errstate(invalid="ignore"):
         running.add(reference, other)
     assert np.isnan(running.result()[0])
-    assert running.result()[1] == pytest.approx(twin.divergence(reference, other).kl[1])
+    assert running.result()[1] == pytest.approx(twin.kl_divergence(reference, other).kl[1])
 
 
 def test_parts_of_different_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="same shape"):
-        twin.RunningDivergence(2).add(random_logits(2, 1, 8), random_logits(2, 1, 7))
+        twin.RunningKlDivergence(2).add(random_logits(2, 1, 8), random_logits(2, 1, 7))

@@ -66,7 +66,7 @@ def test_small_products_stay_here() -> None:
 
 
 def test_a_device_that_fails_is_given_up_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, "ayaedge.products")
+    caplog.set_level(logging.WARNING, "ayaedge.matmul")
     failing = Multiplier(torch.device("meta"))
     assert_multiplies(failing, device_is_used=False)
     (record,) = caplog.records

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import gguf
 
 from ayaedge.errors import InvalidOptionError
-from ayaedge_export.best.sensitivity import KINDS, Survey
+from ayaedge_export.best.sensitivity import KINDS, Sensitivity
 from ayaedge_export.decoder.gguf_writer import PlannedTensor
 from ayaedge_export.effort import Budget
 from ayaedge_export.plan import ExportPlan
 from ayaedge_quant.allocation import Choice, allocate, loss_of
 from ayaedge_quant.ggml import GgmlType
-from ayaedge_quant.hessian import Covariance
+from ayaedge_quant.hessian import Hessian
 from ayaedge_quant.recipes import EMBEDDINGS, Recipe
 
 
@@ -25,22 +25,24 @@ class Allocation:
 
     kinds: Mapping[str, GgmlType]
     predicted: float
-    """KL divergence that the survey's losses add up to, nats."""
+    """KL divergence that the measured losses add up to, nats."""
     fixed_rule: float
     """The same for the format's own types."""
 
 
-def choose_types(survey: Survey, plan: ExportPlan, budget: Budget) -> Allocation:
+def choose_types(sensitivity: Sensitivity, plan: ExportPlan, budget: Budget) -> Allocation:
     """The types with the least predicted loss within the budget; a user's own choices stay.
 
     Without a size the head keeps its type, and the layers get only types that the format has for them, within its
     bytes: as much of each at other places, which takes no longer. Raises InvalidOptionError if the budget cannot be
     kept.
     """
-    rule = {tensor.name: _choice(tensor, tensor.kind, survey) for tensor in plan.tensors}
+    rule = {tensor.name: _choice(tensor, tensor.kind, sensitivity) for tensor in plan.tensors}
     items = {
-        tensor.name: [_choice(tensor, kind, survey) for kind in kinds]
-        for tensor, kinds in zip(plan.tensors, _kinds(plan.tensors, plan.recipe, survey, budget), strict=True)
+        tensor.name: [_choice(tensor, kind, sensitivity) for kind in kinds]
+        for tensor, kinds in zip(
+            plan.tensors, _kinds(plan.tensors, plan.recipe, sensitivity, budget), strict=True
+        )
     }
     weights = sum(math.prod(tensor.shape) for tensor in plan.tensors)
     most = sum(choice.nbytes for choice in rule.values())
@@ -67,31 +69,31 @@ def check_budget(plan: ExportPlan, budget: Budget) -> None:
         for tensor in plan.tensors
         if tensor.kind is not GgmlType.F32
     }
-    choose_types(Survey(unmeasured, {}, Covariance(0)), plan, budget)
+    choose_types(Sensitivity(unmeasured, {}, Hessian(0)), plan, budget)
 
 
 def _kinds(
-    plan: Sequence[PlannedTensor], recipe: Recipe, survey: Survey, budget: Budget
+    plan: Sequence[PlannedTensor], recipe: Recipe, sensitivity: Sensitivity, budget: Budget
 ) -> Iterator[tuple[GgmlType, ...]]:
     """What each tensor may become."""
 
     def is_free(tensor: PlannedTensor) -> bool:
         # a type that the format falls back to, for rows that are no whole blocks, was not measured
-        measured = tensor.kind in survey.losses.get(tensor.name, ())
+        measured = tensor.kind in sensitivity.losses.get(tensor.name, ())
         stays = recipe.wants(tensor.name) or (tensor.name == EMBEDDINGS and not budget.has_size)
         return budget.choose_types and measured and not stays
 
     own = {tensor.kind for tensor in plan if is_free(tensor)}
     for tensor in plan:
         if is_free(tensor):
-            yield tuple(kind for kind in survey.losses[tensor.name] if budget.has_size or kind in own)
+            yield tuple(kind for kind in sensitivity.losses[tensor.name] if budget.has_size or kind in own)
         else:
             yield (tensor.kind,)
 
 
-def _choice(tensor: PlannedTensor, kind: GgmlType, survey: Survey) -> Choice:
+def _choice(tensor: PlannedTensor, kind: GgmlType, sensitivity: Sensitivity) -> Choice:
     count = math.prod(tensor.shape)
     nbytes = count // tensor.shape[-1] * kind.row_bytes(tensor.shape[-1])
     padded = nbytes + -nbytes % int(gguf.GGUF_DEFAULT_ALIGNMENT)
-    loss = survey.losses.get(tensor.name, {}).get(kind, 0.0)
+    loss = sensitivity.losses.get(tensor.name, {}).get(kind, 0.0)
     return Choice(kind, padded, loss)

@@ -11,13 +11,13 @@ from ayaedge.hardware.machine import usable_threads
 from ayaedge_export.best.allocation import check_budget, choose_types
 from ayaedge_export.best.passages import BestPassages, calibration_passages
 from ayaedge_export.best.rounding import Rounder
-from ayaedge_export.best.sensitivity import OnStep, Survey, survey
+from ayaedge_export.best.sensitivity import OnStep, Sensitivity, measure_sensitivity
 from ayaedge_export.calibration.text import CalibrationText
 from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.decoder.gguf_writer import Advance
 from ayaedge_export.effort import (
     PROBE_TOKENS,
-    SURVEY_TOKENS,
+    SENSITIVITY_TOKENS,
     Budget,
     Effort,
     ExportRun,
@@ -25,17 +25,17 @@ from ayaedge_export.effort import (
     PreparedDecoder,
 )
 from ayaedge_export.plan import ExportPlan
-from ayaedge_export.resume.eta import Countdown
+from ayaedge_export.resume.eta import Eta
 from ayaedge_export.resume.journal import Journal
 from ayaedge_export.resume.state_file import Arrays, StateFile, Values
 from ayaedge_quant import kernels
 from ayaedge_quant.ggml import GgmlType
-from ayaedge_quant.hessian import Covariance
+from ayaedge_quant.hessian import Hessian
 
-_SURVEY, _SURVEYED, _ROUNDED = "../survey.npz", "../surveyed.npz", "../rounded.npz"
-"""Beside the bundle's files: the result, and how far two computations have come."""
+_SENSITIVITY, _MEASURED, _ROUNDED = "../survey.npz", "../surveyed.npz", "../rounded.npz"
+"""Next to the bundle's files: the result, and how far two computations have come."""
 _ROUNDING = 1.2
-"""Work of rounding a layer where surveying one is 1, measured at the 8B's width."""
+"""Work of rounding a layer where measuring one is 1, measured at the 8B's width."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class MeasuredTypes:
         run.advance(0, "pictures to calibrate on")
         passages = calibration_passages(
             plan.checkpoint, self.text, max_tokens=self.gptq.tokens,
-            survey_tokens=min(SURVEY_TOKENS, self.gptq.tokens), probe_tokens=PROBE_TOKENS,
+            sensitivity_tokens=min(SENSITIVITY_TOKENS, self.gptq.tokens), probe_tokens=PROBE_TOKENS,
         )  # fmt: skip
         steps = _Steps(plan.checkpoint.config.text.num_layers, run.advance)
-        found = _surveyed(plan.checkpoint, journal, passages, threads, steps.surveyed)
+        found = _measured(plan.checkpoint, journal, passages, threads, steps.measured)
         allocation = choose_types(found, plan, self.budget)
         rounder = Rounder(
             plan.checkpoint, passages.rounding, found.head, self.gptq,
@@ -104,16 +104,16 @@ class _Steps:
 
     def __init__(self, layers: int, advance: Advance) -> None:
         self._layers, self._advance = layers, advance
-        self._countdown = Countdown((1 + _ROUNDING) * layers + 1)
+        self._eta = Eta((1 + _ROUNDING) * layers + 1)
 
-    def surveyed(self, done: int, of: int) -> None:
+    def measured(self, done: int, of: int) -> None:
         """So many layers, and the head, were measured."""
-        self._advance(0, self._countdown.label(f"surveyed {done}/{of}", done))
+        self._advance(0, self._eta.label(f"sensitivity {done}/{of}", done))
 
     def rounded(self, done: int, of: int) -> None:
         """So many layers were rounded."""
         finished = self._layers + 1 + _ROUNDING * done
-        self._advance(0, self._countdown.label(f"rounded {done}/{of}", finished))
+        self._advance(0, self._eta.label(f"rounded {done}/{of}", finished))
 
 
 def list_types(kinds: Mapping[str, GgmlType]) -> str:
@@ -140,36 +140,36 @@ def _ranges(layers: list[int]) -> str:
     return f" in {' '.join(names)}" if names else ""
 
 
-def _surveyed(
+def _measured(
     checkpoint: Checkpoint,
     journal: Journal,
     passages: BestPassages,
     threads: int,
     on_step: OnStep,
-) -> Survey:
-    file = StateFile(journal.directory / _SURVEY, journal.fingerprint)
-    known = file.read() if journal.of(_SURVEY) else None
+) -> Sensitivity:
+    file = StateFile(journal.directory / _SENSITIVITY, journal.fingerprint)
+    known = file.read() if journal.of(_SENSITIVITY) else None
     if known:
         return _from_state(*known)
-    state = StateFile(journal.directory / _SURVEYED, journal.fingerprint)
-    found = survey(
-        checkpoint, passages.survey, passages.probes, threads=threads, state=state, on_step=on_step
+    state = StateFile(journal.directory / _MEASURED, journal.fingerprint)
+    found = measure_sensitivity(
+        checkpoint, passages.sensitivity, passages.probes, threads=threads, state=state, on_step=on_step
     )
     file.write(*_to_state(found))
-    journal.forget(_SURVEY)
-    journal.add_file(_SURVEY)
+    journal.forget(_SENSITIVITY)
+    journal.add_file(_SENSITIVITY)
     state.path.unlink(missing_ok=True)
     return found
 
 
-def _to_state(found: Survey) -> tuple[Values, Arrays]:
+def _to_state(found: Sensitivity) -> tuple[Values, Arrays]:
     losses = {name: {kind.name: loss for kind, loss in of.items()} for name, of in found.losses.items()}
     values = {"losses": losses, "sensitivities": dict(found.sensitivities)}
     return values, found.head.to_arrays()
 
 
-def _from_state(values: Values, arrays: dict[str, Any]) -> Survey:
+def _from_state(values: Values, arrays: dict[str, Any]) -> Sensitivity:
     losses = {
         name: {GgmlType[kind]: loss for kind, loss in of.items()} for name, of in values["losses"].items()
     }
-    return Survey(losses, values["sensitivities"], Covariance.from_arrays(arrays))
+    return Sensitivity(losses, values["sensitivities"], Hessian.from_arrays(arrays))

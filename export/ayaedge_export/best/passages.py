@@ -37,7 +37,7 @@ class BestPassages:
 
     rounding: Passages
     """What is rounded on."""
-    survey: Passages
+    sensitivity: Passages
     """What losses are measured on."""
     probes: Passages
     """The beginnings of all languages' texts, which sensitivities are measured on."""
@@ -51,12 +51,12 @@ def calibration_passages(
     *,
     image_weight: float = IMAGE_WEIGHT,
     max_tokens: int = MAX_TOKENS,
-    survey_tokens: int,
+    sensitivity_tokens: int,
     probe_tokens: int,
 ) -> BestPassages:
     """At most so many positions of each kind, but some for each language; see `calibration_sequences`.
 
-    A text with less than half of `max_tokens` gets the builtin text beside it: few positions tell nothing of most
+    A text with less than half of `max_tokens` gets the builtin text next to it: few positions tell nothing of most
     directions that a linear's input can take, and rounding errors would be moved there.
     """
     manifest = describe(checkpoint, EmbeddingTable("F32", 0, 0), Formats("fp32", "f32"))
@@ -67,7 +67,7 @@ def calibration_passages(
             calibration_sequences(
                 manifest, vocabulary.tokenize, text, image_weight=image_weight, max_tokens=max(tokens, least)
             )
-            for tokens in (max_tokens, survey_tokens)
+            for tokens in (max_tokens, sensitivity_tokens)
         )
         share = max(_SHORTEST_PROBE, probe_tokens // len(text.passages))
         starts = [
@@ -90,7 +90,7 @@ def calibration_passages(
 def _long_enough(
     text: CalibrationText, tokenize: Callable[[str], list[int]], bos: int, positions: int
 ) -> CalibrationText:
-    """`text`, with the builtin text beside it if it has fewer positions."""
+    """`text`, with the builtin text next to it if it has fewer positions."""
     found = 0
     for passages in text.passages.values():
         found += sum(map(len, _text_sequences(tokenize, bos, passages, positions)))

@@ -9,21 +9,17 @@ import numpy as np
 
 from ayaedge.hardware.machine import usable_threads
 from ayaedge_export.checkpoint.checkpoint import Checkpoint
-from ayaedge_export.effort import MAX_TOKENS, PROBE_TOKENS, SURVEY_TOKENS, Effort, FloatArray
-from ayaedge_export.product_threads import bounded_products
+from ayaedge_export.effort import MAX_TOKENS, PROBE_TOKENS, SENSITIVITY_TOKENS, Effort, FloatArray
+from ayaedge_export.matmul_threads import bounded_matmul
 from ayaedge_quant.ggml import GgmlType, encode
 from ayaedge_quant.matmul import multiply
 
 _ALL_STREAMS = 23
 """Streams of probes: 7 linears in each third of the layers, the head, and the exact one."""
-
-
 _STREAMS = 16
 """Those that go through a layer, on average: a third's begin with it."""
-
-
-_BESIDE_PRODUCTS = 0.2
-"""Attention, covariances and pictures, as a share of the products' time on a processor: measured at the 8B's width."""
+_NEXT_TO_MATMULS = 0.2
+"""Attention, Hessians and pictures, as a share of the matmuls' time on a processor: measured at the 8B's width."""
 
 
 def predict_seconds(checkpoint: Checkpoint, effort: Effort, tokens: int = MAX_TOKENS) -> float:
@@ -40,21 +36,21 @@ def predict_seconds(checkpoint: Checkpoint, effort: Effort, tokens: int = MAX_TO
     if effort == "calibrated":
         operations = 2 * tokens * body
     elif effort == "best":
-        positions = 2 * tokens + SURVEY_TOKENS + _STREAMS * PROBE_TOKENS
+        positions = 2 * tokens + SENSITIVITY_TOKENS + _STREAMS * PROBE_TOKENS
         operations = 2 * positions * body + 2 * _ALL_STREAMS * PROBE_TOKENS * head
     # best tries types on samples, rounds each group on one thread, and sweeps
     encodings = {"fast": 1, "calibrated": 1, "best": 4}[effort]
     encoding = encodings * (body + head) / (_encoding_speed() * usable_threads())
-    with bounded_products(text.hidden_size):
-        products = operations / _matrix_speed(multiply)
-        beside = _BESIDE_PRODUCTS * operations / _matrix_speed(np.matmul)
-    return products + beside + encoding
+    with bounded_matmul(text.hidden_size):
+        matmuls = operations / _matrix_speed(multiply)
+        others = _NEXT_TO_MATMULS * operations / _matrix_speed(np.matmul)
+    return matmuls + others + encoding
 
 
-def _matrix_speed(product: Callable[[FloatArray, FloatArray], object]) -> float:
-    """Floating-point operations a second in products like the decoder's."""
+def _matrix_speed(matmul: Callable[[FloatArray, FloatArray], object]) -> float:
+    """Floating-point operations a second in matmuls like the decoder's."""
     x, weights = np.ones((2048, 1024), np.float32), np.ones((1024, 1024), np.float32)
-    return 2 * x.size * len(weights) / _shortest(lambda: product(x, weights))
+    return 2 * x.size * len(weights) / _shortest(lambda: matmul(x, weights))
 
 
 def _encoding_speed() -> float:

@@ -1,7 +1,7 @@
-"""The decoder's tensors with error feedback, layer by layer, while calibration sequences pass through it twice.
+"""The decoder's tensors rounded by GPTQ, layer by layer, while calibration sequences pass through it twice.
 
 One stream is computed with the exact weights, the other with the weights as rounded so far. A linear is rounded so
-that on what it will really get it gives what the exact model's does: so errors of earlier layers are made up for too.
+that on what it will really get it gives what the exact model's does: so errors of earlier layers are compensated too.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ayaedge_export.decoder.gguf_writer import PlannedTensor
 from ayaedge_export.effort import GptqOptions
 from ayaedge_export.resume.state_file import StateFile
 from ayaedge_quant.ggml import GgmlType, decode, encode
-from ayaedge_quant.gptq import Compensator
-from ayaedge_quant.hessian import Covariance
+from ayaedge_quant.gptq import GptqEncoder
+from ayaedge_quant.hessian import Hessian
 from ayaedge_quant.matmul import multiply
 
 FloatArray = NDArray[np.float32]
@@ -41,7 +41,7 @@ class Rounder:
         self,
         checkpoint: Checkpoint,
         text: Passages,
-        head: Covariance,
+        head: Hessian,
         options: GptqOptions | None = None,
         *,
         state: StateFile | None = None,
@@ -56,7 +56,7 @@ class Rounder:
         self._layer = 0
         self._x: FloatArray | None = None
         self._seen: FloatArray | None = None
-        self._compensators: dict[str, Compensator] = {}
+        self._gptq: dict[str, GptqEncoder] = {}
         self._blocks: dict[str, Blocks] = {}
         self._kinds: dict[str, GgmlType] = {}
 
@@ -89,7 +89,7 @@ class Rounder:
         assert self._x is not None
         lengths = self._text.lengths * (2 if self._options.rounded_inputs else 1)
         while self._layer < self._config.num_layers:
-            self._compensators.clear()
+            self._gptq.clear()
             add_layer(
                 self._x, lengths, self._config, self._layer, self._tensors, self, self._observe,
                 part=max(PART, self._options.block),
@@ -108,7 +108,7 @@ class Rounder:
         kind, shape = self._kinds[name], self._tensors.entries[f"{name}.weight"].shape
         blocks = self._encode(name, weights)
         self._space(name, shape)[start:stop] = blocks
-        return self._product(x, weights, decode(blocks, kind))
+        return self._matmul(x, weights, decode(blocks, kind))
 
     def columns(self, name: str, start: int, stop: int, x: FloatArray) -> FloatArray:
         """See `Linears.columns`."""
@@ -116,9 +116,9 @@ class Rounder:
         weights = np.ascontiguousarray(matrix[:, start:stop])
         blocks = self._encode(name, weights)
         self._space(name, matrix.shape)[:, kind.row_bytes(start) : kind.row_bytes(stop)] = blocks
-        return self._product(x, weights, decode(blocks, kind))
+        return self._matmul(x, weights, decode(blocks, kind))
 
-    def _product(self, x: FloatArray, exact: FloatArray, rounded: FloatArray) -> FloatArray:
+    def _matmul(self, x: FloatArray, exact: FloatArray, rounded: FloatArray) -> FloatArray:
         if not self._options.rounded_inputs:
             return multiply(x, exact.T)
         half = len(x) // 2
@@ -128,22 +128,22 @@ class Rounder:
         return result
 
     def _observe(self, name: str, _column: int, x: FloatArray) -> None:
-        if x is not self._seen:  # linears that share an input share its covariance
+        if x is not self._seen:  # linears that share an input share its Hessian
             count = len(self._text.weights)
             options = self._options
-            moments = Covariance(x.shape[1], options.block, targets=options.rounded_inputs)
-            moments.add(x[-count:], self._text.weights, x[:count] if options.rounded_inputs else None)
-            self._latest, self._seen = self._compensate(moments), x
-        self._compensators[name] = self._latest
+            hessian = Hessian(x.shape[1], options.block, targets=options.rounded_inputs)
+            hessian.add(x[-count:], self._text.weights, x[:count] if options.rounded_inputs else None)
+            self._latest, self._seen = self._gptq_encoder(hessian), x
+        self._gptq[name] = self._latest
 
-    def _compensate(self, moments: Covariance) -> Compensator:
-        return Compensator(
-            moments, damping=self._options.damping, target_damping=self._options.target_damping, threads=self._threads
+    def _gptq_encoder(self, hessian: Hessian) -> GptqEncoder:
+        return GptqEncoder(
+            hessian, damping=self._options.damping, target_damping=self._options.target_damping, threads=self._threads
         )  # fmt: skip
 
     def _encode(self, name: str, weights: FloatArray) -> Blocks:
         try:
-            return self._compensators[name].encode(weights, self._kinds[name])
+            return self._gptq[name].encode(weights, self._kinds[name])
         except ValueError as error:
             raise ValueError(f"tensor {name}.weight: {error}") from None
 
@@ -162,7 +162,7 @@ class Rounder:
     def _embeddings(self, tensor: PlannedTensor) -> Iterator[Blocks]:
         """The table in slabs; on the way the rows that the text uses, as they are and as rounded."""
         name = EMBEDDINGS
-        self._compensators[name] = self._compensate(self._head)
+        self._gptq[name] = self._gptq_encoder(self._head)
         exact = np.concatenate(self._text.rows).astype(np.float32, copy=False)
         rounded = exact.copy()
         for start, stop in slabs(tensor.shape):

@@ -1,6 +1,6 @@
-"""What each type would cost in each tensor: one pass over the checkpoint, before any type is chosen.
+"""The sensitivity of each tensor to each type: one pass over the checkpoint, before any type is chosen.
 
-A tensor's loss is the error of its products, weighted by the covariance of its input. What such a loss does to the
+A tensor's loss is the error of its matmul, weighted by the Hessian, E[x x^T] of its input. What such a loss does to the
 answers is measured for each group (one kind of linear in one third of the layers): short texts go through the layers
 once as they are and once for each group with that group rounded, and the KL divergence of their predictions is taken.
 """
@@ -22,9 +22,9 @@ from ayaedge_export.decoder.forward import EMBEDDINGS, StoredLinears, add_layer,
 from ayaedge_export.decoder.gguf_writer import gguf_name
 from ayaedge_export.resume.state_file import StateFile
 from ayaedge_quant.ggml import GgmlType, decode, encode
-from ayaedge_quant.gptq import Compensator
-from ayaedge_quant.hessian import Covariance
-from ayaedge_quant.kl_divergence import RunningDivergence
+from ayaedge_quant.gptq import GptqEncoder
+from ayaedge_quant.hessian import Hessian
+from ayaedge_quant.kl_divergence import RunningKlDivergence
 from ayaedge_quant.matmul import multiply
 
 FloatArray = NDArray[np.float32]
@@ -45,18 +45,18 @@ _SAMPLED_ROWS = 256
 
 
 @dataclass(frozen=True)
-class Survey:
+class Sensitivity:
     """What was measured."""
 
     losses: Mapping[str, Mapping[GgmlType, float]]
     """Of each linear by its GGUF name, in nats of KL divergence: its loss times its group's sensitivity."""
     sensitivities: Mapping[str, float]
     """Nats of KL divergence for each unit of loss, by group."""
-    head: Covariance
+    head: Hessian
     """Of the final hidden states."""
 
 
-def survey(
+def measure_sensitivity(
     checkpoint: Checkpoint,
     text: Passages,
     probes: Passages,
@@ -64,15 +64,15 @@ def survey(
     threads: int = 1,
     state: StateFile | None = None,
     on_step: OnStep | None = None,
-) -> Survey:
+) -> Sensitivity:
     """Measure all linears on `text`, and the sensitivity of each group on `probes`.
 
-    The checkpoint is read once. After each layer everything is kept in `state`, from which an interrupted
-    survey goes on. Peak memory is about 4 arrays of (positions, hidden), where the probes count once, and once more
-    for each kind of linear and third of the layers that has begun.
+    The checkpoint is read once. After each layer everything is kept in `state`, from which an interrupted measurement
+    goes on. Peak memory is about 4 arrays of (positions, hidden), where the probes count once, and once more for each
+    kind of linear and third of the layers that has begun.
     """
     config = checkpoint.config.text
-    run = _Survey(config, checkpoint.tensors, text, probes, threads)
+    run = _Measurement(config, checkpoint.tensors, text, probes, threads)
     if state and (found := state.read()):
         run.restore(*found)
     while run.layer < config.num_layers:
@@ -95,7 +95,7 @@ def group_of(name: str, num_layers: int) -> str:
     return f"{linear.removesuffix('_proj')}, {THIRDS[3 * int(layer) // num_layers]} third"
 
 
-class _Survey:
+class _Measurement:
     """`Linears` that round the positions of each group's stream, and measure what all types would do."""
 
     def __init__(
@@ -118,7 +118,7 @@ class _Survey:
         self._losses: dict[str, dict[GgmlType, float]] = {}
         self._probe_losses: dict[str, float] = {}
         self._seen: FloatArray | None = None
-        self._compensators: dict[str, Compensator] = {}
+        self._gptq: dict[str, GptqEncoder] = {}
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Everything that changes, as JSON values and arrays."""
@@ -150,15 +150,15 @@ class _Survey:
         if self.layer == 0 or 3 * (self.layer - 1) // self._config.num_layers != third:
             groups = [self._group(f"language_model.model.layers.{self.layer}.{name}") for name in _LINEARS]
             self._begin(groups, np.repeat(self._probe_rows()[None], len(groups), axis=0))
-        self._compensators.clear()
+        self._gptq.clear()
         add_layer(self._x, self._lengths, self._config, self.layer, self._tensors, self, self._observe)
         self.layer += 1
 
-    def finish(self) -> Survey:
+    def finish(self) -> Sensitivity:
         """Measure the head, and compare the streams' predictions."""
         hidden = final_norm(self._config, self._tensors, self._x)
         self._observe(EMBEDDINGS, 0, hidden)
-        running = {group: RunningDivergence(len(self._probe_rows())) for group in self._streams}
+        running = {group: RunningKlDivergence(len(self._probe_rows())) for group in self._streams}
         hidden *= np.float32(self._config.logit_scale)
         probed = hidden[self._probed]
         for start, stop in slabs(self._tensors.entries[f"{EMBEDDINGS}.weight"].shape):
@@ -180,7 +180,7 @@ class _Survey:
             }
             for name, of in self._losses.items()
         }
-        return Survey(losses, sensitivities, self._compensators[EMBEDDINGS].moments)
+        return Sensitivity(losses, sensitivities, self._gptq[EMBEDDINGS].hessian)
 
     def rows(self, name: str, start: int, stop: int, x: FloatArray) -> FloatArray:
         """See `Linears.rows`."""
@@ -202,7 +202,7 @@ class _Survey:
 
     def _measure(self, name: str, start: int, weights: FloatArray, group: str) -> FloatArray:
         """Add up the losses of a part of a linear; returns it as rounded for its group's stream."""
-        compensator = self._compensators[name]
+        gptq = self._gptq[name]
         total, width = self._tensors.entries[f"{name}.weight"].shape
         kinds = [kind for kind in KINDS if width % kind.block_size == 0]
         stride = max(1, total // _SAMPLED_ROWS)
@@ -210,21 +210,21 @@ class _Survey:
         share = total / len(range(0, total, stride))
         losses = self._losses.setdefault(name, dict.fromkeys(kinds, 0.0))
         for kind in kinds if len(sample) else ():
-            error = decode(compensator.encode(sample, kind), kind) - sample
-            losses[kind] += share * compensator.moments.loss(error)
+            error = decode(gptq.encode(sample, kind), kind) - sample
+            losses[kind] += share * gptq.hessian.loss(error)
         if PROBE not in kinds:
             return weights
-        rounded = decode(encode(weights, PROBE, compensator.importance), PROBE)
+        rounded = decode(encode(weights, PROBE, gptq.importance), PROBE)
         loss = self._probe_losses.get(group, 0.0)
-        self._probe_losses[group] = loss + compensator.moments.loss(rounded - weights)
+        self._probe_losses[group] = loss + gptq.hessian.loss(rounded - weights)
         return rounded
 
     def _observe(self, name: str, _column: int, x: FloatArray) -> None:
-        if x is not self._seen:  # linears that share an input share its covariance
-            moments = Covariance(x.shape[1])
-            moments.add(x[: len(self._weights)], self._weights)
-            self._latest, self._seen = Compensator(moments, threads=self._threads), x
-        self._compensators[name] = self._latest
+        if x is not self._seen:  # linears that share an input share its Hessian
+            hessian = Hessian(x.shape[1])
+            hessian.add(x[: len(self._weights)], self._weights)
+            self._latest, self._seen = GptqEncoder(hessian, threads=self._threads), x
+        self._gptq[name] = self._latest
 
     def _group(self, name: str) -> str:
         return group_of(name, self._config.num_layers)

@@ -36,8 +36,8 @@ from ayaedge_export.decoder.forward import decoder_forward
 from ayaedge_export.decoder.gguf_writer import gguf_name
 from ayaedge_export.effort import MAX_TOKENS, Effort, ExportRun, PreparedDecoder
 from ayaedge_export.manifest import describe
-from ayaedge_export.product_threads import bounded_products
-from ayaedge_export.resume.eta import Countdown
+from ayaedge_export.matmul_threads import bounded_matmul
+from ayaedge_export.resume.eta import Eta
 from ayaedge_quant.imatrix import ImportanceMatrix, SquareSums, read_imatrix, write_imatrix
 
 logger = logging.getLogger("ayaedge.calibration")
@@ -72,10 +72,10 @@ class MeasuredImportance:
         """Measure the matrix, unless the journal has it."""
         path = run.journal.directory / _IMPORTANCE
         if not run.journal.of(_IMPORTANCE):
-            countdown = Countdown(run.plan.checkpoint.config.text.num_layers)
+            eta = Eta(run.plan.checkpoint.config.text.num_layers)
 
             def calibrated(done: int, of: int) -> None:
-                run.advance(0, countdown.label(f"calibrating {done}/{of}", done))
+                run.advance(0, eta.label(f"calibrating {done}/{of}", done))
 
             write_imatrix(path, collect(run.plan.checkpoint, self.text, on_step=calibrated))
             run.journal.add_file(_IMPORTANCE)
@@ -135,7 +135,7 @@ def collect(
         if on_step:
             on_step(next(layers), config.text.num_layers)
 
-    with bounded_products(config.text.hidden_size):
+    with bounded_matmul(config.text.hidden_size):
         embedded = _embed(checkpoint, sequences, manifest.tokens.image_patch)
         decoder_forward(config.text, checkpoint.tensors, embedded, observe, advance=layer_done)
     try:

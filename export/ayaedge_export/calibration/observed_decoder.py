@@ -23,7 +23,7 @@ from ayaedge.errors import BackendError
 
 FloatArray = NDArray[np.float32]
 ObserveInput = Callable[[str, FloatArray], None]
-"""Called with the name of a weight in the GGUF file and the inputs of its product (positions, columns)."""
+"""Called with the name of a weight in the GGUF file and the inputs of its matmul (positions, columns)."""
 
 _F32 = 0
 _SCRATCH_BYTES = 1 << 16
@@ -67,7 +67,7 @@ class ObservedDecoder(Decoder):
             raise ValueError("the head is computed for every position with all_logits only")
         self._observe = observe
         self._error: BaseException | None = None
-        self._product = known_product_number()
+        self._matmul = known_matmul_number()
         super().__init__(Path(bundle.decoder_path), bundle.manifest, options)
 
     def _context_parameters(self) -> Any:
@@ -101,7 +101,7 @@ class ObservedDecoder(Decoder):
 
     def _weight_of(self, operation: _Tensor) -> str | None:
         """The name of the weight if the operation is a linear of the model."""
-        if operation.op != self._product or not operation.src[0] or not operation.src[1]:
+        if operation.op != self._matmul or not operation.src[0] or not operation.src[1]:
             return None
         weight = _Tensor.from_address(operation.src[0])
         name = bytes(weight.name).decode("utf-8", errors="replace")
@@ -118,8 +118,8 @@ def _values(tensor: _Tensor) -> FloatArray:
 
 
 @cache
-def known_product_number() -> int:
-    """Ggml's number of the matrix product, learned from a product that is made here and checked field by field.
+def known_matmul_number() -> int:
+    """Ggml's number of matmul, learned from one that is made here and checked field by field.
 
     Raises BackendError if a field of `_Tensor` is not where ggml keeps it.
     """

@@ -107,12 +107,12 @@ def trainer_state(directory: Path) -> str:
 
 
 def adapter_faults(directory: Path) -> list[str]:
-    """A fault if an adapter lies beside the weights: they would be exported without it."""
+    """A fault if an adapter lies next to the weights: they would be exported without it."""
     found = _adapter_files(directory)
     if not found:
         return []
     told = (
-        f"{' and '.join(found)} beside the weights: {_adapter(directory)}, which an export would leave out; {_MERGE}, "
+        f"{' and '.join(found)} next to the weights: {_adapter(directory)}, which an export would leave out; {_MERGE}, "
         "or move these files away"
     )
     return [told]

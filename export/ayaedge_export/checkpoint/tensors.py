@@ -217,7 +217,7 @@ def canonical_name(name: str) -> str:
 def _weight_files(directory: Path, faults: list[str]) -> dict[str, Path]:
     """The file of each tensor that an index names, or of "", which is all, without one.
 
-    As in transformers a single file comes before an index. Whole shards beside it are a fault: one of both is old, and
+    As in transformers a single file comes before an index. Whole shards next to it are a fault: one of both is old, and
     nothing says which.
     """
     single, index = directory / _SINGLE, directory / _INDEX

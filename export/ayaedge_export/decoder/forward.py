@@ -25,7 +25,7 @@ A linear's columns come in order, all positions at once; the positions of the se
 EMBEDDINGS = "language_model.model.embed_tokens"
 _FINAL_NORM = "language_model.model.norm"
 PART = 1024
-"""Rows of a weight that are multiplied at a time, which bounds the memory for converted weights and products."""
+"""Rows of a weight that are multiplied at a time, which bounds the memory for converted weights and results."""
 _QUERIES = 512
 """Positions whose attention is computed at a time, which bounds the memory for scores."""
 
@@ -43,7 +43,7 @@ class DecoderWeights(Protocol):
 
 
 class Linears(Protocol):
-    """The products of the decoder's linears, which names without `.weight` stand for."""
+    """The matmuls of the decoder's linears, which names without `.weight` stand for."""
 
     def rows(self, name: str, start: int, stop: int, x: FloatArray) -> FloatArray:
         """Outputs `start` to `stop` of x (n, in): (n, stop - start). Parts of a linear come in order."""

@@ -32,8 +32,8 @@ from ayaedge_export.evaluation.scorers import (
     scored_ranges,
 )
 from ayaedge_export.evaluation.windows import BUILTIN, WINDOW, Passages, Window, make_windows, read_passages
-from ayaedge_export.product_threads import bounded_products
-from ayaedge_quant.kernels import divergence
+from ayaedge_export.matmul_threads import bounded_matmul
+from ayaedge_quant.kernels import kl_divergence
 
 Through = Literal["layers", "transformers"]
 """How a checkpoint is asked: layer by layer in bounded memory, or wholly in memory by the original implementation."""
@@ -124,7 +124,7 @@ def evaluate_bundle(
     if pending := [w for w in windows if w.key not in record.results]:
         context = max(len(w.prompt.ids) for w in windows)
         with (
-            bounded_products(bundle.manifest.decoder.hidden_size, threads),
+            bounded_matmul(bundle.manifest.decoder.hidden_size, threads),
             closing(_open_scorer(against, bundle.manifest, context, threads, through)) as reference,
             closing(BundleScorer(bundle, context_size=context, threads=threads)) as candidate,
         ):
@@ -219,7 +219,7 @@ def _compare(
             pairs = zip(ranges, reference.parts(window), candidate.parts(window), strict=True)
             for (start, _), expected, found in pairs:
                 skipped = max(0, window.first - start)
-                part = divergence(expected[skipped:], found[skipped:], threads=threads or usable_threads())
+                part = kl_divergence(expected[skipped:], found[skipped:], threads=threads or usable_threads())
                 kl.append(part.kl)
                 same.append(part.same_top)
             yield WindowResult(

@@ -57,7 +57,7 @@ def draw_evaluation(path: Path, evaluation: Evaluation) -> None:
 
 
 def record_figures(bundle: Bundle, evaluation: Evaluation) -> None:
-    """Write the totals into the bundle's manifest, beside the figures of its verification."""
+    """Write the totals into the bundle's manifest, next to the figures of its verification."""
     parity = {**bundle.manifest.parity, **evaluation.figures()}
     write_manifest(bundle.directory, replace(bundle.manifest, parity=parity))
 

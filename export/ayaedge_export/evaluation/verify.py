@@ -30,7 +30,7 @@ from ayaedge_export.evaluation.reference import Reference
 from ayaedge_export.evaluation.sample_text import SENTENCES
 from ayaedge_export.resume.staged_bundle import replace_manifest
 from ayaedge_export.vision.graph import write_vision_graph
-from ayaedge_quant.kernels import divergence
+from ayaedge_quant.kernels import kl_divergence
 
 logger = logging.getLogger("ayaedge.verify")
 
@@ -239,7 +239,7 @@ def _vision_checks(reference: NDArray[np.float32], ours: NDArray[np.float32], fm
 def _decoder_checks(
     what: str, reference: NDArray[np.float32], ours: NDArray[np.float32], fmt: str
 ) -> Iterator[Check]:
-    result = divergence(reference, ours)
+    result = kl_divergence(reference, ours)
     yield _at_most(f"decoder, {what}: mean KL divergence (nats)", float(result.kl.mean()), DECODER_KL[fmt])
     yield _at_least(
         f"decoder, {what}: same likeliest token", float(result.same_top.mean()), DECODER_TOP1[fmt]

@@ -1,4 +1,4 @@
-"""What is left of a long computation, from how long its finished steps took. Knows nothing of what the steps are."""
+"""The ETA of a long computation, from how long its finished steps took. Knows nothing of what the steps are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-class Countdown:
+class Eta:
     """Names steps, with the time that is left once two of them are known and it is a minute or more."""
 
     def __init__(self, total: float, clock: Callable[[], float] = time.monotonic):

@@ -1,4 +1,4 @@
-"""What of a bundle is finished: kept beside its files, so that an export that was interrupted goes on from there."""
+"""What of a bundle is finished: kept next to its files, so that an export that was interrupted goes on from there."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _JOURNAL, _OLD, _DISCARDED = "journal.jsonl", "old", "discarded"
 def staged_bundle(
     target: Path, fingerprint: str, *, force: bool = False, resume: bool = True
 ) -> Iterator[Journal]:
-    """A directory beside `target` whose bundle takes that name when the block ends well.
+    """A directory next to `target` whose bundle takes that name when the block ends well.
 
     Yields the journal, whose `directory` is the bundle's once the block has called its `begin`; with `resume` it
     holds what an interrupted export of the same fingerprint has finished. An existing target is an error unless

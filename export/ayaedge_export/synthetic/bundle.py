@@ -1,8 +1,8 @@
-"""A bundle of Aya Vision's true shape without Aya Vision: drawn weights and a tokenizer of our own.
+"""A bundle of Aya Vision's true shape without Aya Vision: random weights and a tokenizer of our own.
 
 For measuring a machine where nothing was downloaded. Widths, depths, vocabulary, tiles and the length of a prompt are
 those of the released checkpoints, so every figure of speed and memory is; its answers mean nothing. No weight is ever
-stored in full: the vision graph is quantized from drawn tensors, the decoder is put together from encoded blocks.
+stored in full: the vision graph is quantized from random tensors, the decoder is put together from encoded blocks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ayaedge_export.exporter import write_vision
 from ayaedge_export.manifest import describe, describe_writers
 from ayaedge_export.plan import VisionFormat, check_disk, plan_export
 from ayaedge_export.resume.staged_bundle import staged_bundle, what_is_left, write_manifest
-from ayaedge_export.synthetic.random_weights import Drawer, DrawnBlocks, DrawnTensors
+from ayaedge_export.synthetic.random_weights import RandomBlocks, RandomTensors, RandomWeights
 from ayaedge_export.synthetic.tokenizer import chat_template, fill_vocabulary, read_demo
 from ayaedge_quant.recipes import DecoderFormat
 
@@ -101,13 +101,13 @@ def write_synthetic_bundle(
         whole_number("threads", threads, least=1, optional=True),
         whole_number("seed", seed, least=0),
     )
-    return write_drawn_bundle(
+    return write_random_bundle(
         Path(target), f"synthetic-aya-vision-{shape}", model.cut(plain(layers)),
         vision=vision, quant=quant, threads=plain(threads), seed=plain(seed), on_progress=on_progress,
     )  # fmt: skip
 
 
-def write_drawn_bundle(
+def write_random_bundle(
     target: Path,
     name: str,
     model: SyntheticModel,
@@ -119,8 +119,8 @@ def write_drawn_bundle(
     on_progress: Progress | None,
 ) -> Path:
     """`write_synthetic_bundle` for a model of any shape, whose vocabulary is at least the demo's."""
-    drawer = Drawer(seed)
-    checkpoint = drawn_checkpoint(name, model, drawer)
+    random_weights = RandomWeights(seed)
+    checkpoint = synthetic_checkpoint(name, model, random_weights)
     mark = repr((name, model, vision, quant, seed, describe_writers()))
     advance = _advance(checkpoint, on_progress)
     try:
@@ -129,7 +129,7 @@ def write_drawn_bundle(
             check_disk(plan, present=journal.present_bytes)
             journal.begin()
             write_vision(plan, journal, advance)
-            blocks = DrawnBlocks(drawer, plan.tensors)
+            blocks = RandomBlocks(random_weights, plan.tensors)
             embeddings = write_decoder(
                 plan, journal.directory / DECODER,
                 threads=threads, advance=advance, journal=journal, encode_rows=blocks.encode_rows,
@@ -140,8 +140,8 @@ def write_drawn_bundle(
     return target
 
 
-def drawn_checkpoint(name: str, model: SyntheticModel, drawer: Drawer) -> Checkpoint:
-    """A checkpoint of this shape that lies nowhere: its tensors are drawn when they are read."""
+def synthetic_checkpoint(name: str, model: SyntheticModel, random_weights: RandomWeights) -> Checkpoint:
+    """A checkpoint of this shape that lies nowhere: its tensors are made when they are read."""
     demo, words = read_demo()
     return Checkpoint(
         directory=Path(name),
@@ -152,7 +152,7 @@ def drawn_checkpoint(name: str, model: SyntheticModel, drawer: Drawer) -> Checkp
         chat_template=chat_template(model.preamble),
         stop_ids=demo.tokens.stop,
         license=_LICENSE,
-        tensors=DrawnTensors(drawer, {**model.vision.tensors, **model.text.tensors}),
+        tensors=RandomTensors(random_weights, {**model.vision.tensors, **model.text.tensors}),
     )
 
 

@@ -1,8 +1,8 @@
-"""Weights that are drawn instead of read: any tensor of any checkpoint, a part at a time, from one seed.
+"""Random weights instead of a checkpoint's: any tensor of any checkpoint, a part at a time, from one seed.
 
 They are spread as in trained models, so that quantizing them is not easier than the real thing: heavy tails
 (Student's t), rows and columns of different size, a few columns of outliers. All values come from one pool that is
-drawn once: each row is a stretch of it that begins anywhere, scaled. The scale is such that a product keeps the size
+drawn once: each row is a stretch of it that begins anywhere, scaled. The scale is such that a matmul keeps the size
 of its input, so a model of any depth stays finite. What a model is made of is not known here.
 """
 
@@ -39,8 +39,8 @@ _STRETCH = 256
 FloatArray = NDArray[np.float32]
 
 
-class Drawer:
-    """Draws rows of tensors; the same seed, name and rows give the same values in any order and on any thread."""
+class RandomWeights:
+    """Gives rows of tensors; the same seed, name and rows give the same values in any order and on any thread."""
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -83,18 +83,18 @@ class Drawer:
 
 
 def column_scales(rng: np.random.Generator, columns: int) -> FloatArray:
-    """The factor of each column: about 1 / sqrt(columns), so that a product keeps its input's size."""
+    """The factor of each column: about 1 / sqrt(columns), so that a matmul keeps its input's size."""
     scales = np.exp(rng.normal(0, COLUMN_SPREAD, columns)) / math.sqrt(columns)
     outliers = rng.choice(columns, max(1, round(columns * OUTLIER_SHARE)), replace=False)
     scales[outliers] *= rng.uniform(*OUTLIER_SCALE, len(outliers))
     return scales.astype(np.float32)
 
 
-class DrawnTensors:
+class RandomTensors:
     """The tensors of a checkpoint that is nowhere: a `TensorSource`."""
 
-    def __init__(self, drawer: Drawer, shapes: Mapping[str, tuple[int, ...]]):
-        self._drawer = drawer
+    def __init__(self, random_weights: RandomWeights, shapes: Mapping[str, tuple[int, ...]]):
+        self._random = random_weights
         self.entries = {
             name: TensorEntry(Path("drawn"), name, "F16", shape, 0) for name, shape in shapes.items()
         }
@@ -107,23 +107,23 @@ class DrawnTensors:
         """Rows `start` to `stop` (exclusive) of a tensor."""
         shape = self.entries[name].shape
         if len(shape) == 1:
-            return self._drawer.vector(name, shape[0])[start:stop]
-        return self._drawer.rows(name, shape, start, stop)
+            return self._random.vector(name, shape[0])[start:stop]
+        return self._random.rows(name, shape, start, stop)
 
     def count_not_finite(self, name: str, start: int, stop: int) -> int:
         """How many of the values in rows `start` to `stop` are NaN or infinite."""
         return int(np.count_nonzero(~np.isfinite(self.read_rows(name, start, stop))))
 
 
-class DrawnBlocks:
+class RandomBlocks:
     """Rows that are encoded already: for each type and width some are drawn and encoded, once.
 
     A row of any tensor is put together from stretches that stand at the same columns there, each from a row of its
     own; that takes the time of copying.
     """
 
-    def __init__(self, drawer: Drawer, plan: Iterable[PlannedTensor]):
-        self._drawer = drawer
+    def __init__(self, random_weights: RandomWeights, plan: Iterable[PlannedTensor]):
+        self._random = random_weights
         forms = {(tensor.kind, tensor.shape[-1]) for tensor in plan if len(tensor.shape) > 1}
         self._pools = {form: self._encode(*form) for form in sorted(forms)}
 
@@ -131,9 +131,9 @@ class DrawnBlocks:
         """Rows `start` to `stop` (exclusive) in the tensor's type, bytes (rows, row_bytes)."""
         columns = tensor.shape[-1]
         if len(tensor.shape) == 1:
-            return encode(self._drawer.vector(tensor.source, columns)[None], tensor.kind)
+            return encode(self._random.vector(tensor.source, columns)[None], tensor.kind)
         pool = self._pools[tensor.kind, columns]
-        rng = np.random.default_rng([self._drawer.seed, 4, zlib.crc32(tensor.source.encode()), start])
+        rng = np.random.default_rng([self._random.seed, 4, zlib.crc32(tensor.source.encode()), start])
         rows, parts = (stop - start) * math.prod(tensor.shape[1:-1]), pool.shape[1]
         chosen = rng.integers(0, len(pool), (rows, parts))
         # indices into the flat pool: row * parts + part
@@ -143,6 +143,6 @@ class DrawnBlocks:
     def _encode(self, kind: GgmlType, columns: int) -> NDArray[np.void]:
         """Encoded rows as (rows, parts) of a stretch of weights each."""
         rows = max(1, _ENCODED_WEIGHTS // columns)
-        weights = self._drawer.rows(f"{kind.name}.{columns}", (rows, columns), 0, rows)
+        weights = self._random.rows(f"{kind.name}.{columns}", (rows, columns), 0, rows)
         stretch = math.gcd(columns, _STRETCH)
         return encode(weights, kind).view(np.dtype((np.void, kind.row_bytes(stretch))))

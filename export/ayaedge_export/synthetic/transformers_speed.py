@@ -2,8 +2,8 @@
 
     --shape 8b|32b  --precision bf16|fp32  [--layers N] [--threads N] [--tiles N] [--prompt-tokens N]
 
-The weights are drawn in memory, so no checkpoint is needed; its answers mean nothing. A JSON object on stdout is the
-result; the process is one of its own, so that its memory can be watched. Needs the extra `trace`.
+The weights are random and made in memory, so no checkpoint is needed; its answers mean nothing. A JSON object on
+stdout is the result; the process is one of its own, so that its memory can be watched. Needs the extra `trace`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Precision = Literal["bf16", "fp32"]
 
 _BYTES: dict[Precision, int] = {"bf16": 2, "fp32": 4}
 _WORK_BYTES = 1_500_000_000
-"""Of torch itself, activations and the KV cache of a prompt, beside the weights."""
+"""Of torch itself, activations and the KV cache of a prompt, next to the weights."""
 _POOL = 1 << 22
 _TEXT_TOKENS = 512
 _ANSWER_TOKENS = 8
@@ -109,7 +109,7 @@ def measure(
 
 
 def build_model(vision: VisionConfig, text: TextConfig, precision: Precision) -> Any:
-    """A model on the CPU whose weights are drawn; never more than its own bytes are taken."""
+    """A model on the CPU whose weights are random; never more than its own bytes are taken."""
     torch, transformers = _import("torch"), _import("transformers")
     from transformers.modeling_utils import no_init_weights
 
@@ -167,7 +167,7 @@ def _config(transformers: Any, vision: VisionConfig, text: TextConfig) -> Any:
 
 
 def _fill(weights: Any, pool: Any, name: str) -> None:
-    """Draw in place: norms about 1, biases 0, matrices so that a product keeps the size of its input."""
+    """Draw in place: norms about 1, biases 0, matrices so that a matmul keeps the size of its input."""
     if weights.dim() < 2:
         weights.fill_(1.0 if name.endswith("weight") else 0.0)
         return

@@ -2,7 +2,7 @@
 
 Used for two things: collecting activation statistics at export, one layer's weights in memory at a time,
 and checking the graphs. It knows nothing of files, of ONNX or of number formats; a caller who wants to
-watch or to replace the matrix products passes his own `linear`.
+watch or to replace the matmuls passes his own `linear`.
 """
 
 from __future__ import annotations

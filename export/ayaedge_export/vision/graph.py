@@ -30,7 +30,7 @@ OPSET = 20
 CONTRIB_DOMAIN = "com.microsoft"
 IR_VERSION = 9
 EXTERNAL_THRESHOLD = 64 * 2**20
-"""Bytes of weights above which they go to a `.data` file beside the graph."""
+"""Bytes of weights above which they go to a `.data` file next to the graph."""
 MIN_EXTERNAL_TENSOR = 4096
 """Bytes below which a tensor stays in the graph; shape inference must be able to read the shapes."""
 PAGE = 4096
@@ -248,7 +248,7 @@ def check_divisible(config: VisionConfig) -> None:
 
 
 def float_linear(weights: WeightSource) -> EmitLinear:
-    """Linears as a float product, x W + b, with W stored as (in, out)."""
+    """Linears as a float matmul, x W + b, with W stored as (in, out)."""
 
     def emit(graph: GraphWriter, x: str, name: str) -> str:
         weight = graph.constant(f"{name}.weight", weights(f"{name}.weight").T)

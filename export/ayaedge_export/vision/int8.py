@@ -1,6 +1,6 @@
 """The 8-bit forms of the vision graph: int8, with one activation scale for each token, and int8-block.
 
-A tile's embeddings do not depend on the tiles beside it. For int8, ranges of channels are shared out between
+A tile's embeddings do not depend on the tiles next to it. For int8, ranges of channels are shared out between
 activations and weights beforehand (see `ayaedge_quant.int8.Fold`), and the inner channels of an MLP are sorted by
 their reach and form groups with scales of their own; statistics come from pictures drawn here.
 int8-block has a scale for every 32 weights and activations and needs none of that: twice as slow where processors
@@ -40,10 +40,10 @@ from ayaedge_quant.int8 import (
     ChannelSpread,
     Fold,
     balancing_fold,
-    block_product,
+    block_matmul,
     channel_order,
     column_energy,
-    integer_product,
+    integer_matmul,
     quantize_blocks,
     quantize_groups,
     quantize_rows,
@@ -135,7 +135,7 @@ class Int8Plan:
 def plan_int8(config: VisionConfig, weights: WeightSource, tiles: FloatArray) -> Int8Plan:
     """Run the tower over `tiles` (n, 3, S, S) and plan with what its linears are given.
 
-    One weight is in memory at a time. The connector's products are not needed and not computed.
+    One weight is in memory at a time. The connector's matmuls are not needed and not computed.
     """
     first = {used[0] for used in foldable_pairs(config).values()}
     spreads: dict[str, ChannelSpread] = {}
@@ -218,7 +218,7 @@ def int8_linear(weights: WeightSource) -> EmitLinear:
         if name == BLOCK_LINEAR:
             return emit_blocks(graph, x, name)
         codes, scales = quantize_rows(weights(f"{name}.weight"))
-        product = _integer_product(graph, x, name, codes, scales, SYMMETRIC_ZERO_POINT)
+        product = _integer_matmul(graph, x, name, codes, scales, SYMMETRIC_ZERO_POINT)
         return add_bias(graph, weights, product, name)
 
     return emit
@@ -240,10 +240,10 @@ def int8_mlp(
         total = ""
         for group, (part, codes, scales) in enumerate(second.parts):
             fc1, fc2 = f"{name}.fc1.{group}", f"{name}.fc2.{group}"
-            inner = _integer_product(graph, x, fc1, *quantize_rows(first[part]), SYMMETRIC_ZERO_POINT)
+            inner = _integer_matmul(graph, x, fc1, *quantize_rows(first[part]), SYMMETRIC_ZERO_POINT)
             inner = graph.node("Add", [inner, graph.constant(f"{fc1}.bias", bias[part])], fc1)
             inner = graph.node("Gelu", [inner], f"{name}.gelu.{group}", approximate="tanh")
-            product = _integer_product(graph, inner, fc2, codes, scales, GELU_ZERO_POINT)
+            product = _integer_matmul(graph, inner, fc2, codes, scales, GELU_ZERO_POINT)
             total = graph.node("Add", [total, product], f"{fc2}.sum") if total else product
         return graph.node("Add", [total, graph.constant(f"{name}.fc2.bias", second.bias)], f"{name}.fc2")
 
@@ -254,7 +254,7 @@ def block_linear(weights: WeightSource) -> EmitLinear:
     """The form with a scale for every block of weights and of activations."""
 
     def emit(graph: GraphWriter, x: str, name: str) -> str:
-        return add_bias(graph, weights, _block_product(graph, weights, x, name), name)
+        return add_bias(graph, weights, _block_matmul(graph, weights, x, name), name)
 
     return emit
 
@@ -270,7 +270,7 @@ def int8_twin(weights: WeightSource, centres: Mapping[str, FloatArray]) -> Linea
         if name.endswith(".fc2"):
             grouped = quantize_groups(weight, bias, centres[name.removesuffix(".fc2")], MLP_GROUPS)
             return grouped(x, zero_point=GELU_ZERO_POINT)
-        return integer_product(x, *quantize_rows(weight), zero_point=SYMMETRIC_ZERO_POINT) + bias
+        return integer_matmul(x, *quantize_rows(weight), zero_point=SYMMETRIC_ZERO_POINT) + bias
 
     return apply
 
@@ -279,7 +279,7 @@ def block_twin(weights: WeightSource) -> LinearFunction:
     """The arithmetic of `block_linear` in numpy."""
 
     def apply(name: str, x: FloatArray) -> FloatArray:
-        product = block_product(x, *quantize_blocks(weights(f"{name}.weight"), BLOCK_SIZE))
+        product = block_matmul(x, *quantize_blocks(weights(f"{name}.weight"), BLOCK_SIZE))
         return np.asarray(product + weights(f"{name}.bias"))
 
     return apply
@@ -296,10 +296,10 @@ def fused_attention(graph: GraphWriter, config: VisionConfig, heads: Sequence[st
     return graph.reshape(mixed, f"{name}.mixed.rows", -1, hidden)
 
 
-def _integer_product(
+def _integer_matmul(
     graph: GraphWriter, x: str, name: str, codes: NDArray[np.int8], scales: FloatArray, zero_point: int
 ) -> str:
-    """Nodes of `integer_product` with what `quantize_rows` gives, stored under `name`."""
+    """Nodes of `integer_matmul` with what `quantize_rows` gives, stored under `name`."""
     tokens, step = _quantize_tokens(graph, x, zero_point)
     inputs = [
         tokens,
@@ -335,7 +335,7 @@ def _quantize_tokens(graph: GraphWriter, x: str, zero_point: int) -> tuple[str, 
     return codes, step
 
 
-def _block_product(graph: GraphWriter, weights: WeightSource, x: str, name: str) -> str:
+def _block_matmul(graph: GraphWriter, weights: WeightSource, x: str, name: str) -> str:
     weight = weights(f"{name}.weight")
     outputs, inputs = weight.shape
     codes, scales = quantize_blocks(weight, BLOCK_SIZE)

@@ -23,7 +23,7 @@ from ayaedge_export.plan import plan_export
 from ayaedge_export.resume.staged_bundle import staging_place
 from ayaedge_export.resume.state_file import StateFile
 from ayaedge_quant.ggml import GgmlType, decode, encode
-from ayaedge_quant.hessian import Covariance
+from ayaedge_quant.hessian import Hessian
 from ayaedge_quant.recipes import Recipe
 from random_checkpoint import Shape, write_random_checkpoint
 
@@ -66,7 +66,9 @@ class Rounding:
 
 
 def text_of(checkpoint: Checkpoint) -> Passages:
-    return calibration_passages(checkpoint, SHORT, max_tokens=FEW, survey_tokens=128, probe_tokens=8).rounding
+    return calibration_passages(
+        checkpoint, SHORT, max_tokens=FEW, sensitivity_tokens=128, probe_tokens=8
+    ).rounding
 
 
 def round_all(
@@ -78,7 +80,7 @@ def round_all(
     state: StateFile | None = None,
 ) -> Rounding:
     config = checkpoint.config.text
-    head = Covariance(config.hidden_size)
+    head = Hessian(config.hidden_size)
     head.add(decoder_forward(config, checkpoint.tensors, text.rows), text.weights)
     rounder = Rounder(checkpoint, text, head, options, state=state)
     found = Rounding(plan_tensors(config, recipe))
@@ -229,11 +231,12 @@ def undisturbed(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def steps(seen: list[str]) -> list[str]:
-    return [what for what in seen if what.startswith(("surveyed", "rounded"))]
+    return [what for what in seen if what.startswith(("sensitivity", "rounded"))]
 
 
 @pytest.mark.parametrize(
-    "moment", ["surveyed 2/4", "surveyed 4/4", "token_embd.weight", "blk.1.attn_v.weight", "rounded 2/3"]
+    "moment",
+    ["sensitivity 2/4", "sensitivity 4/4", "token_embd.weight", "blk.1.attn_v.weight", "rounded 2/3"],
 )
 def test_a_run_that_is_stopped_once_ends_as_an_undisturbed_one(
     small: Path, tmp_path: Path, undisturbed: tuple[bytes, list[str]], moment: str
@@ -244,8 +247,8 @@ def test_a_run_that_is_stopped_once_ends_as_an_undisturbed_one(
     after = export(small, target)
     assert (target / DECODER).read_bytes() == undisturbed[0]
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
-    # the survey's result is kept behind its last step, so that this one comes twice
-    last = moment == f"surveyed {LAYERS + 1}/{LAYERS + 1}"
+    # the measurement's result is kept behind its last step, so that this one comes twice
+    last = moment == f"sensitivity {LAYERS + 1}/{LAYERS + 1}"
     assert steps(before)[: -1 if last else None] + steps(after) == steps(undisturbed[1])
 
 
@@ -260,19 +263,19 @@ def test_a_run_that_is_stopped_after_every_step_ends_as_an_undisturbed_one(
     assert (target / DECODER).read_bytes() == undisturbed[0]
 
 
-def test_a_run_that_shall_not_go_on_surveys_anew(small: Path, tmp_path: Path) -> None:
+def test_a_run_that_shall_not_go_on_measures_anew(small: Path, tmp_path: Path) -> None:
     target = tmp_path / "b"
-    export(small, target, "surveyed 2/4")
-    assert steps(export(small, target, "surveyed 1/4", resume=False)) == ["surveyed 1/4"]
-    assert steps(export(small, target, "surveyed 2/4")) == ["surveyed 2/4"]
+    export(small, target, "sensitivity 2/4")
+    assert steps(export(small, target, "sensitivity 1/4", resume=False)) == ["sensitivity 1/4"]
+    assert steps(export(small, target, "sensitivity 2/4")) == ["sensitivity 2/4"]
 
 
 def test_a_budget_that_cannot_be_kept_costs_an_interrupted_run_nothing(small: Path, tmp_path: Path) -> None:
     target = tmp_path / "b"
-    export(small, target, "surveyed 2/4")
+    export(small, target, "sensitivity 2/4")
     with pytest.raises(InvalidOptionError, match="cannot be made so small"):
         export_checkpoint(small, target, effort="best", budget=Budget(1000))
-    assert steps(export(small, target, "surveyed 3/4")) == ["surveyed 3/4"]
+    assert steps(export(small, target, "sensitivity 3/4")) == ["sensitivity 3/4"]
 
 
 @pytest.mark.parametrize("file", ["rounded.npz", "survey.npz", "decoder"])
@@ -288,5 +291,5 @@ def test_what_was_damaged_in_between_is_computed_again(
     path.write_bytes(data)
     after = export(small, target)
     assert (target / DECODER).read_bytes() == undisturbed[0]
-    assert ("surveyed 1/4" in after) == (file == "survey.npz")
+    assert ("sensitivity 1/4" in after) == (file == "survey.npz")
     assert "rounded 1/3" in after  # the state belongs to all that was written

@@ -1,4 +1,4 @@
-"""The survey against the same figures computed directly, one group at a time; and surveys that go on."""
+"""Sensitivities against the same figures computed directly, one group at a time; and measurements that go on."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from ayaedge_export.best.passages import Passages
-from ayaedge_export.best.sensitivity import KINDS, PROBE, Survey, group_of, survey
+from ayaedge_export.best.sensitivity import KINDS, PROBE, Sensitivity, group_of, measure_sensitivity
 from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.decoder.forward import EMBEDDINGS, decoder_forward, head_logits
 from ayaedge_export.decoder.gguf_writer import gguf_name
 from ayaedge_export.resume.state_file import StateFile
 from ayaedge_quant.ggml import decode, encode
-from ayaedge_quant.gptq import Compensator
-from ayaedge_quant.hessian import Covariance
-from ayaedge_quant.kl_divergence import divergence
+from ayaedge_quant.gptq import GptqEncoder
+from ayaedge_quant.hessian import Hessian
+from ayaedge_quant.kl_divergence import kl_divergence
 from random_checkpoint import Shape, write_random_checkpoint
 
 FloatArray = NDArray[np.float32]
@@ -31,7 +31,7 @@ GROUPS = (
     "down, first third", "down, middle third", "down, last third",
 )  # fmt: skip
 AGREEMENT = 2e-2
-"""Covariances summed in another order move a few weights to the next code."""
+"""Hessians summed in another order move a few weights to the next code."""
 SENSITIVITY_AGREEMENT = 1e-1
 """Two scales of a super-block that are equally good for the loss differ in what they do to the answers: importances
 that differ by 1e-6 moved one of the sensitivities by 5 %.
@@ -53,7 +53,7 @@ def wide(text_type: str) -> Shape:
 def checkpoint(
     request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Checkpoint:
-    path = tmp_path_factory.mktemp("survey") / "c"
+    path = tmp_path_factory.mktemp("sensitivity") / "c"
     return open_checkpoint(write_random_checkpoint(path, tiny, wide(str(request.param))))
 
 
@@ -77,17 +77,17 @@ def probes(checkpoint: Checkpoint) -> Passages:
 
 
 @pytest.fixture(scope="module")
-def found(checkpoint: Checkpoint, text: Passages, probes: Passages) -> Survey:
-    return survey(checkpoint, text, probes)
+def found(checkpoint: Checkpoint, text: Passages, probes: Passages) -> Sensitivity:
+    return measure_sensitivity(checkpoint, text, probes)
 
 
 @pytest.fixture(scope="module")
-def moments(checkpoint: Checkpoint, text: Passages) -> dict[tuple[str, int], Covariance]:
+def hessian(checkpoint: Checkpoint, text: Passages) -> dict[tuple[str, int], Hessian]:
     """Of each linear's input in the exact model, and the column where it begins."""
     seen = {}
 
     def observe(name: str, column: int, x: FloatArray) -> None:
-        seen[name, column] = Covariance(x.shape[1])
+        seen[name, column] = Hessian(x.shape[1])
         seen[name, column].add(x, text.weights)
 
     decoder_forward(checkpoint.config.text, checkpoint.tensors, text.rows, observe)
@@ -107,10 +107,10 @@ class OtherWeights:
         return self.read(name)[start:stop]
 
 
-def parts_of(name: str, moments: dict[tuple[str, int], Covariance]) -> list[tuple[slice, Covariance]]:
+def parts_of(name: str, hessian: dict[tuple[str, int], Hessian]) -> list[tuple[slice, Hessian]]:
     """The columns of a linear as they come through the layers."""
     return [
-        (slice(column, column + part.columns), part) for (of, column), part in moments.items() if of == name
+        (slice(column, column + part.columns), part) for (of, column), part in hessian.items() if of == name
     ]
 
 
@@ -118,15 +118,15 @@ def parts_of(name: str, moments: dict[tuple[str, int], Covariance]) -> list[tupl
 def test_a_sensitivity_is_what_rounding_this_group_alone_does(
     checkpoint: Checkpoint,
     probes: Passages,
-    found: Survey,
-    moments: dict[tuple[str, int], Covariance],
+    found: Sensitivity,
+    hessian: dict[tuple[str, int], Hessian],
     group: str,
 ) -> None:
     rounded, loss = {}, 0.0
-    for name in {name for name, _ in moments if group_of(name, LAYERS) == group}:
+    for name in {name for name, _ in hessian if group_of(name, LAYERS) == group}:
         weights = checkpoint.tensors.read(f"{name}.weight")
         columns = []
-        for span, part in parts_of(name, moments):
+        for span, part in parts_of(name, hessian):
             columns.append(decode(encode(weights[:, span], PROBE, part.mean_squares), PROBE))
             loss += part.loss(columns[-1] - weights[:, span])
         rounded[f"{name}.weight"] = np.concatenate(columns, axis=1)
@@ -138,15 +138,15 @@ def test_a_sensitivity_is_what_rounding_this_group_alone_does(
         head_logits(config, weights, decoder_forward(config, weights, given))
         for weights, given in ((checkpoint.tensors, probes.rows), (changed, rows))
     ]
-    expected = divergence(*logits).kl.mean() / loss
+    expected = kl_divergence(*logits).kl.mean() / loss
     assert rounded
     assert found.sensitivities[group] == pytest.approx(expected, rel=SENSITIVITY_AGREEMENT)
 
 
 def test_every_linear_is_in_a_group_and_has_a_loss_for_each_type(
-    checkpoint: Checkpoint, found: Survey, moments: dict[tuple[str, int], Covariance]
+    checkpoint: Checkpoint, found: Sensitivity, hessian: dict[tuple[str, int], Hessian]
 ) -> None:
-    names = {name for name, _ in moments}
+    names = {name for name, _ in hessian}
     assert set(found.losses) == {gguf_name(f"{name}.weight") for name in names}
     assert set(found.sensitivities) == {group_of(name, LAYERS) for name in names}
     assert len(found.sensitivities) == 3 * 7 + 1
@@ -158,16 +158,16 @@ def test_every_linear_is_in_a_group_and_has_a_loss_for_each_type(
 
 @pytest.mark.parametrize("linear", ["self_attn.k_proj", "self_attn.o_proj", "mlp.down_proj"])
 def test_losses_are_the_traces_of_what_each_type_does(
-    checkpoint: Checkpoint, found: Survey, moments: dict[tuple[str, int], Covariance], linear: str
+    checkpoint: Checkpoint, found: Sensitivity, hessian: dict[tuple[str, int], Hessian], linear: str
 ) -> None:
     name = f"language_model.model.layers.1.{linear}"  # its up to 256 rows are all looked at
     weights = checkpoint.tensors.read(f"{name}.weight")
     assert len(weights) <= 256
     for kind in KINDS:
         expected = 0.0
-        for span, part in parts_of(name, moments):
+        for span, part in parts_of(name, hessian):
             part_weights = np.ascontiguousarray(weights[:, span])
-            error = (decode(Compensator(part).encode(part_weights, kind), kind) - part_weights).astype(
+            error = (decode(GptqEncoder(part).encode(part_weights, kind), kind) - part_weights).astype(
                 np.float64
             )
             for number, block in enumerate(part.spans):
@@ -177,19 +177,19 @@ def test_losses_are_the_traces_of_what_each_type_does(
 
 
 def test_losses_of_large_tensors_are_extrapolated_from_some_rows(
-    checkpoint: Checkpoint, found: Survey, moments: dict[tuple[str, int], Covariance]
+    checkpoint: Checkpoint, found: Sensitivity, hessian: dict[tuple[str, int], Hessian]
 ) -> None:
     for name in (EMBEDDINGS, "language_model.model.layers.1.mlp.gate_proj"):
-        weights, part = checkpoint.tensors.read(f"{name}.weight"), moments[name, 0]
-        error = decode(Compensator(part).encode(weights, PROBE), PROBE) - weights
+        weights, part = checkpoint.tensors.read(f"{name}.weight"), hessian[name, 0]
+        error = decode(GptqEncoder(part).encode(weights, PROBE), PROBE) - weights
         nats = part.loss(error) * found.sensitivities[group_of(name, LAYERS)]
         assert found.losses[gguf_name(f"{name}.weight")][PROBE] == pytest.approx(nats, rel=0.15)
 
 
 def test_the_heads_moments_are_those_of_the_final_states(
-    found: Survey, moments: dict[tuple[str, int], Covariance]
+    found: Sensitivity, hessian: dict[tuple[str, int], Hessian]
 ) -> None:
-    expected = moments[EMBEDDINGS, 0]
+    expected = hessian[EMBEDDINGS, 0]
     assert found.head.spans == expected.spans
     np.testing.assert_allclose(found.head.mean_squares, expected.mean_squares, rtol=1e-3)
 
@@ -202,8 +202,10 @@ def small(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     )
 
 
-def survey_small(checkpoint: Checkpoint, **options: Any) -> Survey:
-    return survey(checkpoint, passages(checkpoint, (40, 9), 1), passages(checkpoint, (8,), 2), **options)
+def measure_small(checkpoint: Checkpoint, **options: Any) -> Sensitivity:
+    return measure_sensitivity(
+        checkpoint, passages(checkpoint, (40, 9), 1), passages(checkpoint, (8,), 2), **options
+    )
 
 
 class StopError(Exception):
@@ -220,31 +222,31 @@ def stop_at(step: int, steps: list[int]) -> Callable[[int, int], None]:
     return on_step
 
 
-def assert_same(left: Survey, right: Survey) -> None:
+def assert_same(left: Sensitivity, right: Sensitivity) -> None:
     assert left.losses == right.losses
     assert left.sensitivities == right.sensitivities
     for one, other in zip(left.head.to_arrays().values(), right.head.to_arrays().values(), strict=True):
         assert np.array_equal(one, other)
 
 
-def test_a_survey_that_is_stopped_again_and_again_ends_as_an_undisturbed_one(
+def test_a_measurement_that_is_stopped_again_and_again_ends_as_an_undisturbed_one(
     small: Checkpoint, tmp_path: Path
 ) -> None:
     state, steps = StateFile(tmp_path / "state.npz", "mark"), []
     for step in range(1, LAYERS + 1):
         with pytest.raises(StopError):
-            survey_small(small, state=state, on_step=stop_at(step, steps))
-    assert_same(survey_small(small, state=state, on_step=stop_at(0, steps)), survey_small(small))
+            measure_small(small, state=state, on_step=stop_at(step, steps))
+    assert_same(measure_small(small, state=state, on_step=stop_at(0, steps)), measure_small(small))
     assert steps == list(range(1, LAYERS + 2))  # no layer twice
 
 
 @pytest.mark.parametrize("what", ["of another computation", "torn", "empty", "damaged"])
-def test_a_state_that_is_not_whole_or_not_of_this_survey_is_not_taken_up(
+def test_a_state_that_is_not_whole_or_not_of_this_measurement_is_not_taken_up(
     small: Checkpoint, tmp_path: Path, what: str
 ) -> None:
     path, steps = tmp_path / "state.npz", []
     with pytest.raises(StopError):
-        survey_small(small, state=StateFile(path, "mark"), on_step=stop_at(2, steps))
+        measure_small(small, state=StateFile(path, "mark"), on_step=stop_at(2, steps))
     data = bytearray(path.read_bytes())
     if what == "torn":
         del data[len(data) // 2 :]
@@ -257,7 +259,7 @@ def test_a_state_that_is_not_whole_or_not_of_this_survey_is_not_taken_up(
     state = StateFile(path, "mark" if what != "of another computation" else "other")
     assert state.read() is None
     with pytest.raises(StopError):
-        survey_small(small, state=state, on_step=stop_at(1, steps))
+        measure_small(small, state=state, on_step=stop_at(1, steps))
     assert steps == [1]
 
 
@@ -273,7 +275,7 @@ def test_a_state_is_replaced_at_once(tmp_path: Path) -> None:
 
 
 def test_threads_do_not_matter(small: Checkpoint) -> None:
-    assert_same(survey_small(small, threads=3), survey_small(small, threads=1))
+    assert_same(measure_small(small, threads=3), measure_small(small, threads=1))
 
 
 def test_widths_that_are_no_whole_blocks_are_measured_for_the_types_that_fit(
@@ -281,7 +283,7 @@ def test_widths_that_are_no_whole_blocks_are_measured_for_the_types_that_fit(
 ) -> None:
     text = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2}
     checkpoint = open_checkpoint(write_random_checkpoint(tmp_path / "c", tiny, Shape(text=text)))
-    found = survey(checkpoint, passages(checkpoint, (40,), 1), passages(checkpoint, (8,), 2))
+    found = measure_sensitivity(checkpoint, passages(checkpoint, (40,), 1), passages(checkpoint, (8,), 2))
     assert {kind.name for kind in found.losses["blk.0.attn_q.weight"]} == {"Q8_0"}
     assert tuple(found.losses["blk.0.ffn_down.weight"]) == KINDS
     assert found.sensitivities["q, first third"] == 0.0

@@ -21,7 +21,7 @@ from ayaedge.text.prompt import Prompt
 from ayaedge_export.best.passages import calibration_passages
 from ayaedge_export.calibration.builtin_text import PASSAGES
 from ayaedge_export.calibration.imatrix import collect, collect_from_bundle, load_importance
-from ayaedge_export.calibration.observed_decoder import ObservedDecoder, known_product_number
+from ayaedge_export.calibration.observed_decoder import ObservedDecoder, known_matmul_number
 from ayaedge_export.calibration.sequences import (
     CalibrationSequence,
     calibration_sequences,
@@ -33,7 +33,7 @@ from ayaedge_export.evaluation.sample_text import SENTENCES
 from ayaedge_export.evaluation.verify import prompt_logits
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_quant.imatrix import ColumnSums, ImportanceMatrix, write_imatrix
-from ayaedge_quant.kernels import divergence
+from ayaedge_quant.kernels import kl_divergence
 from random_checkpoint import Shape, write_random_checkpoint
 from stock_quantizer import stock_quantize
 
@@ -164,7 +164,7 @@ def test_an_error_while_watching_comes_out_of_the_decode_call(exact_bundle: Bund
 
 
 def test_the_layout_of_llama_cpps_tensors_is_the_known_one() -> None:
-    assert known_product_number() > 0
+    assert known_matmul_number() > 0
 
 
 def test_the_checkpoint_s_tokenizer_is_the_bundle_s(tiny: Path, exact_bundle: Bundle) -> None:
@@ -299,7 +299,8 @@ class Surgeon:
         }
         before, after = self.logits(self.bundle.decoder_path), self.logits(path)
         kl = {
-            language: float(divergence(before[language], after[language]).kl.mean()) for language in COMPARED
+            language: float(kl_divergence(before[language], after[language]).kl.mean())
+            for language in COMPARED
         }
         return Damage(error, kl)
 
@@ -353,14 +354,14 @@ def test_a_short_text_is_read_together_with_the_builtin_one(
 ) -> None:
     checkpoint = open_checkpoint(tiny)
     short = CalibrationText("mine", {"en": ("The circle is red.",), "?": ("Où est le carré ?",)})
-    found = calibration_passages(checkpoint, short, max_tokens=3000, survey_tokens=500, probe_tokens=460)
+    found = calibration_passages(checkpoint, short, max_tokens=3000, sensitivity_tokens=500, probe_tokens=460)
     assert "the builtin text is read as well" in caplog.text
     assert found.text.name == "mine and builtin"
     assert found.text.passages["en"] == ("The circle is red.", *BUILTIN.passages["en"])
     assert found.text.passages["?"] == ("Où est le carré ?",)
     assert set(found.text.passages) == {"?", *BUILTIN.passages}
     assert 2000 < sum(found.rounding.lengths) <= 3000
-    assert 24 * 64 >= sum(found.survey.lengths) > 1000  # some of each language, whatever was asked for
+    assert 24 * 64 >= sum(found.sensitivity.lengths) > 1000  # some of each language, whatever was asked for
 
 
 def test_a_long_text_is_read_alone_and_its_probes_are_as_long_in_all(
@@ -368,7 +369,9 @@ def test_a_long_text_is_read_alone_and_its_probes_are_as_long_in_all(
 ) -> None:
     checkpoint = open_checkpoint(tiny)
     for text in (BUILTIN.only("en", "ja"), BUILTIN):
-        found = calibration_passages(checkpoint, text, max_tokens=1600, survey_tokens=1500, probe_tokens=460)
+        found = calibration_passages(
+            checkpoint, text, max_tokens=1600, sensitivity_tokens=1500, probe_tokens=460
+        )
         assert found.text is text
         assert 450 <= sum(found.probes.lengths) <= 460
     assert "builtin text is read" not in caplog.text
@@ -378,9 +381,9 @@ def test_many_languages_have_enough_positions_and_probes(tiny: Path) -> None:
     words = " ".join(BUILTIN.passages["en"])
     many = CalibrationText("many", {str(number): (words,) for number in range(70)})
     found = calibration_passages(
-        open_checkpoint(tiny), many, max_tokens=200, survey_tokens=100, probe_tokens=70
+        open_checkpoint(tiny), many, max_tokens=200, sensitivity_tokens=100, probe_tokens=70
     )
-    assert sum(found.survey.lengths) <= 70 * 64
+    assert sum(found.sensitivity.lengths) <= 70 * 64
     assert found.probes.lengths == [4] * 70
 
 

@@ -19,7 +19,7 @@ from ayaedge_export.evaluation.reference import Reference
 from ayaedge_export.evaluation.verify import DECODER_KL, prompt_logits, verify_bundle
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.resume.staged_bundle import write_manifest
-from ayaedge_quant.kernels import divergence
+from ayaedge_quant.kernels import kl_divergence
 from random_checkpoint import Shape, rename_tensors, write_random_checkpoint
 
 SHAPES = {
@@ -90,7 +90,7 @@ def kl_of(bundle: Bundle, reference: Reference, cache: str = "f32") -> float:
     options = DecoderOptions(cache_type=cache, all_logits=True)  # type: ignore[arg-type]
     with Decoder(bundle.decoder_path, bundle.manifest, options) as decoder:
         ours = prompt_logits(decoder, Prompt(TEXT, ()), None, patch=-1)
-    return float(divergence(reference.logits(TEXT), ours).kl.mean())
+    return float(kl_divergence(reference.logits(TEXT), ours).kl.mean())
 
 
 def test_text_beyond_the_window_is_exact(random_decoder: tuple[Bundle, Reference]) -> None:

@@ -23,10 +23,10 @@ from ayaedge_export.synthetic.bundle import (
     MODELS,
     Shape,
     SyntheticModel,
-    write_drawn_bundle,
+    write_random_bundle,
     write_synthetic_bundle,
 )
-from ayaedge_export.synthetic.random_weights import Drawer, DrawnBlocks, DrawnTensors
+from ayaedge_export.synthetic.random_weights import RandomBlocks, RandomTensors, RandomWeights
 from ayaedge_export.synthetic.tokenizer import fill_vocabulary, read_demo
 from ayaedge_quant.ggml import GgmlType, encode
 from ayaedge_quant.recipes import DecoderFormat
@@ -63,7 +63,7 @@ def write_miniature(
 ) -> Path:
     model = miniature(shape)
     model = replace(model, text=replace(model.text, vocab_size=vocab_size))
-    return write_drawn_bundle(
+    return write_random_bundle(
         target,
         "miniature",
         model,
@@ -156,12 +156,12 @@ def test_joined_words_fill_the_vocabulary_and_every_one_has_its_merge() -> None:
 
 @pytest.mark.parametrize("kind", [GgmlType.Q4_K, GgmlType.Q6_K, GgmlType.Q8_0, GgmlType.F16])
 def test_blocks_lie_at_the_columns_for_which_they_were_encoded(kind: GgmlType) -> None:
-    drawer = Drawer(0)
+    random_weights = RandomWeights(0)
     tensor = PlannedTensor("some.weight", "some", (40, 2048), kind)
-    rows = DrawnBlocks(drawer, [tensor]).encode_rows(tensor, 0, 40)
+    rows = RandomBlocks(random_weights, [tensor]).encode_rows(tensor, 0, 40)
     assert rows.shape == (40, kind.row_bytes(2048))
     drawn = 2**21 // 2048
-    encoded = encode(drawer.rows(f"{kind.name}.2048", (drawn, 2048), 0, drawn), kind)
+    encoded = encode(random_weights.rows(f"{kind.name}.2048", (drawn, 2048), 0, drawn), kind)
     stretch = kind.row_bytes(256)
     for start in range(0, encoded.shape[1], stretch):
         part = slice(start, start + stretch)
@@ -172,7 +172,7 @@ def test_blocks_lie_at_the_columns_for_which_they_were_encoded(kind: GgmlType) -
 
 def test_drawn_tensors_have_their_shapes_and_are_finite() -> None:
     shapes = {"a.weight": (8, 3, 4, 4), "b.weight": (16, 32), "c.bias": (5,)}
-    tensors = DrawnTensors(Drawer(0), shapes)
+    tensors = RandomTensors(RandomWeights(0), shapes)
     for name, shape in shapes.items():
         assert tensors.read(name).shape == shape
         assert tensors.entries[name].nbytes == 2 * np.prod(shape)

@@ -9,7 +9,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from ayaedge_export.exporter import export_checkpoint
-from ayaedge_export.product_threads import bounded_products, product_threads
+from ayaedge_export.matmul_threads import bounded_matmul, matmul_threads
 
 TINY_WIDTH, WIDTH_OF_8B = 256, 4096
 
@@ -36,16 +36,16 @@ pytestmark = pytest.mark.skipif(
 def test_wide_decoders_get_what_the_process_may_use(
     width: int, threads: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ayaedge_export.product_threads.usable_threads", lambda: 4)
-    assert product_threads(width, threads) == expected
+    monkeypatch.setattr("ayaedge_export.matmul_threads.usable_threads", lambda: 4)
+    assert matmul_threads(width, threads) == expected
 
 
 def test_a_bound_is_never_wider_than_what_the_program_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ayaedge_export.product_threads.usable_threads", lambda: 2)
+    monkeypatch.setattr("ayaedge_export.matmul_threads.usable_threads", lambda: 2)
     with threadpool_limits(2, user_api="blas"):
-        with bounded_products(WIDTH_OF_8B):
+        with bounded_matmul(WIDTH_OF_8B):
             assert blas_threads() == {2}
-        with bounded_products(WIDTH_OF_8B, 1), bounded_products(WIDTH_OF_8B):
+        with bounded_matmul(WIDTH_OF_8B, 1), bounded_matmul(WIDTH_OF_8B):
             assert blas_threads() == {1}
         assert blas_threads() == {2}
 
