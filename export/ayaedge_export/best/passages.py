@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from ayaedge.manifest import EmbeddingTable, Formats
 from ayaedge_export.calibration.sequences import (
-    _SMALLEST_BUDGET,
     IMAGE_WEIGHT,
+    SMALLEST_BUDGET,
     CalibrationSequence,
     FloatArray,
-    _embed,
-    _text_sequences,
     calibration_sequences,
     checkpoint_vocabulary,
+    embed,
+    text_sequences,
 )
 from ayaedge_export.calibration.text import BUILTIN, CalibrationText
 from ayaedge_export.checkpoint.checkpoint import Checkpoint
@@ -62,7 +62,7 @@ def calibration_passages(
     manifest = describe(checkpoint, EmbeddingTable("F32", 0, 0), Formats("fp32", "f32"))
     with checkpoint_vocabulary(checkpoint) as vocabulary:
         text = _long_enough(text, vocabulary.tokenize, manifest.tokens.bos, max_tokens // 2)
-        least = _SMALLEST_BUDGET * len(text.passages)
+        least = SMALLEST_BUDGET * len(text.passages)
         whole, measured = (
             calibration_sequences(
                 manifest, vocabulary.tokenize, text, image_weight=image_weight, max_tokens=max(tokens, least)
@@ -73,11 +73,11 @@ def calibration_passages(
         starts = [
             ids
             for passages in text.passages.values()
-            for ids in _text_sequences(vocabulary.tokenize, manifest.tokens.bos, passages, share)
+            for ids in text_sequences(vocabulary.tokenize, manifest.tokens.bos, passages, share)
         ]
     probes = [CalibrationSequence(ids, np.ones(len(ids), np.float32)) for ids in starts]
     # pictures are encoded once for all
-    rows = _embed(checkpoint, [*whole, *measured, *probes], manifest.tokens.image_patch)
+    rows = embed(checkpoint, [*whole, *measured, *probes], manifest.tokens.image_patch)
     first, second = len(whole), len(whole) + len(measured)
     return BestPassages(
         _passages(whole, rows[:first], manifest.tokens.image_patch),
@@ -93,7 +93,7 @@ def _long_enough(
     """`text`, with the builtin text next to it if it has fewer positions."""
     found = 0
     for passages in text.passages.values():
-        found += sum(map(len, _text_sequences(tokenize, bos, passages, positions)))
+        found += sum(map(len, text_sequences(tokenize, bos, passages, positions)))
     if found >= positions or text is BUILTIN:
         return text
     logger.warning(

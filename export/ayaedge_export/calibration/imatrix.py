@@ -25,9 +25,9 @@ from ayaedge_export.calibration.sequences import (
     SEQUENCE_TOKENS,
     CalibrationSequence,
     FloatArray,
-    _embed,
     calibration_sequences,
     checkpoint_vocabulary,
+    embed,
 )
 from ayaedge_export.calibration.text import BUILTIN, CalibrationText
 from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -136,7 +136,7 @@ def collect(
             on_step(next(layers), config.text.num_layers)
 
     with bounded_matmul(config.text.hidden_size):
-        embedded = _embed(checkpoint, sequences, manifest.tokens.image_patch)
+        embedded = embed(checkpoint, sequences, manifest.tokens.image_patch)
         decoder_forward(config.text, checkpoint.tensors, embedded, observe, advance=layer_done)
     try:
         return sums.matrix((text.name,), chunk_size=SEQUENCE_TOKENS)

@@ -42,7 +42,7 @@ SEQUENCE_TOKENS = 512
 """Longest sequence of text: what llama-imatrix takes by default."""
 
 
-_SMALLEST_BUDGET = 64
+SMALLEST_BUDGET = 64
 """Positions for each language."""
 
 
@@ -80,7 +80,7 @@ def calibration_sequences(
     """
     if not 0 <= image_weight <= 1:
         raise InvalidOptionError(f"the weight of a picture must lie between 0 and 1, not {image_weight}")
-    if max_tokens < (least := _SMALLEST_BUDGET * len(text.passages)):
+    if max_tokens < (least := SMALLEST_BUDGET * len(text.passages)):
         raise InvalidOptionError(
             f"{max_tokens} positions are too few for {len(text.passages)} languages: give at least {least}"
         )
@@ -88,7 +88,7 @@ def calibration_sequences(
     pictures = _picture_prompts(manifest, builder, text, max_tokens // 2) if image_weight else []
     share = (max_tokens - sum(len(ids) for ids, _, _ in pictures)) // len(text.passages)
     texts = {
-        language: _text_sequences(tokenize, manifest.tokens.bos, passages, share)
+        language: text_sequences(tokenize, manifest.tokens.bos, passages, share)
         for language, passages in text.passages.items()
     }
     sizes = [sum(map(len, parts)) for parts in texts.values()]
@@ -147,7 +147,7 @@ def _picture_prompts(
     return prompts
 
 
-def _text_sequences(
+def text_sequences(
     tokenize: Callable[[str], list[int]], bos: int, passages: Sequence[str], budget: int
 ) -> list[tuple[int, ...]]:
     """Passages, a line each, in sequences that begin with the token `bos`: at most `budget` positions in all."""
@@ -164,7 +164,7 @@ def _text_sequences(
     return [*sequences, (bos, *ids[: budget - 1])] if ids else sequences
 
 
-def _embed(checkpoint: Checkpoint, sequences: Sequence[CalibrationSequence], patch: int) -> list[FloatArray]:
+def embed(checkpoint: Checkpoint, sequences: Sequence[CalibrationSequence], patch: int) -> list[FloatArray]:
     """The decoder's input for each sequence, (positions, hidden)."""
     tensors, config = checkpoint.tensors, checkpoint.config
     used = sorted({token for sequence in sequences for token in sequence.ids})

@@ -24,7 +24,7 @@ from ayaedge_export.checkpoint.handed_over import (
     quantized_by,
     quantized_fault,
 )
-from ayaedge_export.checkpoint.spec import _EMBEDDINGS, _HEAD
+from ayaedge_export.checkpoint.spec import EMBEDDINGS_TENSOR, HEAD_TENSOR
 from ayaedge_export.checkpoint.tensors import TensorIndex, TensorSource, slabs
 from ayaedge_export.checkpoint.tokenizer import Tokenizer, keep_markers, parse_tokenizer
 
@@ -54,7 +54,7 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         """Number of weights that the model has."""
-        return sum(entry.size for name, entry in self.tensors.entries.items() if name != _HEAD)
+        return sum(entry.size for name, entry in self.tensors.entries.items() if name != HEAD_TENSOR)
 
 
 def open_checkpoint(directory: str | Path) -> Checkpoint:
@@ -109,7 +109,7 @@ def _tensor_faults(tensors: TensorIndex, config: ModelConfig) -> list[str]:
         f"tensor {name} {_shape(shape)} is missing" for name, shape in wanted.items() if name not in found
     ]
     for name, entry in found.items():
-        shape = wanted.get(name, wanted[_EMBEDDINGS] if name == _HEAD else None)
+        shape = wanted.get(name, wanted[EMBEDDINGS_TENSOR] if name == HEAD_TENSOR else None)
         if shape is None and not _UNUSED.search(name):
             faults.append(
                 f"tensor {entry.stored_name} {_shape(entry.shape)} is not part of this architecture"
@@ -123,8 +123,8 @@ def _tensor_faults(tensors: TensorIndex, config: ModelConfig) -> list[str]:
 
 def _head_faults(tensors: TensorIndex, *, tied: bool) -> list[str]:
     """A fault unless the output head is the embeddings, of which it may be a copy."""
-    head = tensors.entries.get(_HEAD)
-    if head and not tensors.equal(_HEAD, _EMBEDDINGS):
+    head = tensors.entries.get(HEAD_TENSOR)
+    if head and not tensors.equal(HEAD_TENSOR, EMBEDDINGS_TENSOR):
         told = f"{head.stored_name} differs from the embeddings; llama.cpp's Cohere graphs require them tied"
         if tied:
             told += (

@@ -20,10 +20,10 @@ def layer_prefix(layer: int) -> str:
     return f"{TOWER}.encoder.layers.{layer}"
 
 
-_HEAD = "language_model.lm_head.weight"
+HEAD_TENSOR = "language_model.lm_head.weight"
 
 
-_EMBEDDINGS = "language_model.model.embed_tokens.weight"
+EMBEDDINGS_TENSOR = "language_model.model.embed_tokens.weight"
 
 
 def text_tensors(text: TextConfig) -> Shapes:
@@ -43,7 +43,7 @@ def text_tensors(text: TextConfig) -> Shapes:
     if text.use_qk_norm:
         layer["self_attn.q_norm"] = (text.num_heads, head)
         layer["self_attn.k_norm"] = (text.num_kv_heads, head)
-    shapes = {_EMBEDDINGS: (text.vocab_size, hidden), "language_model.model.norm.weight": (hidden,)}
+    shapes = {EMBEDDINGS_TENSOR: (text.vocab_size, hidden), "language_model.model.norm.weight": (hidden,)}
     for index in range(text.num_layers):
         for name, shape in layer.items():
             shapes[f"language_model.model.layers.{index}.{name}.weight"] = shape
