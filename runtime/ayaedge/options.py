@@ -5,27 +5,22 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ayaedge.checks import check_options, make_plain, one_of, shown, whole_number
-from ayaedge.decoder.sampling import MOST_LOGPROBS, SamplingOptions
-from ayaedge.images.tile_budget import TileChoice
-from ayaedge.images.tiling import TilePolicy
+from ayaedge.decoder.sampling import MOST_LOGPROBS, SamplingKeywords, SamplingOptions
+from ayaedge.images.tile_budget import TileChoice, TileKeywords
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Overflow = Literal["error", "drop_oldest"]
 
 
-class AnswerKeywords(TypedDict, total=False):
+class AnswerKeywords(SamplingKeywords, TileKeywords, total=False):
     """The keywords of every way to ask, and what they stand for in `AnswerOptions`."""
 
     max_tokens: int | None
-    max_tiles: int | None
-    tiles: TilePolicy
-    budget: float | None
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int | None
     stop: str | Sequence[str]
     response_format: Any
     grammar: str | None
@@ -62,38 +57,20 @@ class AnswerOptions:
         )
 
 
-def answer_options(
-    *,
-    max_tokens: int | None = None,
-    max_tiles: int | None = None,
-    tiles: TilePolicy = "faithful",
-    budget: float | None = None,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    seed: int | None = None,
-    stop: str | Sequence[str] = (),
-    response_format: Any = None,
-    grammar: str | None = None,
-    choices: Sequence[str] | None = None,
-    top_logprobs: int | None = None,
-    overflow: Overflow = "error",
-) -> AnswerOptions:
-    """The options that these keywords describe; InvalidOptionError for a senseless value."""
-    if response_format is not None or grammar is not None or choices is not None:
+def answer_options(**keywords: Unpack[AnswerKeywords]) -> AnswerOptions:
+    """The options that these keywords describe; InvalidOptionError for a value that is invalid."""
+    given: dict[str, Any] = {**keywords}
+    sampling = {name: given.pop(name) for name in SamplingKeywords.__annotations__ if name in given}
+    tiles = TileChoice(
+        given.pop("tiles", "faithful"), given.pop("max_tiles", None), given.pop("budget", None)
+    )
+    choices, form, grammar = given.pop("choices", None), given.get("response_format"), given.get("grammar")
+    if form is not None or grammar is not None or choices is not None:
         from ayaedge.grammar.schema import grammar_text
 
-        grammar = grammar_text(response_format=response_format, grammar=grammar, choices=choices)
-    return AnswerOptions(
-        max_tokens=max_tokens,
-        tiles=TileChoice(tiles, max_tiles, budget),
-        sampling=SamplingOptions(temperature, top_p, top_k, seed),
-        stop=_stop_strings(stop),
-        grammar=grammar,
-        response_format=response_format,
-        top_logprobs=top_logprobs,
-        overflow=overflow,
-    )
+        given["grammar"] = grammar_text(response_format=form, grammar=grammar, choices=choices)
+    stop = _stop_strings(given.pop("stop", ()))
+    return AnswerOptions(tiles=tiles, sampling=SamplingOptions(**sampling), stop=stop, **given)
 
 
 def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ WHOLE: dict[type, dict[str, int]] = {
     TileChoice: {"max_tiles": 6},
 }  # fmt: skip
 REAL: dict[type, dict[str, float]] = {
-    SamplingOptions: {"temperature": 0.5, "top_p": 0.25},
+    SamplingOptions: {"temperature": 0.5, "top_p": 0.25, "min_p": 0.125},
     TileChoice: {"budget": 2.5},
 }
 FLAGS: dict[type, tuple[str, ...]] = {
@@ -124,8 +124,8 @@ def test_a_number_that_cannot_be_read_is_refused_and_raises_nothing_foreign() ->
 
 
 NUMBERS = AnswerKeywords(
-    max_tokens=np.int64(4), temperature=np.float32(0.5), top_p=np.float64(0.75), top_k=np.int8(9), seed=np.uint32(7),
-    top_logprobs=np.int16(2),
+    max_tokens=np.int64(4), temperature=np.float32(0.5), top_p=np.float64(0.75), min_p=np.float32(0.25),
+    top_k=np.int8(9), seed=np.uint32(7), top_logprobs=np.int16(2),
 )  # type: ignore[typeddict-item]  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def test_a_model_answers_with_numbers_of_numpy(tmp_path: Any) -> None:
     with AyaVision.load(context=np.int64(600), queue_size=np.int8(3), cache=NO_CACHE) as model:  # type: ignore[arg-type]
         answer = model.ask("What?", **NUMBERS)
         plainly = model.ask(
-            "What?", max_tokens=4, temperature=0.5, top_p=0.75, top_k=9, seed=7, top_logprobs=2
+            "What?", max_tokens=4, temperature=0.5, top_p=0.75, min_p=0.25, top_k=9, seed=7, top_logprobs=2
         )
         assert answer.ids == plainly.ids
         json.dumps(answer.to_dict())

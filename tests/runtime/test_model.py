@@ -117,7 +117,8 @@ def test_an_answer_ends_where_the_context_ends() -> None:
     "options",
     [
         {"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": None}, {"top_p": 0.0},
-        {"top_p": 1.5}, {"top_k": -1}, {"top_k": 1 << 32}, {"seed": -1}, {"seed": 1 << 32}, {"seed": 1.5},
+        {"top_p": 1.5}, {"min_p": -0.1}, {"min_p": 1.1}, {"min_p": None},
+        {"top_k": -1}, {"top_k": 1 << 32}, {"seed": -1}, {"seed": 1 << 32}, {"seed": 1.5},
         {"max_tokens": 0}, {"max_tokens": "3"}, {"max_tiles": 0}, {"max_tiles": 2.5},
     ],
 )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from ayaedge import NO_CACHE, Answer, AyaEdgeError, AyaVision, Timings, VisionOptions, __version__
+from ayaedge import Answer, AyaEdgeError, AyaVision, Timings, __version__
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.cli import export as exporting
 from ayaedge.cli.bench import bench
@@ -24,30 +24,18 @@ from ayaedge.cli.console import JsonFlag, print_error, show_messages, size_text,
 from ayaedge.cli.doctor import doctor
 from ayaedge.cli.export import BundleArgument
 from ayaedge.cli.options import (
-    BatchOption,
-    BudgetOption,
-    CacheOption,
     ChoiceOption,
-    ContextOption,
-    DeviceOption,
-    FlashOption,
     GrammarOption,
     ImageOption,
     JsonSchemaOption,
-    KeyTypeOption,
-    LayersOption,
-    MaxTilesOption,
+    LoadingFlags,
     ModelOption,
+    SamplingFlags,
     StopOption,
-    ThreadsOption,
-    TilesOption,
-    UbatchOption,
-    ValueTypeOption,
-    VisionDeviceOption,
-    decoder_options,
+    TileFlags,
     grammar_of,
     schema_of,
-    tile_policy,
+    takes_flags,
 )
 from ayaedge.cli.plan import plan, tune
 
@@ -105,6 +93,7 @@ def _options(
 
 
 @app.command()
+@takes_flags
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     model: ModelOption = None,
@@ -115,34 +104,14 @@ def ask(
     max_tokens: Annotated[
         int | None, typer.Option("-n", "--max-tokens", help="Most tokens of the answer.")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 is deterministic.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0 keeps all.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="Of the random numbers.")] = None,
+    *,
+    sampling: SamplingFlags,
+    tiles: TileFlags,
+    loading: LoadingFlags,
     stop: StopOption = None,
     json_schema: JsonSchemaOption = None,
     grammar: GrammarOption = None,
     choice: ChoiceOption = None,
-    max_tiles: MaxTilesOption = None,
-    tiles: TilesOption = None,
-    budget: BudgetOption = None,
-    ctx_size: ContextOption = None,
-    threads: ThreadsOption = None,
-    batch_size: BatchOption = 512,
-    ubatch_size: UbatchOption = None,
-    cache_type_k: KeyTypeOption = "f16",
-    cache_type_v: ValueTypeOption = None,
-    flash_attn: FlashOption = None,
-    draft: Annotated[
-        int,
-        typer.Option(
-            rich_help_panel="Decoding", help="Most tokens to guess in a step when an answer copies."
-        ),
-    ] = 0,
-    device: DeviceOption = "auto",
-    n_gpu_layers: LayersOption = "auto",
-    vision_device: VisionDeviceOption = None,
-    cache: CacheOption = True,
     as_json: JsonFlag = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the libraries' messages.")] = False,
 ) -> None:
@@ -154,19 +123,12 @@ def ask(
             "For the real one: ayaedge export CHECKPOINT, then -m BUNDLE.",
             style="dim",
         )
-    decoder = decoder_options(
-        context=ctx_size, threads=threads, batch=batch_size, ubatch=ubatch_size, cache_type_k=cache_type_k,
-        cache_type_v=cache_type_v, flash_attention=flash_attn, layers=n_gpu_layers, draft=draft,
-    )  # fmt: skip
-    vision = VisionOptions(threads=threads, device=vision_device, verbose=verbose)
-    kept = None if cache else NO_CACHE
-    with AyaVision.load(model, device=device, decoder=decoder, vision=vision, cache=kept) as loaded:
+    with loading.load(model, verbose=verbose) as loaded:
         with step_progress() as on_progress:
             stream = loaded.stream(
-                question, images=image or [], system=system, max_tokens=max_tokens, max_tiles=max_tiles,
-                tiles=tile_policy(tiles, budget), budget=budget, temperature=temperature, top_p=top_p, top_k=top_k,
-                seed=seed, on_progress=on_progress, stop=stop or (), grammar=grammar_of(grammar), choices=choice,
-                response_format=schema_of(json_schema),
+                question, images=image or [], system=system, max_tokens=max_tokens, on_progress=on_progress,
+                stop=stop or (), grammar=grammar_of(grammar), choices=choice, response_format=schema_of(json_schema),
+                **tiles.keywords(), **sampling.keywords(),
             )  # fmt: skip
             first = next(stream, "")
         for piece in chain([first], stream):

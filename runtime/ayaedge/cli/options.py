@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import update_wrapper
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 
+from ayaedge.cache.options import NO_CACHE
 from ayaedge.decoder.options import CacheType, DecoderOptions
+from ayaedge.decoder.sampling import SamplingKeywords
 from ayaedge.errors import InvalidOptionError
 from ayaedge.files import read_text
 from ayaedge.hardware.devices import Device
+from ayaedge.images.tile_budget import TileChoice, TileKeywords
 from ayaedge.images.tiling import TilePolicy
+from ayaedge.model import AyaVision
+from ayaedge.vision.session import VisionOptions
 
 _DECODING, _DEVICES, _FORM = "Decoding", "Devices", "Form of the answer"
 
@@ -42,59 +51,9 @@ ChoiceOption = Annotated[
     list[str] | None,
     typer.Option("--choice", rich_help_panel=_FORM, help="Answer with one of these; repeatable."),
 ]
-CacheOption = Annotated[
-    bool, typer.Option(help="Keep what was computed for pictures, in files that only you can read.")
-]
-MaxTilesOption = Annotated[
-    int | None, typer.Option(help="Most tiles of a picture, the thumbnail not counted: fewer are faster.")
-]
-TilesOption = Annotated[
-    TilePolicy | None,
-    typer.Option(
-        help="faithful: the reference's grid; native: never more than the picture has pixels for; "
-        "auto: as many as --budget allows on this machine. [default: faithful]"
-    ),
-]
-BudgetOption = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="To the first token; implies --tiles auto.")
-]
 ContextOption = Annotated[int | None, typer.Option("-c", "--ctx-size", help="Tokens of context.")]
-ThreadsOption = Annotated[
-    int | None, typer.Option("-t", "--threads", help="Processor threads. [default: tuned, or all]")
-]
-BatchOption = Annotated[
-    int, typer.Option("-b", "--batch-size", rich_help_panel=_DECODING, help="Tokens of prompt in one call.")
-]
-UbatchOption = Annotated[
-    int | None,
-    typer.Option("-ub", "--ubatch-size", rich_help_panel=_DECODING, help="Tokens that are computed at once."),
-]
-KeyTypeOption = Annotated[
-    CacheType,
-    typer.Option("-ctk", "--cache-type-k", rich_help_panel=_DECODING, help="Format of keys in the KV cache."),
-]
-ValueTypeOption = Annotated[
-    CacheType | None,
-    typer.Option(
-        "-ctv", "--cache-type-v", rich_help_panel=_DECODING, help="Of values. [default: as the keys]"
-    ),
-]
-FlashOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--flash-attn/--no-flash-attn",
-        rich_help_panel=_DECODING,
-        help="[default: on for GPUs and quantized values]",
-    ),
-]
 DeviceOption = Annotated[
     Device, typer.Option("--device", rich_help_panel=_DEVICES, help="Where both halves run.")
-]
-VisionDeviceOption = Annotated[
-    Device | None,
-    typer.Option(
-        "--vision-device", rich_help_panel=_DEVICES, help="Of the vision tower. [default: --device]"
-    ),
 ]
 LayersOption = Annotated[
     str,
@@ -106,6 +65,155 @@ LayersOption = Annotated[
         help="Decoder layers on the GPU.",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class SamplingFlags:
+    """How the next token is chosen: the fields of `SamplingOptions`."""
+
+    temperature: Annotated[float, typer.Option(help="0 is deterministic.")] = 0.0
+    top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0 keeps all.")] = 0
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")] = 1.0
+    min_p: Annotated[
+        float, typer.Option(help="Keep tokens of at least this share of the likeliest one's probability.")
+    ] = 0.0
+    seed: Annotated[int | None, typer.Option(help="Of the random numbers.")] = None
+
+    def keywords(self) -> SamplingKeywords:
+        """Keywords of every way to ask."""
+        return cast("SamplingKeywords", asdict(self))
+
+
+@dataclass(frozen=True)
+class TileFlags:
+    """How many tiles images get."""
+
+    max_tiles: Annotated[
+        int | None, typer.Option(help="Most tiles of a picture, the thumbnail not counted: fewer are faster.")
+    ] = None
+    tiles: Annotated[
+        TilePolicy | None,
+        typer.Option(
+            help="faithful: the reference's grid; native: never more than the picture has pixels for; "
+            "auto: as many as --budget allows on this machine. [default: faithful]"
+        ),
+    ] = None
+    budget: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="To the first token; implies --tiles auto.")
+    ] = None
+
+    def choice(self) -> TileChoice:
+        """What they say; without --tiles a budget means `auto`."""
+        tiles = self.tiles or ("faithful" if self.budget is None else "auto")
+        return TileChoice(tiles, self.max_tiles, self.budget)
+
+    def keywords(self) -> TileKeywords:
+        """Keywords of every way to ask."""
+        choice = self.choice()
+        return TileKeywords(tiles=choice.policy, max_tiles=choice.max_tiles, budget=choice.budget)
+
+
+@dataclass(frozen=True)
+class DecoderFlags:
+    """How a bundle is loaded, as far as that decides about memory."""
+
+    ctx_size: ContextOption = None
+    batch_size: Annotated[
+        int,
+        typer.Option("-b", "--batch-size", rich_help_panel=_DECODING, help="Tokens of prompt in one call."),
+    ] = 512
+    ubatch_size: Annotated[
+        int | None,
+        typer.Option(
+            "-ub", "--ubatch-size", rich_help_panel=_DECODING, help="Tokens that are computed at once."
+        ),
+    ] = None
+    cache_type_k: Annotated[
+        CacheType,
+        typer.Option(
+            "-ctk", "--cache-type-k", rich_help_panel=_DECODING, help="Format of keys in the KV cache."
+        ),
+    ] = "f16"
+    cache_type_v: Annotated[
+        CacheType | None,
+        typer.Option(
+            "-ctv", "--cache-type-v", rich_help_panel=_DECODING, help="Of values. [default: as the keys]"
+        ),
+    ] = None
+    flash_attn: Annotated[
+        bool | None,
+        typer.Option(
+            "--flash-attn/--no-flash-attn",
+            rich_help_panel=_DECODING,
+            help="[default: on for GPUs and quantized values]",
+        ),
+    ] = None
+    device: DeviceOption = "auto"
+    n_gpu_layers: LayersOption = "auto"
+    vision_device: Annotated[
+        Device | None,
+        typer.Option(
+            "--vision-device", rich_help_panel=_DEVICES, help="Of the vision tower. [default: --device]"
+        ),
+    ] = None
+
+    def decoder(self) -> DecoderOptions:
+        """Options of the decoder."""
+        return DecoderOptions(
+            context_size=self.ctx_size, batch_size=self.batch_size, ubatch_size=self.ubatch_size,
+            cache_type=self.cache_type_k, cache_type_v=self.cache_type_v, flash_attention=self.flash_attn,
+            gpu_layers=gpu_layers(self.n_gpu_layers),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LoadingFlags(DecoderFlags):
+    """How a bundle is loaded."""
+
+    threads: Annotated[
+        int | None, typer.Option("-t", "--threads", help="Processor threads. [default: tuned, or all]")
+    ] = None
+    draft: Annotated[
+        int,
+        typer.Option(rich_help_panel=_DECODING, help="Most tokens to guess in a step when an answer copies."),
+    ] = 0
+    cache: Annotated[
+        bool, typer.Option(help="Keep what was computed for pictures, in files that only you can read.")
+    ] = True
+
+    def load(self, model: Path | None, *, verbose: bool) -> AyaVision:
+        """The bundle, loaded."""
+        decoder = replace(self.decoder(), threads=self.threads, draft_tokens=self.draft)
+        vision = VisionOptions(threads=self.threads, device=self.vision_device, verbose=verbose)
+        kept = None if self.cache else NO_CACHE
+        return AyaVision.load(model, device=self.device, decoder=decoder, vision=vision, cache=kept)
+
+
+def takes_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Let each parameter of a command that is one of the classes above come from the flags that are its fields."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters = []
+    for parameter in signature(command).parameters.values():
+        group = groups.get(parameter.name)
+        if group is None:
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+            continue
+        types = get_type_hints(group, include_extras=True)
+        parameters += [
+            Parameter(one.name, parameter.kind, default=one.default, annotation=types[one.name])
+            for one in fields(group)
+        ]
+
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{one.name: given.pop(one.name) for one in fields(group)})
+        command(**given)
+
+    update_wrapper(run, command)
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return run
 
 
 def gpu_layers(text: str) -> int | None:
@@ -144,28 +252,3 @@ def _itself_or_file(text: str, sign: str) -> str:
         return read_text(Path(text))
     except (OSError, ValueError) as error:
         raise InvalidOptionError(f"{text} cannot be read: {error}") from None
-
-
-def tile_policy(tiles: TilePolicy | None, budget: float | None) -> TilePolicy:
-    """What --tiles says; without it a budget means `auto`."""
-    return tiles or ("faithful" if budget is None else "auto")
-
-
-def decoder_options(
-    *,
-    context: int | None,
-    threads: int | None,
-    batch: int,
-    ubatch: int | None,
-    cache_type_k: CacheType,
-    cache_type_v: CacheType | None,
-    flash_attention: bool | None,
-    layers: str = "auto",
-    draft: int = 0,
-) -> DecoderOptions:
-    """The decoder's options from those of a command."""
-    return DecoderOptions(
-        context_size=context, threads=threads, batch_size=batch, ubatch_size=ubatch, cache_type=cache_type_k,
-        cache_type_v=cache_type_v, flash_attention=flash_attention, gpu_layers=gpu_layers(layers),
-        draft_tokens=draft,
-    )  # fmt: skip

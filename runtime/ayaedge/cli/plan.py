@@ -17,26 +17,19 @@ from ayaedge.cli import export as exporting
 from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, with_flags, write
 from ayaedge.cli.export import DecoderFormat, OutputType, TensorTypes, VisionFormat
 from ayaedge.cli.options import (
-    BatchOption,
-    BudgetOption,
     ContextOption,
+    DecoderFlags,
     DeviceOption,
-    FlashOption,
     ImageOption,
-    KeyTypeOption,
     LayersOption,
-    MaxTilesOption,
     ModelOption,
-    TilesOption,
-    UbatchOption,
-    ValueTypeOption,
-    VisionDeviceOption,
-    decoder_options,
-    tile_policy,
+    TileFlags,
+    gpu_layers,
+    takes_flags,
 )
+from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import InvalidOptionError
 from ayaedge.images.load import load_image
-from ayaedge.images.tile_budget import TileChoice
 from ayaedge.planning.costs import QuestionCost
 from ayaedge.planning.profile import Profile, profile_path, save_profile
 from ayaedge.planning.question_plan import plan_question
@@ -45,22 +38,14 @@ from ayaedge.planning.tuning import tune as tune_bundle
 from ayaedge.vision.session import VisionOptions
 
 
+@takes_flags
 def plan(
     model: ModelOption = None,
     image: ImageOption = None,
     question: Annotated[str, typer.Option("-p", "--prompt", help="What will be asked.")] = "",
-    max_tiles: MaxTilesOption = None,
-    tiles: TilesOption = None,
-    budget: BudgetOption = None,
-    ctx_size: ContextOption = None,
-    batch_size: BatchOption = 512,
-    ubatch_size: UbatchOption = None,
-    cache_type_k: KeyTypeOption = "f16",
-    cache_type_v: ValueTypeOption = None,
-    flash_attn: FlashOption = None,
-    device: DeviceOption = "auto",
-    n_gpu_layers: LayersOption = "auto",
-    vision_device: VisionDeviceOption = None,
+    *,
+    tiles: TileFlags,
+    loading: DecoderFlags,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -98,21 +83,11 @@ def plan(
         raise InvalidOptionError(
             "--tensor-type, --output-type and --vision plan an export: add --export CHECKPOINT"
         )
-    options = decoder_options(
-        context=ctx_size, threads=None, batch=batch_size, ubatch=ubatch_size, cache_type_k=cache_type_k,
-        cache_type_v=cache_type_v, flash_attention=flash_attn, layers=n_gpu_layers,
-    )  # fmt: skip
     sizes = [(picture.shape[1], picture.shape[0]) for picture in map(load_image, image or [])]
-    choice = TileChoice(tile_policy(tiles, budget), max_tiles, budget)
     cost = plan_question(
-        _open(model),
-        sizes,
-        question,
-        choice=choice,
-        device=device,
-        decoder=options,
-        vision=VisionOptions(device=vision_device),
-    )
+        _open(model), sizes, question, choice=tiles.choice(), device=loading.device, decoder=loading.decoder(),
+        vision=VisionOptions(device=loading.vision_device),
+    )  # fmt: skip
     if as_json:
         write(json.dumps(cost.to_dict(), ensure_ascii=False) + "\n")
     else:
@@ -132,10 +107,7 @@ def tune(
 ) -> None:
     """Measure a bundle on this machine: find the fastest settings of its decoder and remember them."""
     bundle = _open(model)
-    options = decoder_options(
-        context=ctx_size, threads=None, batch=512, ubatch=None, cache_type_k="f16", cache_type_v=None,
-        flash_attention=None, layers=n_gpu_layers,
-    )  # fmt: skip
+    options = DecoderOptions(context_size=ctx_size, gpu_layers=gpu_layers(n_gpu_layers))
     cache = CacheOptions().settled()
     with stderr.status("measuring: a minute or two for an 8B"):
         profile, trials = tune_bundle(

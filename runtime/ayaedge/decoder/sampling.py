@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,10 +42,12 @@ class SamplingOptions:
 
     temperature: float = 0.0
     """0 always takes the most likely token; the model card's examples use 0.3."""
-    top_p: float = 1.0
-    """Keep the most likely tokens that together reach this probability; 1 keeps all."""
     top_k: int = 0
     """Keep this many of the most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the most likely tokens that together reach this probability; 1 keeps all."""
+    min_p: float = 0.0
+    """Keep the tokens that have at least this share of the most likely one's probability; 0 keeps all."""
     seed: int | None = None
     """Of the random numbers, 0 to 2**32 - 2; None draws one."""
 
@@ -54,15 +56,26 @@ class SamplingOptions:
         check_options(
             real_number("temperature", self.temperature, least=0, limits="0 or more"),
             real_number("top_p", self.top_p, above=0, most=1, limits="above 0 and at most 1"),
+            real_number("min_p", self.min_p, least=0, most=1, limits="from 0 to 1"),
             whole_number("top_k", self.top_k, least=0, most=2**31 - 1),
             whole_number("seed", self.seed, least=0, most=_MOST_SEED, optional=True),
         )
-        object.__setattr__(self, "temperature", float(self.temperature))
-        object.__setattr__(self, "top_p", float(self.top_p))
+        for name in ("temperature", "top_p", "min_p"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+
+class SamplingKeywords(TypedDict, total=False):
+    """The fields of `SamplingOptions`, as keywords of every way to ask."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int | None
 
 
 class Sampler:
-    """A llama.cpp sampler chain: top-k, top-p, temperature, then a draw; or the most likely token alone."""
+    """A llama.cpp sampler chain: top-k, top-p, min-p, temperature, then a draw; or the most likely token alone."""
 
     def __init__(self, options: SamplingOptions, grammar: Grammar | None = None):
         self._llama = llama.library()
@@ -123,6 +136,8 @@ class Sampler:
             stages.append(lib.llama_sampler_init_top_k(options.top_k))
         if options.top_p < 1:
             stages.append(lib.llama_sampler_init_top_p(options.top_p, 1))
+        if options.min_p > 0:
+            stages.append(lib.llama_sampler_init_min_p(options.min_p, 1))
         seed = secrets.randbelow(_MOST_SEED + 1) if options.seed is None else options.seed
         return [
             *stages,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import TypedDict, get_args
 
 from ayaedge.checks import check_options, make_plain, one_of, real_number, whole_number
 from ayaedge.hardware.speeds import Speeds
@@ -36,6 +36,14 @@ class ImageCost:
     def __str__(self) -> str:
         size, grid = f"{self.width} x {self.height} pixels", f"grid {self.columns} x {self.rows}"
         return f"{size}, {grid}, {self.tiles} tiles, {self.tokens} tokens"
+
+
+class TileKeywords(TypedDict, total=False):
+    """What `TileChoice` says, as keywords of every way to ask."""
+
+    max_tiles: int | None
+    tiles: TilePolicy
+    budget: float | None
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from ayaedge.checks import (
     brief,
@@ -18,6 +19,7 @@ from ayaedge.checks import (
 )
 from ayaedge.errors import InvalidOptionError
 from ayaedge.openai.messages import NO_TOOLS, is_empty
+from ayaedge.options import AnswerKeywords
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,30 @@ def _stop(name: str, value: object) -> tuple[str, ...]:
     return stops
 
 
-_PASSED_ON: dict[str, Callable[[str, object], object]] = {
-    "temperature": require_real, "top_p": require_real, "top_k": require_whole, "seed": require_whole, "stop": _stop,
-    "grammar": require_string, "choices": require_strings,
-    "tiles": require_string, "max_tiles": require_whole, "budget": require_real, "overflow": require_string,
-}  # fmt: skip
-
-
 _TRANSLATED = (
     "messages", "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "logprobs",
     "top_logprobs", "response_format",
 )  # fmt: skip
+
+
+def _check_of(name: str, hint: Any) -> Callable[[str, object], object]:
+    """What requires a value of the type that a keyword of `AyaVision.ask` has."""
+    if name == "stop":
+        return _stop
+    kinds = set(get_args(hint) or (hint,)) - {NoneType}
+    if kinds == {float}:
+        return require_real
+    if kinds == {int}:
+        return require_whole
+    return require_strings if kinds == {Sequence[str]} else require_string
+
+
+_PASSED_ON: dict[str, Callable[[str, object], object]] = {
+    name: _check_of(name, hint)
+    for name, hint in get_type_hints(AnswerKeywords).items()
+    if name not in _TRANSLATED
+}
+"""Keywords of `AyaVision.ask`, and what requires their types; ranges are checked there."""
 
 
 _KNOWN = frozenset({*_PASSED_ON, *_TRANSLATED, *_NEUTRAL, *_BOOKKEEPING})

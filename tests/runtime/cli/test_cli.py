@@ -117,7 +117,7 @@ def test_a_picture_may_be_the_url_of_a_file(picture: Path) -> None:
 def test_json_is_one_object_on_stdout(picture: Path) -> None:
     result = ayaedge(
         "ask", "--image", picture, "--image", picture, "--json", "-n", "3", "--max-tiles", "1", "-s", "Be brief.",
-        "--temperature", "0.5", "--top-p", "0.9", "--top-k", "5", "--seed", "1", "What?",
+        "--temperature", "0.5", "--top-p", "0.9", "--min-p", "0.1", "--top-k", "5", "--seed", "1", "What?",
     )  # fmt: skip
     data = json.loads(result.stdout)
     assert data["usage"]["tiles"] == [1, 1]

@@ -63,6 +63,17 @@ def test_draws_follow_the_distribution(decoder: Decoder) -> None:
         assert abs(drawn.count(int(token)) - expected) < 5 * math.sqrt(expected) + 1
 
 
+def test_min_p_keeps_what_is_likely_enough_before_temperature(decoder: Decoder) -> None:
+    logits = decoder.logits()
+    drawn: dict[float, set[int]] = {}
+    for share in (0.0, 0.05, 1.0):
+        with Sampler(SamplingOptions(temperature=5.0, min_p=share, seed=5)) as sampler:
+            drawn[share] = {sampler.sample(decoder) for _ in range(500)}
+        kept = logits >= logits.max() + (math.log(share) if share else -np.inf) - 1e-4
+        assert kept[list(drawn[share])].all()
+    assert len(drawn[0.0]) > len(drawn[0.05]) > len(drawn[1.0]) == 1
+
+
 def test_a_grammars_draws_are_the_distribution_under_it(
     decoder: Decoder, grammar: Callable[[str], Grammar]
 ) -> None:

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -346,15 +346,15 @@ def test_options_get_their_names_in_ayaedge() -> None:
         "max_completion_tokens": 5, "temperature": 1, "top_p": 0.9, "seed": 3, "stop": "\n", "logprobs": True,
         "top_logprobs": 2, "response_format": schema, "n": 1, "user": "u", "metadata": {"a": "b"}, "store": False,
         "frequency_penalty": 0.0, "presence_penalty": 0, "logit_bias": {}, "tools": [], "tool_choice": "auto",
-        "top_k": 4, "grammar": 'root ::= "a"', "choices": ["a", "b"], "tiles": "auto", "max_tiles": 6,
+        "top_k": 4, "min_p": 0.1, "grammar": 'root ::= "a"', "choices": ["a", "b"], "tiles": "auto", "max_tiles": 6,
         "budget": 10, "overflow": "drop_oldest",
     }  # fmt: skip
     parsed = parse_options(request)
-    assert set(parsed.options) == set(AnswerKeywords.__annotations__)
+    assert set(parsed.options) == set(get_type_hints(AnswerKeywords))
     assert parsed == CompletionOptions(
         {
             "max_tokens": 5, "temperature": 1.0, "top_p": 0.9, "seed": 3, "stop": ("\n",), "top_logprobs": 2,
-            "response_format": schema, "top_k": 4, "grammar": 'root ::= "a"', "choices": ("a", "b"),
+            "response_format": schema, "top_k": 4, "min_p": 0.1, "grammar": 'root ::= "a"', "choices": ("a", "b"),
             "tiles": "auto", "max_tiles": 6, "budget": 10.0, "overflow": "drop_oldest",
         },
         stream=True, include_usage=True, model="aya-vision-8b",
