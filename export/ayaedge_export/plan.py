@@ -210,7 +210,7 @@ def plan_export(
     vision = vision or ("fp32" if trace else default_vision_format())
     if trace and vision != "fp32":
         raise ExportError(
-            f"a traced vision graph is fp32, not {vision}: add --vision fp32 or leave out --trace"
+            f'a traced vision graph is fp32, not {vision}: ask for vision="fp32" or leave out trace'
         )
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)
@@ -246,7 +246,7 @@ def check_disk(plan: ExportPlan, *, present: int = 0, extra: int = 0) -> None:
     if missing > free:
         raise ExportError(
             f"{'the rest of ' * (present > 0)}the bundle takes {_megabytes(missing)} MB and the disk of {plan.target} "
-            f"has {_megabytes(free)} MB free: make room or choose another place with -o"
+            f"has {_megabytes(free)} MB free: make room or choose another target"
         )
 
 

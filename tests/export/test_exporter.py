@@ -66,7 +66,7 @@ def test_progress_covers_every_byte(tiny: Path, tmp_path: Path) -> None:
 def test_an_existing_bundle_is_replaced_only_by_force(tiny: Path, tmp_path: Path) -> None:
     target = tmp_path / "b"
     export_checkpoint(tiny, target, quant="q8_0")
-    with pytest.raises(ExportError, match="--force"):
+    with pytest.raises(ExportError, match="force=True"):
         export_checkpoint(tiny, target, quant="f16")
     assert read_bundle(target).manifest.formats.decoder == "q8_0"
     export_checkpoint(tiny, target, quant="f16", force=True)
@@ -146,7 +146,7 @@ def test_a_really_full_disk_says_so(tiny: Path, tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "could not be written" in result.stderr
     assert "Traceback" not in result.stderr
-    assert "the same command goes on from there" in result.stderr
+    assert "the same export goes on from there" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == [".b.partial"]
     bundle = export_checkpoint(tiny, tmp_path / "b")
     assert contents(bundle.directory) == contents(export_checkpoint(tiny, tmp_path / "c").directory)

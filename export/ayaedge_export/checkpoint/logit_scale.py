@@ -51,8 +51,8 @@ def scale_doubt(config: ModelConfig) -> str | None:
     return (
         f"this checkpoint was saved by transformers {version}, whose Aya Vision leaves out logit_scale ({scale:g} "
         "here). If it was also trained there, its probabilities fit a scale of 1, and answers at a temperature above 0 "
-        f"come out {_factor(scale)}: export it with --logit-scale 1. If it was only saved there, {scale:g} is right: "
-        f"--logit-scale {scale:g} says so. Greedy answers are the same either way"
+        f"come out {_factor(scale)}: export it with logit_scale=1. If it was only saved there, {scale:g} is right: "
+        f"logit_scale={scale:g} says so. Greedy answers are the same either way"
     )
 
 

@@ -54,7 +54,7 @@ class Journal:
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         if lines and lines[0] != header:
             raise InvalidOptionError(
-                f"{path} holds windows of another evaluation; remove it, or choose another output (-o)"
+                f"{path} holds windows of another evaluation; remove it, or choose another journal"
             )
         for line in lines[1:]:
             try:

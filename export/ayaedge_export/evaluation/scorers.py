@@ -170,7 +170,7 @@ def check_memory(needed: int, *, total: int | None = None) -> None:
     if needed > total:
         raise BackendError(
             f"the checkpoint takes {needed / 1e9:.0f} GB as float32 and this machine has {total / 1e9:.0f} GB; "
-            "compare with it layer by layer instead (leave out --through transformers)"
+            'compare with it layer by layer instead (through="layers")'
         )
 
 

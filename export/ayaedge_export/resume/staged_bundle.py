@@ -69,7 +69,7 @@ def what_is_left(target: Path, *, resume: bool = True) -> str:
     staging = staging_place(target)
     if not has_pieces(staging / _JOURNAL):
         return "nothing was left behind"
-    again = "the same command" if resume else "the same command without --no-resume"
+    again = "the same export" if resume else "the same export with resume=True"
     return f"what is finished lies in {staging}, and {again} goes on from there"
 
 
@@ -99,15 +99,15 @@ def _alone(staging: Path, target: Path) -> Iterator[None]:
 def check_target(target: Path, *, force: bool) -> None:
     """Raise ExportError if `target` exists and may not be replaced, or cannot be a bundle's place."""
     if not target.name and not target.resolve().name:
-        raise ExportError(f"{target} is the root of the file system; choose another place with -o")
+        raise ExportError(f"{target} is the root of the file system; choose another target")
     if not target.exists():
         return
     if not target.is_dir():
-        raise ExportError(f"{target} is a file; choose another name with -o")
+        raise ExportError(f"{target} is a file; choose another target")
     if not force:
-        raise ExportError(f"{target} exists; choose another name with -o or replace it with --force")
+        raise ExportError(f"{target} exists; choose another target or replace it with force=True")
     if not (target / MANIFEST).is_file():
-        raise ExportError(f"{target} is not a bundle, so --force does not replace it; remove it yourself")
+        raise ExportError(f"{target} is not a bundle, so force=True does not replace it; remove it yourself")
     if target.resolve() == Path.cwd():
         raise ExportError(f"{target} is the working directory, which cannot be replaced; go elsewhere first")
 

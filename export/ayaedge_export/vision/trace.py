@@ -55,7 +55,7 @@ def check_memory(config: VisionConfig) -> None:
     if needed > available:
         raise ExportError(
             f"tracing the vision tower takes about {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are "
-            "available: close other programs, or leave out --trace (1.3 GB, and int8 or fp16 as well)"
+            "available: close other programs, or leave out trace (1.3 GB, and int8 or fp16 as well)"
         )
 
 

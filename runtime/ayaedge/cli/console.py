@@ -49,13 +49,20 @@ def write(text: str) -> None:
 
 FLAGS = {
     "AyaVision.measure": "ayaedge tune",
+    "another target": "-o DIR",
     "answer_tokens": "-n N",
     "context_size": "-c N",
+    "force=True": "--force",
+    "leave out trace": "--trace",
+    "logit_scale=1": "--logit-scale 1",
     "max_tiles": "--max-tiles N",
+    "resume=True": "--resume",
     "smaller quant": "--quant",
     'tiles="auto"': "--tiles auto",
+    'through="layers"': "--through layers",
     "verbose shows": "-v",
     'vision="fp16"': "--vision fp16",
+    'vision="fp32"': "--vision fp32",
     'vision="int8-block"': "--vision int8-block",
     'VisionOptions(device="cpu")': "--vision-device cpu",
 }

@@ -20,6 +20,7 @@ from ayaedge.cli.console import (
     print_table,
     show_messages,
     size_text,
+    with_flags,
     write,
 )
 from ayaedge.errors import BundleError, InvalidOptionError, MissingExtraError, list_faults
@@ -145,7 +146,7 @@ def export(
                 plan, chosen, force=force, resume=resume, threads=threads, advance=advance
             )
     except (KeyboardInterrupt, SystemExit):
-        announce("stopped:", exporter.what_is_left(plan.target, resume=resume))
+        announce("stopped:", with_flags(exporter.what_is_left(plan.target, resume=resume)))
         raise
     announce("exported", f"{bundle.directory} ({size_text(bundle.size)})")
 

@@ -353,7 +353,7 @@ def test_messages_fit_the_case(checkpoint: Path, tmp_path: Path, monkeypatch: py
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real" / "b")
     free = fill_disk_at(monkeypatch, "blk.1.attn_k.weight")
-    with pytest.raises(ExportError, match=r"real/\.b\.partial, and the same command without --no-resume"):
+    with pytest.raises(ExportError, match=r"real/\.b\.partial, and the same export with resume=True"):
         export_checkpoint(checkpoint, tmp_path / "link", resume=False)
     free()
     (tmp_path / ".f.partial").touch()

@@ -12,11 +12,12 @@ import pytest
 import typer.main
 
 import ayaedge
+import ayaedge_export
 from ayaedge import ContextLengthError
 from ayaedge.cli.console import FLAGS, with_flags
 from ayaedge.cli.main import app
 
-ROOT = Path(ayaedge.__file__).parent
+ROOTS = [Path(package.__file__).parent for package in (ayaedge, ayaedge_export)]
 
 
 def flags(command: click.Command) -> Iterator[str]:
@@ -28,7 +29,7 @@ def flags(command: click.Command) -> Iterator[str]:
 
 def sentences() -> Iterator[tuple[Path, str]]:
     """What the library may say: its strings of several words that are no docstrings."""
-    for path in ROOT.rglob("*.py"):
+    for path in (path for root in ROOTS for path in root.rglob("*.py")):
         if path.parent.name == "cli":
             continue
         tree = ast.parse(path.read_text("utf-8"))
