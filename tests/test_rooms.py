@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from statistics import median, quantiles
 
 import pytest
 
@@ -45,6 +46,8 @@ FLOORS = {
 """Rooms and single modules from the ground up; those of one floor do not know each other, but on the ground."""
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
+MEDIAN_FUNCTION = 7
+NINE_IN_TEN_FUNCTIONS = 20
 MOST_MODULES = {"ayaedge": 14, "ayaedge_export": 8}
 
 
@@ -132,14 +135,27 @@ def test_no_module_imports_what_another_keeps_to_itself() -> None:
     assert faults == []
 
 
-def test_no_function_is_too_long_to_be_read() -> None:
-    lengths = {
-        f"{module}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
+def function_lengths() -> dict[str, int]:
+    """Lines of every function and method, from its first decorator to its last line, docstring included."""
+    return {
+        f"{module}.{node.name}:{node.lineno}": (node.end_lineno or 0)
+        - min(inner.lineno for inner in (node, *node.decorator_list))
+        + 1
         for module, path in modules().items()
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     }
+
+
+def test_no_function_is_too_long_to_be_read() -> None:
+    lengths = function_lengths()
     assert {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION} == {}
+
+
+def test_most_functions_are_seen_at_a_glance() -> None:
+    lengths = sorted(function_lengths().values())
+    assert median(lengths) <= MEDIAN_FUNCTION
+    assert quantiles(lengths, n=10)[-1] <= NINE_IN_TEN_FUNCTIONS
 
 
 @pytest.mark.parametrize("package", MOST_MODULES)

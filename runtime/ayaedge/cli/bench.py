@@ -1,4 +1,4 @@
-"""The command that measures a bundle on this machine, or one of true size whose weights are drawn."""
+"""The command that measures a bundle on this machine, or one of true size with random weights."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def bench(
     model: Annotated[
         Path | None,
         typer.Option(
-            "-m", "--model", help="Bundle directory; without it, drawn weights of the 8B's true shape."
+            "-m", "--model", help="Bundle directory; without it, random weights of the 8B's true shape."
         ),
     ] = None,
     synthetic: Annotated[
-        Shape | None, typer.Option(help="Measure drawn weights of this true shape (extra: export).")
+        Shape | None, typer.Option(help="Measure random weights of this true shape (extra: export).")
     ] = None,
     layers: Annotated[
         int | None, typer.Option(help="With --synthetic: layers of the decoder, instead of all.")
@@ -61,7 +61,9 @@ def bench(
     chart: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw a bar chart.")] = None,
     keep: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where drawn bundles are kept; by default in the cache directory."),
+        typer.Option(
+            metavar="DIR", help="Where bundles of random weights are kept; by default in the cache directory."
+        ),
     ] = None,
 ) -> None:
     """Measure speed and memory on this machine, beside its limits and other programs."""
@@ -137,22 +139,24 @@ def measure_transformers(
 def _find_bundle(
     model: Path | None, synthetic: Shape | None, layers: int | None, keep: Path | None, threads: int | None
 ) -> Path:
-    """The bundle that was named, or the drawn one, which is made if it is not there yet."""
+    """The bundle that was named, or one of random weights, which is made if it is not there yet."""
     if model is None:
-        return _drawn_bundle(synthetic or "8b", layers, keep or _drawn_directory(), threads)
+        return _random_bundle(synthetic or "8b", layers, keep or _random_directory(), threads)
     given = {"--synthetic": synthetic, "--layers": layers, "--keep": keep}
     if unfit := [name for name, value in given.items() if value is not None]:
-        raise InvalidOptionError(f"-m names the bundle: {', '.join(unfit)} would draw another one")
+        raise InvalidOptionError(f"-m names the bundle: {', '.join(unfit)} would make another one")
     return model
 
 
-def _drawn_directory() -> Path:
+def _random_directory() -> Path:
     if (directory := cache_directory()) is None:
-        raise InvalidOptionError(f"this user has no home directory to draw in: add --keep, or {NAME_ANOTHER}")
+        raise InvalidOptionError(
+            f"this user has no home directory to write it to: add --keep, or {NAME_ANOTHER}"
+        )
     return directory / "synthetic"
 
 
-def _drawn_bundle(shape: Shape, layers: int | None, directory: Path, threads: int | None) -> Path:
+def _random_bundle(shape: Shape, layers: int | None, directory: Path, threads: int | None) -> Path:
     cut = "" if layers is None else f"-{layers}-layers"
     target = directory / f"synthetic-aya-vision-{shape}{cut}"
     if (target / MANIFEST).is_file():
@@ -161,12 +165,12 @@ def _drawn_bundle(shape: Shape, layers: int | None, directory: Path, threads: in
     from ayaedge_export.synthetic.bundle import write_synthetic_bundle
 
     stderr.print(
-        f"Drawing weights of the shape of Aya Vision {shape.upper()}; they are kept for the next time."
+        f"Making random weights of the shape of Aya Vision {shape.upper()}; they are kept for the next time."
     )
     directory.mkdir(parents=True, exist_ok=True)
     with count_progress("MB:") as advance:
         write_synthetic_bundle(target, shape, layers=layers, threads=threads, on_progress=advance)
-    announce("drawn:", str(target))
+    announce("written:", str(target))
     return target
 
 

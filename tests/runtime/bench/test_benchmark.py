@@ -212,12 +212,12 @@ def test_a_bundle_of_another_shape_is_refused_before_anything_is_measured() -> N
     assert isinstance(result.exception, InvalidOptionError)
 
 
-def test_a_named_bundle_excludes_a_drawn_one() -> None:
+def test_a_named_bundle_excludes_one_of_random_weights() -> None:
     result = CliRunner().invoke(app, ["-m", str(demo_bundle()), "--synthetic", "8b", "--layers", "1"])
-    assert "--synthetic, --layers would draw another one" in str(result.exception)
+    assert "--synthetic, --layers would make another one" in str(result.exception)
 
 
-def test_a_drawn_bundle_that_is_there_is_used_again(
+def test_a_bundle_of_random_weights_that_is_there_is_used_again(
     made_up: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Path] = []
