@@ -7,7 +7,6 @@ what is stored can be written as JSON and handed to C.
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import os
@@ -189,5 +188,7 @@ def brief(value: object) -> str:
 
 def nearest(name: object, known: Collection[str]) -> str:
     """The end of a message about a name that is not known: which known one it may be meant for, if any."""
+    import difflib  # slow to load, for messages alone
+
     near = difflib.get_close_matches(name[:_BRIEF], sorted(known), 1) if isinstance(name, str) else []
     return f"; did you mean {near[0]}?" if near else ""

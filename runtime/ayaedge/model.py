@@ -160,13 +160,14 @@ class AyaVision:
         turn comes. `system` is an instruction before the question. `on_progress` is called with "vision" or
         "prefill", how many tiles or tokens are done, and of how many.
 
-        Options: `max_tokens` of the answer; `temperature` (0, the default: always the same answer), `top_p`, `top_k`,
-        `seed`; `stop`, a string or several before which the answer ends; `response_format` (OpenAI's `json_object` or
-        `json_schema`, or a pydantic model), `grammar` (GBNF) or `choices` (strings), which the answer then follows;
-        `top_logprobs`, how many log-probabilities to keep for each token beside its own. `tiles` says how many tiles
-        a picture gets, `max_tiles` at most: `faithful` by the reference's rule, whatever the picture's size; `native`
-        never more than the picture has pixels for; `auto` as many as this machine reads in `budget` seconds to the
-        first token. `overflow` is for conversations that do not fit: `error`, or `drop_oldest`.
+        Options: `max_tokens` of the answer; `temperature` (0, the default: always the same answer), `top_k`, `top_p`,
+        `min_p`, `seed`; `stop`, a string or several before which the answer ends; `response_format` (OpenAI's
+        `json_object` or `json_schema`, or a pydantic model), `grammar` (GBNF) or `choices` (strings), which the
+        answer then follows; `top_logprobs`, how many log-probabilities to keep for each token beside its own. `tiles`
+        says how many tiles a picture gets, `max_tiles` at most: `faithful` by the reference's rule, whatever the
+        picture's size; `native` never more than the picture has pixels for; `auto` as many as this machine reads in
+        `budget` seconds to the first token. `overflow` is for conversations that do not fit: `error`, or
+        `drop_oldest`.
 
         Raises at once InvalidOptionError for a senseless option, PromptError for a question that is no text,
         ImageError for an array, PIL image or open file that is no picture, BusyError and ClosedError; from the
