@@ -23,13 +23,31 @@ import ayaedge
 import ayaedge_export
 from ayaedge.cli.chat_commands import COMMANDS
 from ayaedge.cli.main import app
-from ayaedge.options import AnswerKeywords
+from ayaedge.options import AnswerKeywords, answer_options
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 SOURCES = [path for folder in ("runtime", "export", "quant") for path in (ROOT / folder).rglob("*.py")]
 MOST_README_LINES = 120
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "$ref": {"type": "array", "items": {"$ref": "#"}},
+    "anyOf": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+    "allOf": {"allOf": [{"type": "integer"}, {"minimum": 1}]},
+    "oneOf": {"oneOf": [{"type": "string"}, {"type": "integer"}]},
+    "pattern": {"type": "string", "pattern": "^a+$"},
+    "multipleOf": {"type": "integer", "multipleOf": 5},
+    "patternProperties": {"type": "object", "patternProperties": {"^x_": {"type": "integer"}}},
+    "propertyNames": {"type": "object", "propertyNames": {"pattern": "^a"}},
+    "not": {"not": {"type": "string"}},
+    "if": {"if": {"type": "string"}},
+    "then": {"if": {"type": "string"}, "then": {"minLength": 2}},
+    "contains": {"type": "array", "contains": {"type": "string"}},
+    "uniqueItems": {"type": "array", "uniqueItems": True},
+    "dependentRequired": {"type": "object", "dependentRequired": {"a": ["b"]}},
+    "minProperties": {"type": "object", "minProperties": 2},
+}
+"""One for each keyword that the page on structured output names."""
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INPUT = re.compile(r"(?:\[.*\] )?> (.*)")
 
@@ -213,6 +231,26 @@ def test_every_command_of_the_chat_is_described() -> None:
 def test_every_option_of_a_question_is_described() -> None:
     text = sections(DOCS / "python.md")["Options of a question"]
     assert [name for name in AnswerKeywords.__annotations__ if f"`{name}" not in text] == []
+
+
+@pytest.mark.parametrize("keyword", ["Taken", "Refused"])
+def test_the_keywords_of_schemas_that_are_taken_and_refused_are_those_that_are_named(keyword: str) -> None:
+    text = (DOCS / "structured-output.md").read_text("utf-8")
+    (line,) = re.findall(rf"^- \*\*{keyword}\*\*(.*)$", text, re.MULTILINE)
+    names = re.findall(r"`(\$?\w+)`", line)
+    wrong = [name for name in names if is_taken(SCHEMAS[name]) != (keyword == "Taken")]
+    assert len(names) > 5
+    assert wrong == []
+
+
+def is_taken(schema: dict[str, Any]) -> bool:
+    form = {"type": "json_schema", "json_schema": {"name": "form", "schema": schema}}
+    try:
+        answer_options(response_format=form)
+    except ayaedge.InvalidOptionError as error:
+        assert "#/" in str(error)
+        return False
+    return True
 
 
 def test_every_command_that_is_traced_is_named() -> None:
