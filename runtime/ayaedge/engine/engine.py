@@ -21,7 +21,7 @@ from ayaedge.cache.options import CacheOptions, state_store
 from ayaedge.cache.stores import RecentArrays, State
 from ayaedge.cancellation import Cancellation
 from ayaedge.decoder.decoder import Decoder
-from ayaedge.decoder.sampling import Sampler
+from ayaedge.decoder.sampling import Grammar, Sampler
 from ayaedge.engine.dialogue import Dialogue, FittedPrompt, fit_prompt
 from ayaedge.engine.generation import generate
 from ayaedge.engine.prefix_cache import KnownPrefix
