@@ -5,7 +5,7 @@ Rounding is to the nearest step of the largest magnitude. Three things make that
 count for less: a fold balances activations against weights (`balancing_fold`), a matmul is summed over groups of
 channels that reach about as far, each with scales of its own (`quantize_groups`), and the bias takes the mean of
 what rounding the weight changes (`rounding_bias`). Searching for a better clipping range changed nothing on a small
-trained tower, and GPTQ over drawn calibration pictures lowered the error by 5 % at most.
+trained tower, and GPTQ over drawn calibration images lowered the error by 5 % at most.
 """
 
 from __future__ import annotations

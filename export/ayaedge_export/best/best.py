@@ -74,7 +74,7 @@ class MeasuredTypes:
     def prepare(self, run: ExportRun) -> PreparedDecoder:
         """Measure, choose types, and prepare the rounding; InvalidOptionError for a budget that cannot be kept."""
         plan, journal, threads = run.plan, run.journal, run.threads or usable_threads()
-        run.advance(0, "pictures to calibrate on")
+        run.advance(0, "images to calibrate on")
         passages = calibration_passages(
             plan.checkpoint, self.text, max_tokens=self.gptq.tokens,
             sensitivity_tokens=min(SENSITIVITY_TOKENS, self.gptq.tokens), probe_tokens=PROBE_TOKENS,

@@ -1,4 +1,4 @@
-"""The texts and pictures that the effort `best` looks at."""
+"""The texts and images that the effort `best` looks at."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def calibration_passages(
             for ids in text_sequences(vocabulary.tokenize, manifest.tokens.bos, passages, share)
         ]
     probes = [CalibrationSequence(ids, np.ones(len(ids), np.float32)) for ids in starts]
-    # pictures are encoded once for all
+    # images are encoded once for all
     rows = embed(checkpoint, [*whole, *measured, *probes], manifest.tokens.image_patch)
     first, second = len(whole), len(whole) + len(measured)
     return BestPassages(
@@ -120,7 +120,7 @@ class Passages:
     rows: Sequence[FloatArray]
     """Of each sequence (positions, hidden)."""
     ids: NDArray[np.int64]
-    """Token of each position of all sequences; -1 where a picture's embedding stands."""
+    """Token of each position of all sequences; -1 where an image's embedding stands."""
     weights: FloatArray
     """What each position counts."""
 

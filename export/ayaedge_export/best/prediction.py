@@ -19,7 +19,7 @@ _ALL_STREAMS = 23
 _STREAMS = 16
 """Those that go through a layer, on average: a third's begin with it."""
 _NEXT_TO_MATMULS = 0.2
-"""Attention, Hessians and pictures, as a share of the matmuls' time on a processor: measured at the 8B's width."""
+"""Attention, Hessians and images, as a share of the matmuls' time on a processor: measured at the 8B's width."""
 
 
 def predict_seconds(checkpoint: Checkpoint, effort: Effort, tokens: int = MAX_TOKENS) -> float:

@@ -1,4 +1,4 @@
-"""Collecting an importance matrix: which columns of which linear of the decoder matter, on text and on pictures.
+"""Collecting an importance matrix: which columns of which linear of the decoder matter, on text and on images.
 
 Two ways, with the same sequences and the same weights: from a checkpoint, layer by layer in numpy, and from a
 finished bundle, through llama.cpp. Both watch the tied output head too, which `llama-imatrix` does not.
@@ -113,7 +113,7 @@ def collect(
 ) -> ImportanceMatrix:
     """Mean squared inputs of every linear of a checkpoint's decoder, computed in float32, layer by layer.
 
-    Every language counts the same, whatever its number of tokens; `image_weight` 0 leaves pictures out. Peak memory
+    Every language counts the same, whatever its number of tokens; `image_weight` 0 leaves images out. Peak memory
     is one matrix and about 5 arrays of (positions, hidden) in float32: 1 GB for the 8B and the builtin text.
     Raises CheckpointError if activations are not finite, InvalidOptionError for values that make no sense.
     """
@@ -179,11 +179,11 @@ def collect_from_bundle(
             image_weight=image_weight,
             max_tokens=max_tokens,
         )
-        pictures = _encode_pictures(bundle, sequences)
-        for number, (sequence, picture) in enumerate(zip(sequences, pictures, strict=True), 1):
+        images = _encode_images(bundle, sequences)
+        for number, (sequence, image) in enumerate(zip(sequences, images, strict=True), 1):
             rows = decoder.embed(sequence.ids)
-            if picture is not None:
-                rows[np.asarray(sequence.ids) == bundle.manifest.tokens.image_patch] = picture
+            if image is not None:
+                rows[np.asarray(sequence.ids) == bundle.manifest.tokens.image_patch] = image
             current[:] = [sequence.weights]
             decoder.clear()
             decoder.decode_embeddings(rows)
@@ -228,8 +228,8 @@ def _check_all_seen(matrix: ImportanceMatrix, num_layers: int) -> None:
         raise BackendError(f"llama.cpp did not show the inputs of {', '.join(sorted(unseen))}")
 
 
-def _encode_pictures(bundle: Bundle, sequences: Sequence[CalibrationSequence]) -> list[FloatArray | None]:
-    """The image embeddings (image tokens, hidden) of each sequence that has a picture."""
+def _encode_images(bundle: Bundle, sequences: Sequence[CalibrationSequence]) -> list[FloatArray | None]:
+    """The image embeddings (image tokens, hidden) of each sequence that has an image."""
     encoder = VisionEncoder(bundle.vision_path, bundle.manifest)
     try:
         return [

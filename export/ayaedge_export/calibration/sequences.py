@@ -1,4 +1,4 @@
-"""Token sequences and pictures that calibration looks at."""
+"""Token sequences and images that calibration looks at."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SMALLEST_BUDGET = 64
 
 
 _QUESTION = 200
-"""Characters of a passage that are asked about a picture, at most."""
+"""Characters of a passage that are asked about an image, at most."""
 
 
 _TILES = 8
@@ -62,7 +62,7 @@ class CalibrationSequence:
     weights: FloatArray
     """What each position counts, (len(ids),)."""
     tiles: NDArray[np.uint8] | None = None
-    """Tiles (n, S, S, 3) of the picture whose embeddings stand at the image tokens."""
+    """Tiles (n, S, S, 3) of the image whose embeddings stand at the image tokens."""
 
 
 def calibration_sequences(
@@ -73,30 +73,30 @@ def calibration_sequences(
     image_weight: float = IMAGE_WEIGHT,
     max_tokens: int = MAX_TOKENS,
 ) -> list[CalibrationSequence]:
-    """Sequences of at most `max_tokens` positions in all: conversations about pictures, then text by language.
+    """Sequences of at most `max_tokens` positions in all: conversations about images, then text by language.
 
     The positions of each language have the same total weight, and so have all words of the conversations together
-    (system preamble, questions); a position of text weighs 1 on average, one of a picture `image_weight`.
+    (system preamble, questions); a position of text weighs 1 on average, one of an image `image_weight`.
     """
     if not 0 <= image_weight <= 1:
-        raise InvalidOptionError(f"the weight of a picture must lie between 0 and 1, not {image_weight}")
+        raise InvalidOptionError(f"the weight of an image must lie between 0 and 1, not {image_weight}")
     if max_tokens < (least := SMALLEST_BUDGET * len(text.passages)):
         raise InvalidOptionError(
             f"{max_tokens} positions are too few for {len(text.passages)} languages: give at least {least}"
         )
     builder = PromptBuilder(manifest, tokenize)
-    pictures = _picture_prompts(manifest, builder, text, max_tokens // 2) if image_weight else []
-    share = (max_tokens - sum(len(ids) for ids, _, _ in pictures)) // len(text.passages)
+    images = _image_prompts(manifest, builder, text, max_tokens // 2) if image_weight else []
+    share = (max_tokens - sum(len(ids) for ids, _, _ in images)) // len(text.passages)
     texts = {
         language: text_sequences(tokenize, manifest.tokens.bos, passages, share)
         for language, passages in text.passages.items()
     }
     sizes = [sum(map(len, parts)) for parts in texts.values()]
-    spoken = sum(int((~inside).sum()) for _, inside, _ in pictures)
+    spoken = sum(int((~inside).sum()) for _, inside, _ in images)
     groups = [size for size in (*sizes, spoken) if size]
     of_group = sum(groups) / len(groups)
     sequences = []
-    for ids, inside, tiles in pictures:
+    for ids, inside, tiles in images:
         weights = np.where(inside, image_weight, of_group / max(1, spoken)).astype(np.float32)
         sequences.append(CalibrationSequence(ids, weights, tiles))
     for size, parts in zip(sizes, texts.values(), strict=True):
@@ -120,28 +120,28 @@ def checkpoint_vocabulary(checkpoint: Checkpoint) -> Iterator[Vocabulary]:
             yield vocabulary
 
 
-_PicturePrompt = tuple[tuple[int, ...], NDArray[np.bool_], NDArray[np.uint8]]
-"""Token ids, which of them lie inside the picture, and its tiles."""
+_ImagePromptTokens = tuple[tuple[int, ...], NDArray[np.bool_], NDArray[np.uint8]]
+"""Token ids, which of them lie inside the image, and its tiles."""
 
 
-def _picture_prompts(
+def _image_prompts(
     manifest: Manifest, builder: PromptBuilder, text: CalibrationText, budget: int
-) -> list[_PicturePrompt]:
-    """Conversations about drawn pictures of 2 x 2 tiles, as many as fit into `budget` positions."""
+) -> list[_ImagePromptTokens]:
+    """Conversations about drawn images of 2 x 2 tiles, as many as fit into `budget` positions."""
     drawn = calibration_tiles(2 * manifest.tiling.tile_size)
-    pictures = np.rint((drawn.transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
+    images = np.rint((drawn.transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
     languages = list(text.passages)
-    prompts: list[_PicturePrompt] = []
-    for number, picture in enumerate(pictures):
-        tiles = split_tiles(picture, manifest.tiling)
-        question = text.passages[languages[number * len(languages) // len(pictures)]][-1][:_QUESTION]
+    prompts: list[_ImagePromptTokens] = []
+    for number, image in enumerate(images):
+        tiles = split_tiles(image, manifest.tiling)
+        question = text.passages[languages[number * len(languages) // len(images)]][-1][:_QUESTION]
         prompt = builder.build([Message("user", question, 1)], [len(tiles)])
         inside = np.zeros(len(prompt.ids), bool)
         for span in prompt.images:
             inside[span.start : span.stop] = True
         budget -= len(prompt.ids)
         if budget < 0:
-            logger.warning("%d of %d pictures fit into the number of positions", number, len(pictures))
+            logger.warning("%d of %d images fit into the number of positions", number, len(images))
             break
         prompts.append((prompt.ids, inside, tiles))
     return prompts
@@ -170,17 +170,17 @@ def embed(checkpoint: Checkpoint, sequences: Sequence[CalibrationSequence], patc
     used = sorted({token for sequence in sequences for token in sequence.ids})
     table = {token: tensors.read_rows(f"{EMBEDDINGS}.weight", token, token + 1)[0] for token in used}
     embedded = [np.stack([table[token] for token in sequence.ids]) for sequence in sequences]
-    # some sequences have the same picture, which is encoded once
-    pictures = [sequence.tiles for sequence in sequences if sequence.tiles is not None]
-    tiles = {tile.tobytes(): tile for picture in pictures for tile in picture}
+    # some sequences have the same image, which is encoded once
+    images = [sequence.tiles for sequence in sequences if sequence.tiles is not None]
+    tiles = {tile.tobytes(): tile for image in images for tile in image}
     if not tiles:
         return embedded
     pixels = normalize(np.stack(list(tiles.values())), checkpoint.tiling)
     parts = np.array_split(pixels, -(-len(pixels) // _TILES))
     encoded = [vision_forward(config.vision, tensors.read, part) for part in parts]
-    images = dict(zip(tiles, np.concatenate(encoded), strict=True))
+    of_tile = dict(zip(tiles, np.concatenate(encoded), strict=True))
     for sequence, rows in zip(sequences, embedded, strict=True):
         if sequence.tiles is not None:
-            picture = np.stack([images[tile.tobytes()] for tile in sequence.tiles])
-            rows[np.asarray(sequence.ids) == patch] = picture.reshape(-1, rows.shape[1])
+            image = np.stack([of_tile[tile.tobytes()] for tile in sequence.tiles])
+            rows[np.asarray(sequence.ids) == patch] = image.reshape(-1, rows.shape[1])
     return embedded

@@ -253,7 +253,7 @@ def _stop_ids(
 
 
 def _check_template(template: str, tokenizer: Tokenizer, image: ImagePrompt, faults: list[str]) -> None:
-    """A fault unless the template renders a question about a picture, with the place of the picture."""
+    """A fault unless the template renders a question about an image, with the place of the image."""
     turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
     try:
         rendered = ChatTemplate(template).render(
@@ -263,4 +263,4 @@ def _check_template(template: str, tokenizer: Tokenizer, image: ImagePrompt, fau
         faults.append(str(error))
         return
     if template and image.placeholder not in rendered:
-        faults.append(f"the chat template writes no {image.placeholder} for a picture")
+        faults.append(f"the chat template writes no {image.placeholder} for an image")

@@ -57,7 +57,7 @@ class Tokenizer:
 
     @property
     def markers(self) -> dict[str, int]:
-        """Added tokens that only the template and pictures may write, by id."""
+        """Added tokens that only the template and images may write, by id."""
         texts = {token.id for token in self.texts}
         return {
             text: index
@@ -118,7 +118,7 @@ def keep_markers(
 ) -> Tokenizer:
     """The tokenizer with those added tokens in `texts` that any text may hold, as in the reference.
 
-    All others stay what only the template and the picture prompt write: what ends an answer or is named in the
+    All others stay what only the template and the image prompt write: what ends an answer or is named in the
     settings, Cohere's control tokens, the image markers and tile tags, and what stands in the template. Plain words
     are the exception: a preamble may well speak of what a fine-tune has made a token of.
     """

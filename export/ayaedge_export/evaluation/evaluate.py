@@ -69,9 +69,9 @@ class Evaluation:
     text: str
     """`builtin` or the file's name."""
     overall: Fidelity
-    """Over all positions of text without a picture."""
+    """Over all positions of text without an image."""
     after_image: Fidelity | None
-    """Over all positions behind a picture; there each model sees the picture through its own vision tower."""
+    """Over all positions behind an image; there each model sees the image through its own vision tower."""
     languages: dict[str, Fidelity]
     languages_after_image: dict[str, Fidelity]
 
@@ -99,7 +99,7 @@ def evaluate_bundle(
     against: Bundle | Checkpoint | str | Path,
     *,
     text: str | Path = BUILTIN,
-    pictures: bool = True,
+    images: bool = True,
     window: int = WINDOW,
     through: Through = "layers",
     journal: Path | None = None,
@@ -108,7 +108,7 @@ def evaluate_bundle(
 ) -> Evaluation:
     """Compare a bundle with a bundle or checkpoint of the same vocabulary, on `text` (a file, or `builtin`).
 
-    Windows have at most `window` tokens; with `pictures` each language also gets one behind a picture. Finished windows
+    Windows have at most `window` tokens; with `images` each language also gets one behind an image. Finished windows
     are appended to `journal`, and skipped when it already holds them. A checkpoint is read layer by layer, or
     wholly by transformers; both compute in float32. Raises BundleError, CheckpointError, InvalidOptionError (also for
     a journal of another evaluation) and MissingExtraError.
@@ -119,7 +119,7 @@ def evaluate_bundle(
         against = scaled_like(against, bundle.manifest)
     check_comparable(bundle.manifest, against)
     passages = read_passages(text)
-    windows = _plan_windows(bundle, passages, window, pictures)
+    windows = _plan_windows(bundle, passages, window, images)
     record = Journal(journal, _identity(bundle, against, windows))
     if pending := [w for w in windows if w.key not in record.results]:
         context = max(len(w.prompt.ids) for w in windows)
@@ -146,7 +146,7 @@ def open_reference(path: str | Path) -> Bundle | Checkpoint:
 
 
 def check_comparable(manifest: Manifest, against: Bundle | Checkpoint) -> None:
-    """Raise BundleError unless both predict the same tokens and cut pictures up in the same way."""
+    """Raise BundleError unless both predict the same tokens and cut images up in the same way."""
     if isinstance(against, Bundle):
         other = against.manifest
         vocabulary, added = other.decoder.vocab_size, other.tokens.added
@@ -171,26 +171,26 @@ def summarize(results: Iterable[WindowResult], *, bundle: str, against: str, tex
     """Figures of all results: each language's, and over all positions."""
     results = list(results)
     plain = [r for r in results if not r.after_image]
-    pictured = [r for r in results if r.after_image]
+    after_image = [r for r in results if r.after_image]
     return Evaluation(
         bundle,
         against,
         text,
         _fidelity(plain),
-        _fidelity(pictured) if pictured else None,
+        _fidelity(after_image) if after_image else None,
         _by_language(plain),
-        _by_language(pictured),
+        _by_language(after_image),
     )
 
 
-def _plan_windows(bundle: Bundle, passages: Passages, length: int, pictures: bool) -> list[Window]:
+def _plan_windows(bundle: Bundle, passages: Passages, length: int, images: bool) -> list[Window]:
     manifest = bundle.manifest
     longest = manifest.decoder.context_length
     if not 2 <= length <= longest:
         raise InvalidOptionError(f"a window must have between 2 and {longest} tokens, not {length}")
     with Decoder(bundle.decoder_path, manifest, DecoderOptions(context_size=2)) as decoder:
         tokenize = decoder.vocabulary.tokenize
-        return make_windows(passages, manifest, tokenize, length=length, pictures=pictures)
+        return make_windows(passages, manifest, tokenize, length=length, images=images)
 
 
 def _open_scorer(
@@ -225,7 +225,7 @@ def _compare(
             yield WindowResult(
                 window.key,
                 window.language,
-                window.picture is not None,
+                window.image is not None,
                 np.concatenate(kl),
                 np.concatenate(same),
             )
@@ -245,7 +245,7 @@ def _groups(windows: Sequence[Window]) -> Iterator[list[Window]]:
 
 def _identity(bundle: Bundle, against: Bundle | Checkpoint, windows: Sequence[Window]) -> dict[str, str]:
     """What must be the same for results of two runs to belong together."""
-    digest = hashlib.sha256(repr([(w.key, w.prompt, w.first, w.picture) for w in windows]).encode())
+    digest = hashlib.sha256(repr([(w.key, w.prompt, w.first, w.image) for w in windows]).encode())
     return {"bundle": _files_digest(bundle), "against": _files_digest(against), "windows": digest.hexdigest()}
 
 

@@ -51,7 +51,7 @@ class Reference:
     def inputs(
         self, messages: Sequence[Message], images: Sequence[Image.Image], *, generate: bool = True
     ) -> tuple[list[int], NDArray[np.float32] | None]:
-        """Prompt token ids, and tiles (n, 3, S, S) of all pictures together."""
+        """Prompt token ids, and tiles (n, 3, S, S) of all images together."""
         conversation = []
         for message in messages:
             content: list[dict[str, str]] = [{"type": "image"}] * message.images

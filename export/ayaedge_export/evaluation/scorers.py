@@ -80,8 +80,8 @@ class BundleScorer:
         self._decoder.close()
 
     def prepare(self, windows: Sequence[Window]) -> None:
-        """Encode the pictures that were not met before."""
-        for number in sorted({window.picture for window in windows if window.picture is not None}):
+        """Encode the images that were not met before."""
+        for number in sorted({window.image for window in windows if window.image is not None}):
             if number not in self._features:
                 self._features[number] = self._vision.encode(drawn_tiles(number, self._manifest))
 
@@ -90,7 +90,7 @@ class BundleScorer:
         self._decoder.clear()
         rows = _input_rows(window, self._decoder.embed, self._features, self._manifest.tokens.image_patch)
         for start, stop in window.ranges(self._decoder.options.batch_size):
-            if window.in_picture(start):
+            if window.in_image(start):
                 self._decoder.decode_embeddings(rows[start:stop])
             else:
                 self._decoder.decode_tokens(window.prompt.ids[start:stop])
@@ -116,7 +116,7 @@ class StreamedScorer:
 
     def prepare(self, windows: Sequence[Window]) -> None:
         """Compute the final hidden states of these windows, and forget those of others."""
-        for number in sorted({window.picture for window in windows if window.picture is not None}):
+        for number in sorted({window.image for window in windows if window.image is not None}):
             if number not in self._features:
                 pixels = normalize(drawn_tiles(number, self._manifest), self._manifest.tiling)
                 self._features[number] = vision_forward(self._vision, self._tensors.read, pixels)
@@ -158,8 +158,8 @@ class TransformersScorer:
     def parts(self, window: Window) -> Iterator[FloatArray]:
         """See `Scorer.parts`."""
         pixels = None
-        if window.picture is not None:
-            pixels = normalize(drawn_tiles(window.picture, self._manifest), self._manifest.tiling)
+        if window.image is not None:
+            pixels = normalize(drawn_tiles(window.image, self._manifest), self._manifest.tiling)
         ranges = scored_ranges(window, self._manifest.decoder.vocab_size)
         yield from self._reference.logit_parts(window.prompt.ids, ranges, pixels)
 
@@ -180,9 +180,9 @@ def _input_rows(
     features: dict[int, FloatArray],
     patch: int,
 ) -> FloatArray:
-    """What the decoder reads at each position, (n, hidden): token embeddings, and the picture's in their places."""
+    """What the decoder reads at each position, (n, hidden): token embeddings, and the image's in their places."""
     rows = embed(window.prompt.ids)
-    if window.picture is not None:
+    if window.image is not None:
         # (tiles, T, hidden) -> (tiles * T, hidden)
-        rows[np.asarray(window.prompt.ids) == patch] = features[window.picture].reshape(-1, rows.shape[1])
+        rows[np.asarray(window.prompt.ids) == patch] = features[window.image].reshape(-1, rows.shape[1])
     return rows

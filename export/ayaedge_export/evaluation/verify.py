@@ -44,7 +44,7 @@ VISION_COSINE = {"fp32": 0.999999, "fp16": 0.9999, "int8-block": 0.999, "int8": 
 DECODER_KL = {"f32": 1e-5, "f16": 1e-3, "q8_0": 0.01, "q6_k": 0.03, "q5_k_m": 0.06, "q4_k_m": 0.15}
 """Mean KL divergence of the next token, nats. Published 4-bit files of 8B models lie near 0.03, small ones higher."""
 DECODER_TOP1 = {"f32": 1.0, "f16": 0.99, "q8_0": 0.95, "q6_k": 0.93, "q5_k_m": 0.9, "q4_k_m": 0.85}
-_PICTURES = ((1, 1), (4, 3), (1, 3), (9, 4))
+_IMAGES = ((1, 1), (4, 3), (1, 3), (9, 4))
 _BEYOND_WINDOW = 64
 """Tokens by which the compared text exceeds the sliding window."""
 _SHORTEST_TEXT = 256
@@ -144,12 +144,12 @@ def prompt_logits(
     rows = decoder.embed(prompt.ids)
     if embeddings is not None:
         rows[np.asarray(prompt.ids) == patch] = embeddings.reshape(-1, rows.shape[1])
-    in_picture = np.zeros(len(rows), bool)
+    in_image = np.zeros(len(rows), bool)
     for span in prompt.images:
-        in_picture[span.start : span.stop] = True
+        in_image[span.start : span.stop] = True
     parts = []
-    for start, stop in _runs(in_picture, decoder.options.batch_size):
-        if in_picture[start]:
+    for start, stop in _runs(in_image, decoder.options.batch_size):
+        if in_image[start]:
             decoder.decode_embeddings(rows[start:stop])
         else:
             decoder.decode_tokens(prompt.ids[start:stop])
@@ -163,11 +163,11 @@ def _check_all(
     manifest, texts = bundle.manifest, [token.text for token in checkpoint.tokenizer.texts]
     builder = PromptBuilder(manifest, decoder.vocabulary.tokenize)
     vision = VisionEncoder(bundle.vision_path, manifest)
-    pictures = [Image.fromarray(picture) for picture in _pictures(manifest.tiling.tile_size)]
-    tiles = [split_tiles(load_image(picture), manifest.tiling) for picture in pictures]
-    conversations = list(_conversations(len(pictures), texts))
+    images = [Image.fromarray(image) for image in _images(manifest.tiling.tile_size)]
+    tiles = [split_tiles(load_image(image), manifest.tiling) for image in images]
+    conversations = list(_conversations(len(images), texts))
     prompts = [builder.build(m, [len(tiles[i]) for i in used]) for m, used in conversations]
-    expected = [reference.inputs(m, [pictures[i] for i in used]) for m, used in conversations]
+    expected = [reference.inputs(m, [images[i] for i in used]) for m, used in conversations]
 
     differing = sum(list(p.ids) != ids for p, (ids, _) in zip(prompts, expected, strict=True))
     yield _at_most("prompts with other token ids", differing, 0)
@@ -254,15 +254,15 @@ def _at_least(name: str, value: float, bar: float) -> Check:
     return Check(name, float(value), f">= {bar:g}", not math.isnan(value) and value >= bar)
 
 
-def _conversations(pictures: int, added: list[str]) -> Iterator[tuple[list[Message], list[int]]]:
-    """Conversations, the last about all `added` tokens, and the numbers of the pictures in each."""
+def _conversations(images: int, added: list[str]) -> Iterator[tuple[list[Message], list[int]]]:
+    """Conversations, the last about all `added` tokens, and the numbers of the images in each."""
     sentences = list(SENTENCES.values())
     yield [Message("user", " ".join(sentences))], []
-    yield [Message("user", sentences[0], 1)], [1 % pictures]
-    yield [Message("system", sentences[1]), Message("user", sentences[2], 2)], [0, 2 % pictures]
+    yield [Message("user", sentences[0], 1)], [1 % images]
+    yield [Message("system", sentences[1]), Message("user", sentences[2], 2)], [0, 2 % images]
     yield (
         [Message("user", sentences[3], 1), Message("assistant", sentences[4]), Message("user", sentences[5])],
-        [3 % pictures],
+        [3 % images],
     )
     if added:
         spaced, joined, lines = (separator.join(added) for separator in (" ", "", "\n"))
@@ -283,11 +283,11 @@ def _context(bundle: Bundle) -> int:
     return bundle.manifest.decoder.context_length
 
 
-def _pictures(tile_size: int) -> list[NDArray[np.uint8]]:
-    """Smooth, noisy pictures in several ratios, each of about four tiles' area; always the same ones."""
+def _images(tile_size: int) -> list[NDArray[np.uint8]]:
+    """Smooth, noisy images in several ratios, each of about four tiles' area; always the same ones."""
     rng = np.random.default_rng(7)
-    pictures = []
-    for columns, rows in _PICTURES:
+    images = []
+    for columns, rows in _IMAGES:
         unit = 2 * tile_size / math.sqrt(columns * rows)
         width, height = round(unit * columns), round(unit * rows)
         coarse = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -295,12 +295,12 @@ def _pictures(tile_size: int) -> list[NDArray[np.uint8]]:
             Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16
         )
         noise = rng.integers(-20, 21, smooth.shape, dtype=np.int16)
-        pictures.append(np.clip(smooth + noise, 0, 255).astype(np.uint8))
-    return pictures
+        images.append(np.clip(smooth + noise, 0, 255).astype(np.uint8))
+    return images
 
 
 def _tiles(size: int) -> NDArray[np.uint8]:
-    return np.stack([np.resize(picture, (size, size, 3)) for picture in _pictures(size)])
+    return np.stack([np.resize(image, (size, size, 3)) for image in _images(size)])
 
 
 def _runs(flags: NDArray[np.bool_], longest: int) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What two models are compared on: windows of text in each language, and of text behind a picture.
+"""What two models are compared on: windows of text in each language, and of text behind an image.
 
 Builds token ids; which models read them, and what is computed from their answers, is decided elsewhere.
 """
@@ -31,9 +31,9 @@ UNNAMED = "text"
 WINDOW = 512
 """Tokens of a window of text."""
 PICTURE_TEXT = 64
-"""Tokens of text behind a picture."""
-PICTURES = 4
-"""Different pictures that are drawn."""
+"""Tokens of text behind an image."""
+IMAGES = 4
+"""Different images that are drawn."""
 _SHORTEST = 8
 """Tokens that the last window of a language must have to count, if it is not the only one."""
 
@@ -54,11 +54,11 @@ class Window:
     prompt: Prompt
     first: int
     """The first position whose prediction is compared."""
-    picture: int | None = None
-    """Number of the picture in front of the text."""
+    image: int | None = None
+    """Number of the image in front of the text."""
 
     def ranges(self, longest: int) -> Iterator[tuple[int, int]]:
-        """Positions in order, in ranges of at most `longest` that lie wholly inside or outside the picture."""
+        """Positions in order, in ranges of at most `longest` that lie wholly inside or outside the image."""
         edges = [0, len(self.prompt.ids)]
         edges += [edge for span in self.prompt.images for edge in (span.start, span.stop)]
         edges = sorted(set(edges))
@@ -66,8 +66,8 @@ class Window:
             for first in range(start, stop, longest):
                 yield first, min(first + longest, stop)
 
-    def in_picture(self, position: int) -> bool:
-        """Whether a position belongs to the picture, its tags and markers included."""
+    def in_image(self, position: int) -> bool:
+        """Whether a position belongs to the image, its tags and markers included."""
         return any(span.start <= position < span.stop for span in self.prompt.images)
 
 
@@ -99,9 +99,9 @@ def make_windows(
     tokenize: Callable[[str], list[int]],
     *,
     length: int = WINDOW,
-    pictures: bool = True,
+    images: bool = True,
 ) -> list[Window]:
-    """All windows: each language's text in pieces of at most `length` tokens, then one window behind a picture."""
+    """All windows: each language's text in pieces of at most `length` tokens, then one window behind an image."""
     windows = []
     for language, texts in passages.items():
         ids = tokenize(unicodedata.normalize("NFC", "\n".join(texts)))
@@ -110,26 +110,26 @@ def make_windows(
             if len(piece) >= _SHORTEST or number == 0:
                 prompt = Prompt((manifest.tokens.bos, *piece), ())
                 windows.append(Window(f"{language}/{number}", language, prompt, first=1))
-    if pictures:
+    if images:
         builder = PromptBuilder(manifest, tokenize)
         for number, (language, texts) in enumerate(passages.items()):
-            windows.append(_picture_window(builder, manifest, language, texts, number % PICTURES))
+            windows.append(_image_window(builder, manifest, language, texts, number % IMAGES))
     return windows
 
 
 def drawn_tiles(number: int, manifest: Manifest) -> NDArray[np.uint8]:
-    """The tiles (n, S, S, 3) of drawn picture `number`."""
+    """The tiles (n, S, S, 3) of drawn image `number`."""
     return split_tiles(
-        load_image(draw_picture(number, manifest.tiling.tile_size)), manifest.tiling, max_tiles=1
+        load_image(draw_image(number, manifest.tiling.tile_size)), manifest.tiling, max_tiles=1
     )
 
 
-def draw_picture(number: int, side: int) -> Image.Image:
-    """A square picture: a smooth background, coloured shapes and a line of text; always the same one."""
+def draw_image(number: int, side: int) -> Image.Image:
+    """A square image: a smooth background, coloured shapes and a line of text; always the same one."""
     rng = np.random.default_rng([31, number])
     coarse = rng.integers(60, 256, (3, 3, 3), dtype=np.uint8)
-    picture = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
     for index in range(6):
         x, y = rng.uniform(0, 0.7 * side, 2)
         size = rng.uniform(0.1, 0.3) * side
@@ -139,18 +139,18 @@ def draw_picture(number: int, side: int) -> Image.Image:
     draw.text(
         (0.05 * side, 0.8 * side), f"No. {int(rng.integers(1000, 10000))}", fill="black", font_size=side / 8
     )
-    return picture
+    return image
 
 
-def _picture_window(
-    builder: PromptBuilder, manifest: Manifest, language: str, texts: Sequence[str], picture: int
+def _image_window(
+    builder: PromptBuilder, manifest: Manifest, language: str, texts: Sequence[str], image: int
 ) -> Window:
-    tiles = len(drawn_tiles(picture, manifest))
+    tiles = len(drawn_tiles(image, manifest))
     text = "\n".join(texts)[: _CHARACTERS_PER_TOKEN * PICTURE_TEXT]  # enough, and never a whole book
     prompt = builder.build([Message("user", text, 1)], [tiles])
     first = prompt.images[0].stop
     ids = prompt.ids[: first + PICTURE_TEXT]
-    return Window(f"{language}/picture", language, Prompt(ids, prompt.images), first, picture)
+    return Window(f"{language}/picture", language, Prompt(ids, prompt.images), first, image)
 
 
 def _is_json(path: Path, content: str) -> bool:

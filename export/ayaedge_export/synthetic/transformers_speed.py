@@ -58,7 +58,7 @@ class TransformersSpeed:
     prefill: float | None = None
     """Tokens per second, from an empty context."""
     first_token_seconds: float | None = None
-    """A whole question about a picture, with the model loaded: vision, prefill, and the first token."""
+    """A whole question about an image, with the model loaded: vision, prefill, and the first token."""
     prompt_tokens: int | None = None
     tiles: int | None = None
     decode: tuple[Decoding, ...] = ()
@@ -179,7 +179,7 @@ def _fill(weights: Any, pool: Any, name: str) -> None:
 
 
 def _prompt(model: Any, vision: VisionConfig, text: TextConfig, tiles: int, tokens: int) -> Any:
-    """Token ids (1, n) of a picture of `tiles` tiles, with as many words around it as make `tokens` together."""
+    """Token ids (1, n) of an image of `tiles` tiles, with as many words around it as make `tokens` together."""
     torch = _import("torch")
     image = tiles * vision.tokens_per_tile
     patches = torch.full((1, image), model.config.image_token_id)

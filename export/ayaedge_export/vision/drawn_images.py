@@ -1,4 +1,4 @@
-"""Drawn images to calibrate with, so that no picture has to be shipped."""
+"""Drawn images to calibrate with, so that no image has to be shipped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ayaedge_export.vision.forward import FloatArray
 CALIBRATION_SEED = 20
 
 
-Picture = NDArray[np.float64]
+Pixels = NDArray[np.float64]
 
 
 def calibration_tiles(size: int, *, count: int = 2, seed: int = CALIBRATION_SEED) -> FloatArray:
@@ -31,15 +31,15 @@ def calibration_tiles(size: int, *, count: int = 2, seed: int = CALIBRATION_SEED
     return np.stack(tiles)[:, :, :size, :size].astype(np.float32)
 
 
-def _photograph(size: int, rng: np.random.Generator) -> Picture:
-    """Noise whose amplitude falls with frequency, as in pictures of the world."""
+def _photograph(size: int, rng: np.random.Generator) -> Pixels:
+    """Noise whose amplitude falls with frequency, as in images of the world."""
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size)))
     frequency[0, 0] = 1 / size
-    picture = np.fft.ifft2(np.fft.fft2(rng.standard_normal((3, size, size))) / frequency).real
-    return np.asarray(np.clip(picture / (2.5 * picture.std()), -1, 1))
+    image = np.fft.ifft2(np.fft.fft2(rng.standard_normal((3, size, size))) / frequency).real
+    return np.asarray(np.clip(image / (2.5 * image.std()), -1, 1))
 
 
-def _page(size: int, rng: np.random.Generator) -> Picture:
+def _page(size: int, rng: np.random.Generator) -> Pixels:
     """Lines of letter-like strokes, dark on white."""
     page = np.ones((3, size, size))
     height = max(6, size // 16)
@@ -54,22 +54,22 @@ def _page(size: int, rng: np.random.Generator) -> Picture:
     return page
 
 
-def _diagram(size: int, rng: np.random.Generator) -> Picture:
+def _diagram(size: int, rng: np.random.Generator) -> Pixels:
     """Discs and squares of one colour each, on a gradient."""
     y, x = np.mgrid[:size, :size] / size
     right, down = rng.uniform(-0.5, 1, (2, 3, 1, 1))
-    picture: Picture = np.clip(right * (1 - x) + down * y, -1, 1)
+    image: Pixels = np.clip(right * (1 - x) + down * y, -1, 1)
     for shape in range(12):
         across, along = np.abs(np.stack([x, y]) - rng.uniform(0, 1, (2, 1, 1)))
         distance = np.hypot(across, along) if shape % 2 else np.maximum(across, along)
-        picture = np.where(distance < rng.uniform(0.05, 0.25), rng.uniform(-1, 1, (3, 1, 1)), picture)
-    return picture
+        image = np.where(distance < rng.uniform(0.05, 0.25), rng.uniform(-1, 1, (3, 1, 1)), image)
+    return image
 
 
-def _textures(size: int, rng: np.random.Generator) -> Picture:
+def _textures(size: int, rng: np.random.Generator) -> Pixels:
     """A flat quarter, a finely chequered quarter, and white noise."""
-    picture, half = rng.uniform(-1, 1, (3, size, size)), size // 2
+    image, half = rng.uniform(-1, 1, (3, size, size)), size // 2
     y, x = np.mgrid[:half, :half] // 2
-    picture[:, :half, :half] = rng.uniform(-1, 1, (3, 1, 1))
-    picture[:, -half:, -half:] = 2 * ((x + y) % 2) - 1
-    return picture
+    image[:, :half, :half] = rng.uniform(-1, 1, (3, 1, 1))
+    image[:, -half:, -half:] = 2 * ((x + y) % 2) - 1
+    return image

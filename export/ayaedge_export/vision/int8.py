@@ -2,7 +2,7 @@
 
 A tile's embeddings do not depend on the tiles next to it. For int8, ranges of channels are shared out between
 activations and weights beforehand (see `ayaedge_quant.int8.Fold`), and the inner channels of an MLP are sorted by
-their reach and form groups with scales of their own; statistics come from pictures drawn here.
+their reach and form groups with scales of their own; statistics come from images drawn here.
 int8-block has a scale for every 32 weights and activations and needs none of that: twice as slow where processors
 multiply bytes in one instruction, and right where they do not (u8 times s8 saturates there).
 The rounding itself is in `ayaedge_quant.int8`, the network in `ayaedge_export.vision.graph`.
@@ -73,7 +73,7 @@ def write_int8_vision_graph(
     """Write the int8 graph to `path`, and weights that exceed the threshold (bytes) to `<path>.data`.
 
     Inputs and outputs are those of `write_vision_graph`. `tiles` (n, 3, S, S), normalised to -1..1, replaces
-    the drawn pictures as calibration. Patch embedding, norms, attention and sums stay float32.
+    the drawn images as calibration. Patch embedding, norms, attention and sums stay float32.
     """
     if tiles is None:
         large = config.patches_per_side**2 >= PATCHES_FOR_ONE_TILE
@@ -122,7 +122,7 @@ def foldable_pairs(config: VisionConfig) -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Int8Plan:
-    """What the calibration pictures decide; none of it changes the function of pixels."""
+    """What the calibration images decide; none of it changes the function of pixels."""
 
     folds: Mapping[str, tuple[tuple[str, ...], Fold]]
     """Name of a rescaled layer to the linears behind it and the fold between them."""

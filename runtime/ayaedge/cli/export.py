@@ -171,7 +171,7 @@ def calibrate(
     text: Annotated[
         str, typer.Option(help="A text file, JSON lines with languages, or builtin.")
     ] = "builtin",
-    image_weight: Annotated[float, typer.Option(help="Weight of a position inside a picture.")] = 0.2,
+    image_weight: Annotated[float, typer.Option(help="Weight of a position inside an image.")] = 0.2,
     max_tokens: Annotated[int, typer.Option(help="Most positions to look at.")] = 12288,
 ) -> None:
     """Measure how much each column of the decoder's weights matters, for `export --imatrix`."""
@@ -237,7 +237,7 @@ def evaluate(
         Literal["layers", "transformers"],
         typer.Option(help="A checkpoint: layer by layer, or wholly in memory (extra: trace)."),
     ] = "layers",
-    images: Annotated[bool, typer.Option(help="Compare behind a picture as well.")] = True,
+    images: Annotated[bool, typer.Option(help="Compare behind an image as well.")] = True,
     window: Annotated[int, typer.Option(help="Most tokens that are read at a stretch.")] = 512,
     record: Annotated[
         bool, typer.Option("--record", help="Write the totals into the bundle's manifest.")
@@ -255,7 +255,7 @@ def evaluate(
     journal = output.with_name(f"{output.stem}.windows.jsonl") if output else None
     with count_progress("windows:") as advance:
         result = evaluate_bundle(
-            opened, against, text=text, pictures=images, window=window, through=through, journal=journal,
+            opened, against, text=text, images=images, window=window, through=through, journal=journal,
             threads=threads, advance=advance,
         )  # fmt: skip
     figures = json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n"

@@ -86,7 +86,7 @@ def test_best_is_much_nearer_to_the_checkpoint_than_calibrated(
 ) -> None:
     calibrated = export_checkpoint(tiny, tmp_path / "b", vision="int8", effort="calibrated")
     divergences = [
-        evaluate_bundle(bundle, exact_bundle, pictures=False).overall.mean_kl for bundle in (best, calibrated)
+        evaluate_bundle(bundle, exact_bundle, images=False).overall.mean_kl for bundle in (best, calibrated)
     ]
     assert divergences[0] <= NEARER * divergences[1]
 

@@ -237,7 +237,7 @@ def test_a_manifest_that_says_another_scale_than_the_file_is_caught(
     checkpoint: Path, rescaled_bundle: Bundle, text: Path, tmp_path: Path
 ) -> None:
     copy = stating(rescaled_bundle, tmp_path / "copy", SCALE)
-    assert evaluate_bundle(copy, checkpoint, text=text, pictures=False).overall.mean_kl > 1e-2
+    assert evaluate_bundle(copy, checkpoint, text=text, images=False).overall.mean_kl > 1e-2
 
 
 def test_bundles_of_different_scales_are_not_compared(
@@ -253,9 +253,9 @@ def test_an_evaluation_does_not_go_on_after_the_checkpoints_scale_was_changed(
 ) -> None:
     copy, journal = stating(rescaled_bundle, tmp_path / "copy", None), tmp_path / "windows.jsonl"
     opened = open_checkpoint(checkpoint)
-    evaluate_bundle(copy, opened, text=text, pictures=False, journal=journal)
+    evaluate_bundle(copy, opened, text=text, images=False, journal=journal)
     with pytest.raises(InvalidOptionError, match="another evaluation"):
-        evaluate_bundle(copy, rescaled(opened, OTHER), text=text, pictures=False, journal=journal)
+        evaluate_bundle(copy, rescaled(opened, OTHER), text=text, images=False, journal=journal)
 
 
 def test_importance_does_not_depend_on_the_scale(checkpoint: Path) -> None:

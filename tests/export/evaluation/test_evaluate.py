@@ -75,7 +75,7 @@ def test_a_quantized_bundle_is_farther_from_the_checkpoint_than_an_exact_one(
 
 
 def test_pictures_can_be_left_out(small_bundle: Bundle, exact_bundle: Bundle, text: Path) -> None:
-    result = evaluate_bundle(small_bundle, exact_bundle, text=text, pictures=False)
+    result = evaluate_bundle(small_bundle, exact_bundle, text=text, images=False)
     assert result.after_image is None
     assert result.languages_after_image == {}
 
@@ -83,9 +83,9 @@ def test_pictures_can_be_left_out(small_bundle: Bundle, exact_bundle: Bundle, te
 def test_few_positions_at_a_time_give_the_same_figures(
     small_bundle: Bundle, exact_bundle: Bundle, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = evaluate_bundle(small_bundle, exact_bundle, text=text, pictures=False)
+    whole = evaluate_bundle(small_bundle, exact_bundle, text=text, images=False)
     monkeypatch.setattr(scorers, "MOST_POSITIONS", 17)
-    parts = evaluate_bundle(small_bundle, exact_bundle, text=text, pictures=False)
+    parts = evaluate_bundle(small_bundle, exact_bundle, text=text, images=False)
     assert parts.overall.positions == whole.overall.positions
     assert parts.overall.mean_kl == pytest.approx(whole.overall.mean_kl, rel=0.02)
 
@@ -138,12 +138,12 @@ def test_a_journal_of_another_evaluation_is_refused(
     small_bundle: Bundle, exact_bundle: Bundle, text: Path, tmp_path: Path
 ) -> None:
     journal = tmp_path / "windows.jsonl"
-    evaluate_bundle(small_bundle, exact_bundle, text=text, journal=journal, pictures=False)
+    evaluate_bundle(small_bundle, exact_bundle, text=text, journal=journal, images=False)
     before = journal.read_bytes()
     with pytest.raises(InvalidOptionError, match="another evaluation"):
-        evaluate_bundle(small_bundle, small_bundle, text=text, journal=journal, pictures=False)
+        evaluate_bundle(small_bundle, small_bundle, text=text, journal=journal, images=False)
     with pytest.raises(InvalidOptionError, match="another evaluation"):
-        evaluate_bundle(small_bundle, exact_bundle, text=text, journal=journal, pictures=False, window=20)
+        evaluate_bundle(small_bundle, exact_bundle, text=text, journal=journal, images=False, window=20)
     assert journal.read_bytes() == before
 
 

@@ -12,7 +12,7 @@ from ayaedge_export.evaluation.windows import (
     BUILTIN,
     PICTURE_TEXT,
     UNNAMED,
-    draw_picture,
+    draw_image,
     drawn_tiles,
     make_windows,
     read_passages,
@@ -62,7 +62,7 @@ def test_a_text_that_cannot_be_read_says_why(
 def test_long_text_becomes_several_windows_and_no_token_is_lost(demo_model: AyaVision) -> None:
     manifest, tokenize = demo_model.bundle.manifest, demo_model._engine.decoder.vocabulary.tokenize
     texts = [sentence + " " + sentence for sentence in SENTENCES.values()]
-    windows = make_windows({"all": texts}, manifest, tokenize, length=100, pictures=False)
+    windows = make_windows({"all": texts}, manifest, tokenize, length=100, images=False)
     ids = tokenize("\n".join(texts))
     assert [token for window in windows for token in window.prompt.ids[1:]] == ids[
         : len(ids) // 99 * 99
@@ -75,7 +75,7 @@ def test_long_text_becomes_several_windows_and_no_token_is_lost(demo_model: AyaV
 def test_a_window_behind_a_picture_begins_where_the_picture_ends(demo_model: AyaVision) -> None:
     manifest, tokenize = demo_model.bundle.manifest, demo_model._engine.decoder.vocabulary.tokenize
     texts = {"fr": ["mot " * 1000], "de": ["kurz"]}
-    windows = [w for w in make_windows(texts, manifest, tokenize) if w.picture is not None]
+    windows = [w for w in make_windows(texts, manifest, tokenize) if w.image is not None]
     assert [w.key for w in windows] == ["fr/picture", "de/picture"]
     long, short = windows
     assert long.first == long.prompt.images[0].stop
@@ -85,7 +85,7 @@ def test_a_window_behind_a_picture_begins_where_the_picture_ends(demo_model: Aya
     assert [p for start, stop in ranges for p in range(start, stop)] == list(range(len(long.prompt.ids)))
     for start, stop in ranges:
         assert stop - start <= 10
-        assert len({long.in_picture(position) for position in range(start, stop)}) == 1
+        assert len({long.in_image(position) for position in range(start, stop)}) == 1
 
 
 def test_pictures_are_always_the_same_and_differ(demo_model: AyaVision) -> None:
@@ -94,4 +94,4 @@ def test_pictures_are_always_the_same_and_differ(demo_model: AyaVision) -> None:
     assert first.shape == (1, manifest.tiling.tile_size, manifest.tiling.tile_size, 3)
     assert np.array_equal(first, drawn_tiles(0, manifest))
     assert not np.array_equal(first, drawn_tiles(1, manifest))
-    assert draw_picture(2, 364).size == (364, 364)
+    assert draw_image(2, 364).size == (364, 364)
