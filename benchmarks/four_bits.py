@@ -358,7 +358,7 @@ class Sensitivity:
         for group, rounded in self._probes.items():
             hidden = self._decoder.run(self._few, product_of(self._decoder, rounded))
             found[group] = (
-                float(self._decoder.divergence(exact, hidden).kl.mean()) / self._probe_losses[group]
+                float(self._decoder.kl_divergence(exact, hidden).kl.mean()) / self._probe_losses[group]
             )
         return found
 
@@ -462,7 +462,9 @@ class Bench:
             passages, inputs = self._calibration(*_text_of(run))
             rounded = Rounder(self.decoder, types, run.rounding, inputs).run(passages)
         passages, exact = self._evaluation(OTHER[run.corpus])
-        found = self.decoder.divergence(exact, self.decoder.run(passages, product_of(self.decoder, rounded)))
+        found = self.decoder.kl_divergence(
+            exact, self.decoder.run(passages, product_of(self.decoder, rounded))
+        )
         by_language = found.kl.reshape(len(passages.ids), len(LANGUAGES), -1).mean(axis=(0, 2))
         stored = sum(choice_of(weights, types[name]).nbytes for name, weights in self.decoder.weights.items())
         bits = 8 * stored / sum(weights.numel() for weights in self.decoder.weights.values())
