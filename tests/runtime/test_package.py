@@ -31,7 +31,17 @@ FORBIDDEN = {
     "gguf",
     "safetensors",
 }
-LAZY = {"onnxruntime", "llama_cpp", "jinja2", "typer", "rich", "regex", "prompt_toolkit", "asyncio"}
+LAZY = {
+    "onnxruntime",
+    "llama_cpp",
+    "llguidance",
+    "jinja2",
+    "typer",
+    "rich",
+    "regex",
+    "prompt_toolkit",
+    "asyncio",
+}
 
 
 def run(code: str) -> str:

@@ -252,7 +252,9 @@ def decoder_plan(bundle: Bundle, answer_tokens: int) -> dict[str, Any]:
     manifest = bundle.manifest
     room = min(manifest.decoder.context_length, DEFAULT_CONTEXT) - answer_tokens
     if room < 2:
-        raise InvalidOptionError(f"{answer_tokens} tokens of an answer leave no room for a prompt: lower answer_tokens")
+        raise InvalidOptionError(
+            f"{answer_tokens} tokens of an answer leave no room for a prompt: lower answer_tokens"
+        )
     rows = (manifest.tiling.max_tiles + 1) * manifest.image_prompt.tokens_per_tile
     return {
         "prompts": [("text", min(_TEXT_TOKENS, room)), ("picture", min(rows, room))],

@@ -67,7 +67,9 @@ def vision(bundle: Bundle, *, threads: int | None, tiles: int) -> Result:
     """Load the vision tower alone, and encode different tiles one by one after a first that does not count."""
     _, options = _options(bundle, threads)
     started = time.perf_counter()
-    encoder = VisionEncoder(bundle.vision_path, bundle.manifest, options, prepared=prepared_graphs(CacheOptions()))
+    encoder = VisionEncoder(
+        bundle.vision_path, bundle.manifest, options, prepared=prepared_graphs(CacheOptions())
+    )
     loaded = time.perf_counter() - started
     side, rng = bundle.manifest.tiling.tile_size, np.random.default_rng(0)
     seconds = []
