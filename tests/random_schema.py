@@ -6,6 +6,7 @@ import copy
 import math
 import random
 from collections.abc import Callable, Iterator
+from datetime import date
 from typing import Any
 
 Schema = dict[str, Any]
@@ -43,11 +44,15 @@ PATTERNS = [
     "^[A-Z]{2}-\\d{3}$", "^(yes|no)$", "^[^\"]{1,4}$", "^\\w+( \\w+){0,2}$", "^a$|^b$", "^[a-f0-9]+\\.$", "^\\S{2,}$",
     "^.{0,5}$", "^x?[\\s\\\\]y*$", "^$", "^(a(b|cd){1,3})+$", "^[ऀ-ॿ]+$", "^\\D\\W$", "^[\\]^-]$",
 ]  # fmt: skip
-FORMATS = ["date", "time", "date-time", "uuid", "email", "ipv4", "color"]
+FORMATS = [
+    "date", "time", "date-time", "uuid", "email", "ipv4", "ipv6", "uri", "hostname", "duration", "color"
+]  # fmt: skip
 UNSUPPORTED: dict[str, Any] = {
-    "not": {"type": "null"}, "if": {}, "then": {}, "else": {}, "patternProperties": {"^a": {}}, "contains": {},
-    "propertyNames": {}, "dependentRequired": {"a": ["b"]}, "dependentSchemas": {}, "unevaluatedProperties": False,
-    "unevaluatedItems": False, "uniqueItems": True, "multipleOf": 2, "nullable": True, "maxlength": 3, "$anchor": "x",
+    "not": {"type": "null"}, "if": {}, "then": {}, "else": {}, "patternProperties": {"^a(?=b)": {}}, "contains": {},
+    "propertyNames": {"maxLength": 3}, "dependentRequired": {"a": ["b"]}, "dependentSchemas": {},
+    "unevaluatedProperties": False,
+    "unevaluatedItems": False, "uniqueItems": True, "multipleOf": 0, "format": "iri", "pattern": "^a$b",
+    "nullable": True, "maxlength": 3, "$anchor": "x",
     "$dynamicRef": "#x", "minContains": 2, "minLength": -1, "type": "text", "enum": [], "anyOf": [],
     "items": [{}], "required": "a", "$ref": "#/nowhere", "maximum": "3", "properties": [], "minimum": True,
 }  # fmt: skip
@@ -64,7 +69,7 @@ def random_schema(chance: random.Random, *, bounded: bool = False) -> Schema:
         schema = {"$ref": "#/$defs/node", "$defs": {"node": node}}
     elif chance.random() < 0.2:
         schema = {"$ref": "#/$defs/a~1b", "$defs": {"a/b": schema}, "description": "a reference"}
-    return {"title": "Random", **schema}
+    return {"title": "Random", "default": math.inf, "examples": [date(2024, 2, 29)], **schema}
 
 
 def unsupported_schema(chance: random.Random) -> tuple[Schema, str, str]:
@@ -87,15 +92,20 @@ def random_value(chance: random.Random, schema: Any, root: Any = None) -> Any:
             choices = schema[keyword]
             # the last one ends recursion
             chosen = chance.choice(choices) if chance.random() < 0.7 else choices[-1]
-            return chosen if keyword == "enum" else random_value(chance, chosen, root)
+            return _plain(chosen) if keyword == "enum" else random_value(chance, chosen, root)
     if "const" in schema:
-        return schema["const"]
+        return _plain(schema["const"])
     if "allOf" in schema:
         required = schema["required"]
         parts = [{"type": "object", "required": required, **part} for part in schema["allOf"]]
         return {name: value for part in parts for name, value in random_value(chance, part, root).items()}
     kind = schema.get("type", "null")
     return _VALUES[kind if isinstance(kind, str) else kind[0]](chance, schema, root)
+
+
+def _plain(value: Any) -> Any:
+    """Whole numbers without a fraction."""
+    return int(value) if isinstance(value, float) and value == int(value) else value
 
 
 def _random_object(chance: random.Random, schema: Schema, root: Any) -> Any:
@@ -105,6 +115,12 @@ def _random_object(chance: random.Random, schema: Schema, root: Any) -> Any:
         for name, inner in schema.get("properties", {}).items()
         if name in required or chance.random() < 0.5
     }
+    for pattern, inner in schema.get("patternProperties", {}).items():
+        found[_MATCHES[PATTERNS.index(pattern)]] = random_value(chance, inner, root)
+    for name in schema.get("propertyNames", {}).get("enum", []):
+        found[name] = random_value(chance, schema["additionalProperties"], root)
+    if "propertyNames" in schema:
+        return found
     others = schema.get("additionalProperties", False)
     if others is not False and chance.random() < 0.5:
         found["some other"] = [1, {"x": None}] if others is True else random_value(chance, others, root)
@@ -124,12 +140,14 @@ def _random_string(chance: random.Random, schema: Schema, _root: Any) -> str:
     if schema.get("format") in _FORMATTED:
         return _FORMATTED[schema["format"]]
     length = chance.randint(schema.get("minLength", 0), schema.get("maxLength", 9))
-    return "".join(chance.choices('aZ0 "\\/\n\téहि赤🎈\u200d\x7f', k=length))
+    return "".join(chance.choices('aZ0 "\\/\n\téहि赤🎈\u200d', k=length))
 
 
 def _random_integer(chance: random.Random, schema: Schema, _root: Any) -> int:
     low = schema.get("minimum", math.ceil(schema.get("exclusiveMinimum", -5000)))
     high = schema.get("maximum", schema.get("exclusiveMaximum", low + 9001) - 1)
+    if "multipleOf" in schema:
+        return -(-low // schema["multipleOf"]) * schema["multipleOf"]
     return chance.randint(
         min(low, high) if "minimum" not in schema and "exclusiveMinimum" not in schema else low, high
     )
@@ -140,13 +158,15 @@ def _random_number(chance: random.Random, schema: Schema, _root: Any) -> float:
     high = schema.get("maximum", schema.get("exclusiveMaximum"))
     low = (high or 0) - 3 if low is None else low
     middle = low + ((low + 3 if high is None else high) - low) * chance.choice([0.25, 0.5, 0.75])
-    return round(middle, 6)
+    return _plain(round(middle, 6))
 
 
 _MATCHES = ["AB-123", "yes", "ह'", "a_1 b", "b", "0f.", "नमस्ते", "a b", "x\\y", "", "abacdcd", "हि", "x!", "]"]
 _FORMATTED = {
     "date": "2024-02-29", "time": "23:59:59.5Z", "date-time": "1999-12-31T00:00:00+05:30", "ipv4": "192.168.0.255",
     "uuid": "123e4567-e89b-12d3-a456-426614174000", "email": "first.last+tag@mail.example.org",
+    "ipv6": "2001:db8::ff00:42:8329", "uri": "https://example.org/a?b=c#d", "hostname": "a-1.example.org",
+    "duration": "P3DT4H",
 }  # fmt: skip
 _VALUES: dict[str, Callable[[random.Random, Schema, Any], Any]] = {
     "object": _random_object,
@@ -168,12 +188,12 @@ def _schemas(schema: Any, place: str) -> Iterator[tuple[str, Schema]]:
     if not isinstance(schema, dict):
         return
     yield place, schema
-    for keyword in ("items", "additionalProperties"):
+    for keyword in ("items", "additionalProperties", "propertyNames"):
         yield from _schemas(schema.get(keyword), f"{place}/{keyword}")
     for keyword in ("anyOf", "oneOf", "allOf", "prefixItems"):
         for number, inner in enumerate(schema.get(keyword, [])):
             yield from _schemas(inner, f"{place}/{keyword}/{number}")
-    for keyword in ("properties", "$defs"):
+    for keyword in ("properties", "patternProperties", "$defs"):
         for name, inner in schema.get(keyword, {}).items():
             escaped = name.replace("~", "~0").replace("/", "~1")
             yield from _schemas(inner, f"{place}/{keyword}/{escaped}")
@@ -194,6 +214,7 @@ class _Generator:
             self._tuple,
             self._any_of,
             self._one_of,
+            self._named,
             self._all_of,
         ]
         if depth and self._chance.random() < 0.7:
@@ -232,6 +253,8 @@ class _Generator:
             schema.update({"minimum": low} if self._flip(0.7) else {"exclusiveMinimum": low - 0.5})
         if self._flip(0.7):
             schema.update({"maximum": high} if self._flip(0.7) else {"exclusiveMaximum": high + 1})
+        elif self._flip():
+            schema["multipleOf"] = self._chance.choice([1, 2, 5, 100])
         return schema
 
     def _number(self) -> Schema:
@@ -262,6 +285,16 @@ class _Generator:
         other = self._chance.choice(others)
         return schema if other is None else {**schema, "additionalProperties": other}
 
+    def _named(self, depth: int) -> Schema:
+        """Properties whose names come out of a list or follow a pattern."""
+        if self._bounded or self._flip():
+            names = self._chance.sample(NAMES, self._chance.randint(1, 3))
+            schema: Schema = {"propertyNames": {"enum": names}, "additionalProperties": self.schema(depth)}
+        else:
+            pattern = self._chance.choice([one for one in PATTERNS if one not in ("^$", "^a$|^b$")])
+            schema = {"patternProperties": {pattern: self.schema(depth)}, "minProperties": 1}
+        return {"type": "object", **schema}
+
     def _array(self, depth: int) -> Schema:
         schema: Schema = {"type": "array", "items": self.schema(depth)}
         least = self._chance.randrange(3)
@@ -282,10 +315,16 @@ class _Generator:
         return {"anyOf": [self.schema(depth) for _ in range(self._chance.randint(1, 3))]}
 
     def _one_of(self, depth: int) -> Schema:
+        if self._flip(0.3):  # the tag is the only property's name
+            tagged = [
+                {"type": "object", "properties": {name: self.schema(depth)}, "required": [name]}
+                for name in ("first", "second")
+            ]
+            return {"oneOf": [*tagged, {"enum": ["neither"]}]}
         branches = [
             {
                 "type": "object",
-                "properties": {"kind": {"const": kind}, "inner": self.schema(depth)},
+                "properties": {"kind": {"const": kind, "default": kind}, "inner": self.schema(depth)},
                 "required": ["kind"],
                 "additionalProperties": False,
             }

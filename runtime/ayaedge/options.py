@@ -40,7 +40,7 @@ class AnswerOptions:
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these."""
     grammar: str | None = None
-    """GBNF that the answer follows."""
+    """What the answer follows, in llguidance's notation: `grammar.schema.grammar_text` writes it."""
     response_format: Any = None
     """From which the grammar was made."""
     top_logprobs: int | None = None

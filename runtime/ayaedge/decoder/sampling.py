@@ -1,7 +1,7 @@
-"""Logits to tokens: llama.cpp's sampler chain and grammar, and log-probabilities.
+"""Logits to tokens: llama.cpp's sampler chain, a grammar beside it, and log-probabilities.
 
-A grammar over 256,000 tokens takes tens of milliseconds, testing one token takes none. So a token is chosen first and
-tested, and only if the grammar rejects it are others considered (as in llama.cpp's common/sampling.cpp).
+A token is chosen first and tested, and only if the grammar rejects it are others considered (as in llama.cpp's
+common/sampling.cpp): most of the time the model wants what the grammar allows.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import ctypes
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from ayaedge import llama
 from ayaedge.checks import check_options, make_plain, real_number, whole_number
 from ayaedge.decoder.decoder import Decoder
-from ayaedge.decoder.vocabulary import Vocabulary
-from ayaedge.errors import AyaEdgeError, BackendError, InvalidOptionError
-from ayaedge.manifest import Tokens
+from ayaedge.errors import AyaEdgeError
 from ayaedge.text.text_stream import TokenLogprob
 
 MOST_LOGPROBS = 20
@@ -30,8 +28,6 @@ _MOST_SEED = 2**32 - 2
 """The next one asks llama.cpp for a random seed."""
 _LEAST_TEMPERATURE = 1e-6
 """Below it logits divided by the temperature overflow; the draw is the likeliest token long before."""
-_FIRST_CANDIDATES = 64
-"""Likeliest tokens that a grammar is tried on before all."""
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """llama_token_data of llama.h."""
 
@@ -74,6 +70,19 @@ class SamplingKeywords(TypedDict, total=False):
     seed: int | None
 
 
+class Grammar(Protocol):
+    """What may come next; `grammar.matcher.Matcher` is one."""
+
+    def take(self, token: int) -> bool:
+        """Move on by this token, if it is allowed here."""
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Which tokens may come next, (vocabulary,)."""
+
+    def forced(self) -> Sequence[int]:
+        """The tokens that must come next, taken already."""
+
+
 class Sampler:
     """A llama.cpp sampler chain: top-k, top-p, min-p, temperature, then a draw; or the most likely token alone."""
 
@@ -96,8 +105,10 @@ class Sampler:
     ) -> None:
         if self._chain is not None:
             self._llama.llama_sampler_free(self._chain)
-        if self._grammar is not None:
-            self._grammar.close()
+
+    def forced(self) -> Sequence[int]:
+        """The tokens that the grammar demands next, whatever the logits are; they count as chosen."""
+        return () if self._grammar is None else self._grammar.forced()
 
     def sample(self, decoder: Decoder) -> int:
         """Choose the token that follows the decoder's last position."""
@@ -114,17 +125,14 @@ class Sampler:
 
     def _allowed_token(self, grammar: Grammar, logits: NDArray[np.float32]) -> int:
         """The likeliest token that the grammar allows, or one drawn from all that it allows."""
-        if self._chain is None:
-            count = min(_FIRST_CANDIDATES, len(logits))
-            first = np.argpartition(logits, -count)[-count:]
-            allowed = grammar.allowed(first, logits[first])
-            if len(allowed):
-                return int(allowed["id"][allowed["logit"].argmax()])
-        allowed = grammar.allowed(np.arange(len(logits)), logits)
-        if not len(allowed):
+        mask = grammar.allowed()
+        ids = np.flatnonzero(mask)
+        if not len(ids):
             raise AyaEdgeError("the grammar demands something here that this model's tokens cannot spell")
         if self._chain is None:
-            return int(allowed["id"][allowed["logit"].argmax()])
+            return int(ids[logits[ids].argmax()])
+        allowed = np.zeros(len(ids), _CANDIDATE)
+        allowed["id"], allowed["logit"] = ids, logits[ids]
         candidates = _candidate_array(self._llama, allowed)
         self._llama.llama_sampler_apply(self._chain, ctypes.byref(candidates))
         return int(candidates.data[candidates.selected].id)
@@ -144,80 +152,6 @@ class Sampler:
             lib.llama_sampler_init_temp(options.temperature),
             lib.llama_sampler_init_dist(seed),
         ]
-
-
-class Grammar:
-    """What may come next under a GBNF grammar; `take` moves on.
-
-    Added tokens (turn markers and the like) are no text and never allowed inside it; those that the model writes around
-    its answer, and the end, are left alone before it begins and once it may end.
-    """
-
-    def __init__(self, text: str, vocabulary: Vocabulary, tokens: Tokens) -> None:
-        self._llama = llama.library()
-        self._hidden, self._stop = frozenset(tokens.hidden), frozenset(tokens.stop)
-        unseen = self._hidden.union(tokens.special.values()) - self._stop
-        self._special = np.asarray(sorted(unseen), np.int64)
-        self._begun = False
-        llama.forget_errors()
-        self._sampler = self._llama.llama_sampler_init_grammar(vocabulary.handle, text.encode(), b"root")
-        if not self._sampler:
-            raise InvalidOptionError(f"llama.cpp does not accept the grammar: {llama.recent_errors()}")
-        try:
-            self._end = self._ending(vocabulary)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Free it."""
-        sampler, self._sampler = self._sampler, None
-        if sampler:
-            self._llama.llama_sampler_free(sampler)
-
-    @property
-    def may_end(self) -> bool:
-        """Whether what was taken so far is complete."""
-        return bool(len(self._apply(np.asarray([self._end]), np.zeros(1, np.float32))))
-
-    def take(self, token: int) -> bool:
-        """Move on by this token, if it is allowed here."""
-        if token in self._hidden or token in self._stop:
-            opens = (
-                not self._begun and token not in self._stop
-            )  # once: the model marks where its answer begins
-            self._begun |= opens
-            return opens or self.may_end
-        if not len(self.allowed(np.asarray([token]), np.zeros(1, np.float32))):
-            return False
-        self._llama.llama_sampler_accept(self._sampler, token)
-        self._begun = True
-        return True
-
-    def allowed(self, ids: NDArray[Any], logits: NDArray[np.float32]) -> NDArray[Any]:
-        """Those of the tokens that may come next, with `id` and `logit`."""
-        text = ~np.isin(ids, self._special)
-        return self._apply(ids[text], logits[text])
-
-    def _apply(self, ids: NDArray[Any], logits: NDArray[np.float32]) -> NDArray[Any]:
-        """The candidates that llama.cpp does not reject; the array is not reordered by a grammar."""
-        candidates = np.zeros(len(ids), _CANDIDATE)
-        candidates["id"], candidates["logit"] = ids, logits
-        if len(ids):
-            array = _candidate_array(self._llama, candidates)
-            self._llama.llama_sampler_apply(self._sampler, ctypes.byref(array))
-        return candidates[candidates["logit"] > -np.inf]
-
-    def _ending(self, vocabulary: Vocabulary) -> int:
-        """A token that llama.cpp allows only where a grammar may end."""
-        ends = [
-            token for token in sorted(self._stop) if self._llama.llama_vocab_is_eog(vocabulary.handle, token)
-        ]
-        if not ends:
-            raise BackendError(
-                "llama.cpp does not know the stop tokens of this bundle: it cannot follow a grammar"
-            )
-        return ends[0]
 
 
 def _candidate_array(library: Any, candidates: NDArray[Any]) -> Any:

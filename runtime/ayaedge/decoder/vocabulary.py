@@ -59,11 +59,6 @@ class Vocabulary:
         spelled = self._llama.llama_vocab_get_text(self._vocab, token)
         return str(spelled.decode("utf-8")) if spelled is not None else ""
 
-    @property
-    def handle(self) -> Any:
-        """The llama_vocab, for grammars; ClosedError after `close()`."""
-        return self._vocab
-
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for in text, perhaps part of a character; errors as `text`."""
         self._check_id(token)

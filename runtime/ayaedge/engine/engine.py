@@ -21,13 +21,14 @@ from ayaedge.cache.options import CacheOptions, state_store
 from ayaedge.cache.stores import RecentArrays, State
 from ayaedge.cancellation import Cancellation
 from ayaedge.decoder.decoder import Decoder
-from ayaedge.decoder.sampling import Grammar, Sampler
+from ayaedge.decoder.sampling import Sampler
 from ayaedge.engine.dialogue import Dialogue, FittedPrompt, fit_prompt
 from ayaedge.engine.generation import generate
 from ayaedge.engine.prefix_cache import KnownPrefix
 from ayaedge.engine.segments import Segment, split_prompt
 from ayaedge.engine.streams import AnswerRequest
 from ayaedge.errors import CancelledError, ImageError
+from ayaedge.grammar.matcher import GrammarVocabulary, Matcher
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.images.encoded_image import AnyImage, EncodedImage, cut_picture
 from ayaedge.images.load import ImageInput, load_image
@@ -66,6 +67,10 @@ class Engine:
         self.encoder = repr(hashes).encode() + vision.identity
         """Identifies what decides about a picture's embeddings."""
         self._preamble = self.prompts.preamble()
+        vocabulary = decoder.vocabulary
+        self._forms = GrammarVocabulary(
+            vocabulary.size, vocabulary.piece, vocabulary.tokenize, bundle.manifest.tokens
+        )
 
     @property
     def context_size(self) -> int:
@@ -162,7 +167,7 @@ class Engine:
         flag, laps = request.cancellation, _Laps()
         flag.check()
         # A faulty grammar is said before minutes of work.
-        with self._open_sampler(options) as sampler:
+        with self._open_sampler(options, flag) as sampler:
             self.decoder.watch(flag)
             laps.end("vision")
             if options.tiles.policy == "auto" and dialogue.pictures:
@@ -202,10 +207,9 @@ class Engine:
             raise CancelledError(answer)
         return answer
 
-    def _open_sampler(self, options: AnswerOptions) -> Sampler:
-        vocabulary, tokens = self.decoder.vocabulary, self.bundle.manifest.tokens
-        grammar = None if options.grammar is None else Grammar(options.grammar, vocabulary, tokens)
-        return Sampler(options.sampling, grammar)
+    def _open_sampler(self, options: AnswerOptions, flag: Cancellation) -> Sampler:
+        matcher = None if options.grammar is None else Matcher(options.grammar, self._forms, flag.check)
+        return Sampler(options.sampling, matcher)
 
     def _split(self, prompt: Prompt, pictures: Sequence[EncodedImage]) -> list[Segment]:
         keys = [picture.key for picture in pictures]

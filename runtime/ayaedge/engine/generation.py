@@ -68,9 +68,8 @@ def generate(
             request.cancellation.check()
             # 3. The next token: the one that is known already, or one that is chosen by its logits (vocabulary,).
             token, logprob = ahead.popleft() if ahead else sampler.sample(decoder), None
-            if options.top_logprobs is not None:
-                logits = decoder.last_logits()
-                logprob = token_logprob(logits, token, options.top_logprobs, decoder.vocabulary.piece)
+            if (count := options.top_logprobs) is not None:
+                logprob = token_logprob(decoder.last_logits(), token, count, decoder.vocabulary.piece)
             if not written.ids:
                 written.first = time.perf_counter()
             written.ids.append(token)
@@ -83,10 +82,8 @@ def generate(
             if len(written.ids) == limit:
                 break
             # 5. The decoder reads the token; it holds all but the last of those that are known ahead.
-            if lookup and not ahead:
-                ahead.extend(lookup.decode(token, limit - len(written.ids)))
-            elif not ahead:
-                decoder.decode_tokens([token])
+            if not ahead:
+                ahead.extend(_decode(decoder, sampler, lookup, token, limit - len(written.ids), options))
     except CancelledError:
         written.stop_reason = "cancelled"
     finally:
@@ -108,6 +105,29 @@ def _give(piece: Piece | None, written: Written, request: AnswerRequest) -> None
     if piece is not None:
         written.pieces.append(piece)
         request.give(piece)
+
+
+def _decode(
+    decoder: Decoder,
+    sampler: Sampler,
+    lookup: LookupDecoder | None,
+    token: int,
+    room: int,
+    options: AnswerOptions,
+) -> Sequence[int]:
+    """Decode a token in one step with those that a grammar demands behind it; gives these, and the one after them.
+
+    They are computed with each other instead of one by one, which changes how their logits are rounded, not which
+    tokens they are. Where log-probabilities are asked for each goes alone, since each needs its logits.
+    """
+    if lookup:
+        return lookup.decode(token, room)
+    forced = sampler.forced()[:room] if options.top_logprobs is None else ()
+    if len(forced) == room:
+        decoder.decode_tokens([token, *forced[:-1]])
+        return forced
+    decoder.decode_tokens([token, *forced])
+    return [*forced, sampler.sample(decoder)] if forced else ()
 
 
 def _lookup(

@@ -1,124 +1,204 @@
-"""GBNF, the grammar notation of llama.cpp: writing rules in it.
+"""GBNF, the grammar notation of llama.cpp, as a grammar of llguidance.
 
-Nothing here knows JSON. What a grammar must not contain is in `ayaedge.grammar.gbnf_check`.
+llguidance has a converter. Before it come the checks that it lacks, and the escapes that it misreads are spelled out.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
 
-MOST_REPEATS = 50_000
-"""Of one thing, in the rules that `Rules` writes."""
-LLAMA_REPEATS = 2000
-"""llama.cpp refuses more as a least count, and silently takes more as "without end" as a greatest one."""
-_BLOCK = 1000
-_SPECIAL = '"\\[]^-'
+from ayaedge.grammar.schema_keywords import shortened
 
-Ranges = list[tuple[int, int]]
-"""Code points, first and last of each range, in order and apart from one another."""
-
-
-def literal(text: str) -> str:
-    """A text that must stand exactly so."""
-    return '"' + "".join(_escaped(ord(character)) for character in text) + '"'
-
-
-def character_class(ranges: Ranges) -> str:
-    """One character out of these."""
-    parts = [_escaped(first) + (f"-{_escaped(last)}" if last > first else "") for first, last in ranges]
-    return f"[{''.join(parts)}]"
+_LONGEST = 200_000
+_MOST_RULES = 500
+"""llguidance follows rules by recursion: a chain of 3000 overflows the stack."""
+_DEEPEST = 100
+_MOST_REPEATS = 2000
+_TOKEN = re.compile(
+    r"""(?P<literal>"(?:\\.|[^"\\\r\n])*") | (?P<class>\[\^?(?:\\.|[^\]\\\r\n])*\]) | (?P<comment>\#[^\r\n]*)
+    | (?P<name>[A-Za-z0-9][A-Za-z0-9_-]*) | (?P<is>::=) | (?P<repeat>[*+?]|\{\s*\d+\s*(?:,\s*\d*\s*)?\})
+    | (?P<open>\() | (?P<close>\)) | (?P<or>\|) | (?P<any>\.) | (?P<break>\r\n|\r|\n) | (?P<blank>[ \t]+)""",
+    re.VERBOSE,
+)
+_CHARACTER = re.compile(
+    r'\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[nrt\\"\[\]^-])|[^\\]', re.DOTALL
+)
+_CONTROLS = {"n": "\n", "r": "\r", "t": "\t"}
 
 
-def _escaped(code: int) -> str:
-    character = chr(code)
-    if character.isprintable() and character not in _SPECIAL:
-        return character
-    if code < 0x100:
-        return f"\\x{code:02X}"
-    return f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}"
+class GbnfError(ValueError):
+    """A grammar that cannot be followed."""
 
 
-class Rules:
-    """Rules as they are written; the same body gets one name only."""
+def gbnf_grammar(text: str) -> str:
+    """The grammar of GBNF with the rule `root`, for `matcher.Matcher`; GbnfError says what is wrong with it.
 
-    def __init__(self, common: Mapping[str, str] | None = None):
-        self._bodies = dict(common or {})
-        self._names = {body: name for name, body in self._bodies.items()}
+    A part without recursion is one regular expression, tried as a whole; between such parts the longest wins.
+    """
+    from llguidance import LLMatcher
+    from llguidance.gbnf_to_lark import gbnf_to_lark
 
-    def add(self, hint: str, body: str) -> str:
-        """The name of a rule with this body; `hint` is for people who read the grammar."""
-        if body not in self._names:
-            self._names[body] = self.reserve(hint)
-            self._bodies[self._names[body]] = body
-        return self._names[body]
-
-    def reserve(self, hint: str) -> str:
-        """A name whose body comes later, in `define`."""
-        slug = re.sub("[^a-zA-Z0-9]+", "-", hint)[:24].strip("-") or "part"
-        name = f"{slug}-{len(self._bodies)}"
-        self._bodies[name] = ""
-        return name
-
-    def define(self, name: str, body: str) -> None:
-        """Give a reserved name its body."""
-        self._bodies[name] = body
-
-    def repeat(self, item: str, least: int, most: int | None) -> str:
-        """`item`, a rule's name or a class, so often; counts go to `MOST_REPEATS`."""
-        if max(least, most or 0) <= LLAMA_REPEATS:
-            return f"{item}{_count(least, most)}"
-        block = self.add("block", f"{item}{{{_BLOCK}}}")
-        counts = [(block, least // _BLOCK), (item, least % _BLOCK)]
-        start = "".join(f"{part}{{{count}}} " for part, count in counts if count)
-        if most is None:
-            return f"{start}{item}*"
-        blocks, rest = divmod(most - least, _BLOCK)
-        tail = f"{item}{{0,{rest}}}"
-        for _ in range(blocks):
-            tail = f"{block} {self.add('up-to', tail)} | {item}{{0,{_BLOCK - 1}}}"
-        return f"{start}{self.add('up-to', tail)}"
-
-    def one_of(self, hint: str, texts: Iterable[str]) -> str:
-        """The name of a rule for one of these texts, written as a tree: what begins alike is tried once."""
-        name = self.reserve(hint)
-        work = [(name, sorted(set(texts)))]
-        while work:
-            node, ends = work.pop()
-            branches = ['""'] if ends[0] == "" else []
-            for group in _by_first_character([end for end in ends if end]):
-                length = len(_common_prefix(group[0], group[-1]))
-                branch = literal(group[0][:length])
-                if len(group) > 1:
-                    child = self.reserve(hint)
-                    work.append((child, [end[length:] for end in group]))
-                    branch += f" {child}"
-                branches.append(branch)
-            self.define(node, " | ".join(branches))
-        return name
-
-    def text(self, root: str) -> str:
-        """The grammar, which begins with the rule `root`."""
-        lines = [f"{name} ::= {body}" for name, body in self._bodies.items()]
-        return "\n".join([f"root ::= {root}", *lines]) + "\n"
+    if len(text) > _LONGEST:
+        raise GbnfError(f"has {len(text)} characters, more than {_LONGEST}")
+    plain = "".join(_spelled(kind, part) for kind, part in _checked(list(_tokens(text))))
+    try:
+        # with a rule around it the whole is one expression, if it is regular
+        lark = gbnf_to_lark(f"root ::= {_ROOT}\n{plain}")
+    except Exception as error:  # noqa: BLE001  its converter raises bare Exceptions
+        raise GbnfError(str(error)) from None
+    grammar: str = LLMatcher.grammar_from_lark(lark)
+    failed, reasons = LLMatcher.validate_grammar_with_warnings(grammar)
+    if failed:
+        raise GbnfError(f"cannot be followed: {' '.join(reasons[0].split())[:300]}")
+    return grammar
 
 
-def _count(least: int, most: int | None) -> str:
-    if most is None:
-        return {0: "*", 1: "+"}.get(least, f"{{{least},}}")
-    return f"{{{least}}}" if least == most else f"{{{least},{most}}}"
+_ROOT = "the-whole"
 
 
-def _by_first_character(texts: Sequence[str]) -> Iterator[list[str]]:
-    groups: dict[str, list[str]] = defaultdict(list)
-    for text in texts:
-        groups[text[0]].append(text)
-    yield from groups.values()
+def _tokens(text: str) -> Iterator[tuple[str, str]]:
+    place = 0
+    while place < len(text):
+        match = _TOKEN.match(text, place)
+        if match is None:
+            line = text.count("\n", 0, place) + 1
+            raise GbnfError(f"line {line} cannot be read from {shortened(text[place : place + 20])} on")
+        yield str(match.lastgroup), match[0]
+        place = match.end()
 
 
-def _common_prefix(first: str, second: str) -> str:
-    length = 0
-    while length < min(len(first), len(second)) and first[length] == second[length]:
-        length += 1
-    return first[:length]
+def _checked(tokens: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The same tokens, if they make a grammar that ends; repetitions of repetitions get parentheses."""
+    meaning = [token for token in tokens if token[0] not in ("blank", "comment")]
+    meaning.append(("break", "\n"))
+    names = [text for (_, text), after in pairwise(meaning) if after[0] == "is"]
+    if "root" not in names:
+        raise GbnfError("has no rule 'root'")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise GbnfError(f"defines the rule {twice[0]!r} twice")
+    if len(names) > _MOST_RULES:
+        raise GbnfError(f"has {len(names)} rules, more than {_MOST_RULES}")
+    used = {text for kind, text in meaning if kind == "name"}
+    if missing := sorted(used - set(names)):
+        raise GbnfError(f"uses the rule {missing[0]!r}, which it does not define")
+    _check_shape(meaning)
+    if endless := _endless(_bodies(meaning)):
+        raise GbnfError(f"the rule {endless!r} can never end: it always leads to itself again")
+    return [token for token in tokens if token[0] != "comment"]
+
+
+def _bodies(tokens: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
+    """The tokens of each rule, behind its `::=`."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    name = ""
+    for token, after in pairwise(tokens):
+        if after[0] == "is":
+            name = token[1]
+            found[name] = []
+        elif token[0] not in ("is", "break"):
+            found.setdefault(name, []).append(token)
+    return found
+
+
+def _endless(bodies: dict[str, list[tuple[str, str]]]) -> str | None:
+    """A rule of which no text ends; the others are the least fixed point of those that have one."""
+    ends: set[str] = set()
+    while True:
+        found = {name for name, body in bodies.items() if _ends(body, ends)}
+        if found == ends:
+            return next((name for name in bodies if name not in ends), None)
+        ends = found
+
+
+def _ends(body: list[tuple[str, str]], ends: set[str]) -> bool:
+    """Whether an alternative of the body ends, if those rules do."""
+    # of each open parenthesis: whether an alternative before ended, and whether this one may
+    groups = [(False, True)]
+    for number, (kind, text) in enumerate(body):
+        after = body[number + 1][1] if number + 1 < len(body) else ""
+        optional = after[:1] in ("*", "?") or after.replace(" ", "").startswith("{0")
+        earlier, here = groups[-1]
+        if kind == "open":
+            groups.append((False, True))
+        elif kind == "or":
+            groups[-1] = (earlier or here, True)
+        elif kind == "close":
+            groups.pop()
+            before, so_far = groups[-1]
+            groups[-1] = (before, so_far and (earlier or here or optional))
+        elif kind == "name":
+            groups[-1] = (earlier, here and (text in ends or optional))
+    return any(groups[-1])
+
+
+def _check_shape(tokens: list[tuple[str, str]]) -> None:
+    depth, opened, before = 0, 0, ""
+    for kind, text in tokens:
+        depth += (kind == "open") - (kind == "close")
+        opened += kind == "open" and before == "open"
+        if depth < 0 or depth > _DEEPEST or opened > _MOST_RULES:
+            raise GbnfError(f"closes what is not open, or is nested deeper than {_DEEPEST} levels")
+        if kind == "repeat":
+            if before not in ("literal", "class", "name", "close", "any"):
+                raise GbnfError(
+                    f"{text} has nothing to repeat, or repeats a repetition: write parentheses around it"
+                )
+            counts = [int(count) for count in re.findall(r"\d+", text[:20])]
+            if max(counts, default=0) > _MOST_REPEATS or len(text) > 20:
+                raise GbnfError(f"{shortened(text)} repeats more than {_MOST_REPEATS} times")
+            if (len(counts) == 2 and counts[1] < counts[0]) or counts[-1:] == [0]:
+                raise GbnfError(f"{text} counts backwards, or repeats nothing")
+        before = kind
+    if depth:
+        raise GbnfError("leaves a parenthesis open")
+
+
+def _spelled(kind: str, text: str) -> str:
+    if kind == "name" and text == "root":
+        return _ROOT
+    if kind == "literal":
+        return '"' + "".join(map(_in_literal, _characters(text[1:-1]))) + '"'
+    if kind == "class":
+        return _class(text)
+    return text
+
+
+def _characters(text: str) -> Iterator[tuple[str, bool]]:
+    """Each character, and whether it was escaped."""
+    place = 0
+    while place < len(text):
+        match = _CHARACTER.match(text, place)
+        if match is None:
+            raise GbnfError(f"has an escape that is not known: {shortened(text[place : place + 6])}")
+        place, found = match.end(), match[0]
+        if found[0] == "\\":
+            code = found[1]
+            found = chr(int(found[2:], 16)) if code in "xuU" else _CONTROLS.get(code, code)
+        if found == "\0" or "\ud800" <= found <= "\udfff":
+            raise GbnfError("demands NUL or half a character, which no text has")
+        yield found, match[0][0] == "\\"
+
+
+def _in_literal(character: tuple[str, bool]) -> str:
+    found = character[0]
+    return {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}.get(found, found)
+
+
+def _class(text: str) -> str:
+    negated = text.startswith("[^")
+    members = list(_characters(text[2 if negated else 1 : -1]))
+    if not members:
+        raise GbnfError("has a class without characters")
+    parts = []
+    for number, (character, escaped) in enumerate(members):
+        if character == "-" and not escaped and 0 < number < len(members) - 1:
+            if members[number - 1][0] > members[number + 1][0]:
+                raise GbnfError(f"has a range that runs backwards: {shortened(text)}")
+            parts.append("-")
+        else:
+            plain = character.isalnum() or ord(character) > 0x7F
+            parts.append(character if plain else f"\\x{ord(character):02X}")
+    return f"[{'^' if negated else ''}{''.join(parts)}]"

@@ -1,380 +1,364 @@
-"""JSON Schema (draft 2020-12) to GBNF: what the grammar takes is JSON, and valid.
+"""JSON Schema (draft 2020-12) as a grammar of llguidance: what it takes is JSON, and valid.
 
 It may take less than a schema allows, never more: objects with declared properties have no others unless the schema
-says so, and properties come in the schema's order. A keyword that cannot be honoured is a fault, never ignored.
-How values are written is in `ayaedge.grammar.json_text`, what keywords mean together in `ayaedge.grammar.schema_merge`.
+says so, and properties come in the schema's order. A keyword that cannot be honoured is a fault, never ignored; what
+llguidance reads in another way is written anew for it here. What keywords are is in `schema_keywords`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections import deque
-from collections.abc import Iterator
-from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation, localcontext
+from decimal import Decimal
+from functools import cached_property
 from typing import Any
+from urllib.parse import quote
 
-from ayaedge.grammar import gbnf, gbnf_check
-from ayaedge.grammar.json_text import (
-    COMMON,
-    FORMATS,
-    decimal_of,
-    integer_between,
-    number_between,
-    quoted,
-    string_except,
-    string_of_length,
-)
-from ayaedge.grammar.patterns import PatternError, translate
-from ayaedge.grammar.schema_keywords import KEYWORDS_OF_TYPE, TYPES, Schema, SchemaDocument
-from ayaedge.grammar.schema_merge import are_disjoint, conjunction, fits_type, identity, type_names
-from ayaedge.grammar.schema_recursion import components, confused_property
+from ayaedge.grammar.disjoint import are_disjoint
+from ayaedge.grammar.formats import FORMATS, REFUSED
+from ayaedge.grammar.patterns import PatternError, rust_pattern
+from ayaedge.grammar.schema_keywords import KEYWORDS_OF_TYPE, Schema, SchemaDocument, shortened
+from ayaedge.grammar.written_schema import has_end, levels_of, schemas_of, types_of
 
-_MOST_SCHEMAS = 5000
-"""Schemas in a schema, merged ones included."""
+_MOST_DEFINITIONS = 300
+_MOST_LEVELS = 500
+"""Of all definitions together. llguidance follows references by recursion: 1200 levels overflow a stack of 8 MB."""
 _MOST_BRANCHES = 200
-"""Of anyOf and oneOf: each is compared with each."""
-_MOST_VALUE_CHARACTERS = 100_000
-"""Of all values of an enum."""
-_DECIMALS = Context(
-    prec=28, rounding=ROUND_HALF_EVEN, Emin=-999_999, Emax=999_999, capitals=1, clamp=0, flags=[],
-    traps=[InvalidOperation],
-)  # fmt: skip
-"""Of bounds, whatever the program's own decimals are like."""
+"""Of oneOf: each is compared with each."""
+_MOST_REPEATS = 50_000
+_WRITING: Any = {
+    "lenient": False,
+    "whitespace_pattern": r"(?: |\n {0,16})?",  # a small model would never stop writing blanks
+    "json_allowed_escapes": 'bfnrt"\\',  # with \u0061 a property could be written twice
+}
+_UNIONS = ("anyOf", "oneOf")
+_INT64 = 2**63
+_EXACT = 2**53
+"""Integers up to here are floats without loss."""
+_WIDEST = 10**15
+_MOST_DECIMALS = 9
+_BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 
 
 def schema_grammar(schema: object) -> str:
-    """The grammar of a schema; SchemaError lists all that is wrong with it."""
+    """The grammar of a schema, for `matcher.Matcher`; SchemaError lists all that is wrong with it."""
     return _Converter(SchemaDocument(schema)).grammar()
 
 
+def any_object() -> str:
+    """The grammar of any JSON object."""
+    return _compiled({"type": "object"})
+
+
+def _compiled(schema: dict[str, Any]) -> str:
+    from llguidance import LLMatcher
+
+    found: str = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_WRITING)
+    return found
+
+
 class _Converter:
+    """Writes a schema anew: each schema that a `$ref` leads to becomes a definition with a number."""
+
     def __init__(self, document: SchemaDocument):
         self._document = document
-        self._rules = gbnf.Rules(COMMON)
-        self._components = components(document)
-        self._names: dict[int, str] = {}
-        """The rule of each schema, by its id."""
-        self._places: dict[str, str] = {}
-        """The place of each rule's schema."""
-        self._waiting: deque[tuple[str, Schema]] = deque()
-        self._kept: list[Any] = []
-        """Schemas that were made by merging; ids are theirs as long as they are here."""
-        self._conjunctions: dict[tuple[int, ...], Schema] = {}
-        self._members: dict[int, list[Schema]] = {}
-        """Of the conjunctions, by their id."""
+        self._targets: list[Schema] = [document.root]
+        self._numbers = {id(document.root): 0}
+        self._definitions: dict[str, Any] = {}
 
     def grammar(self) -> str:
-        root = self._rule(self._document.root)
-        while self._waiting:
-            if len(self._names) > _MOST_SCHEMAS:
-                self._fault(
-                    self._document.root, f"it comes to more than {_MOST_SCHEMAS} schemas: make it smaller"
-                )
+        self._require_tags()
+        for number, target in enumerate(self._targets):  # grows meanwhile
+            if number > _MOST_DEFINITIONS:
+                self._fault(target, f"more than {_MOST_DEFINITIONS} schemas are referred to: make it smaller")
                 break
-            name, schema = self._waiting.popleft()
-            self._rules.define(name, self._body(schema))
+            self._definitions[str(number)] = self._written(target)
         self._document.raise_faults()
-        text = self._rules.text(root)
-        found = gbnf_check.faults(text)
-        for fault in [fault for fault in found if fault.rule in self._places] or found:
-            self._document.faults.append(f"{self._places.get(fault.rule, '#')}: {fault.reason}")
+        if sum(map(levels_of, self._definitions.values())) > _MOST_LEVELS:
+            self._fault(self._document.root, "its schemas are nested too deep: make it smaller or flatter")
+            self._document.raise_faults()
+        text = _compiled(self._from_root("#/$defs/0"))
+        if reason := _reason_against(text):
+            self._fault_where_it_is(reason)
+        self._check_ends()
         self._document.raise_faults()
         return text
 
-    def _fault(self, schema: Schema, reason: str, keyword: str = "") -> str:
-        """Note a fault; gives a body with which the search for others goes on."""
+    def _fault(self, schema: Schema, reason: str, keyword: str = "") -> None:
         self._document.fault(schema, reason, keyword)
-        return '"null"'
 
-    def _rule(self, schema: Schema) -> str:
-        """The name of a schema's rule, whose body may come later."""
-        if schema is True or (isinstance(schema, dict) and not self._document.asserted(schema)):
-            return "value"
-        if id(schema) not in self._names:
-            place = self._document.place(schema)
-            name = self._rules.reserve(place.rpartition("/")[2])
-            self._names[id(schema)], self._places[name] = name, place
-            self._waiting.append((name, schema))
-        return self._names[id(schema)]
+    def _from_root(self, pointer: str) -> dict[str, Any]:
+        return {"$ref": pointer, "$defs": self._definitions}
 
-    def _body(self, schema: Schema) -> str:
-        if isinstance(schema, bool):
-            return self._fault(schema, "false allows no value")
-        found = self._document.asserted(schema)
-        if set(found) == {"$ref"}:
-            return self._rule(self._document.target(schema))
-        if "$ref" in found or "allOf" in found:
-            parts = self._document.parts(schema)
-            if len(parts) < 2:
-                return self._rule(parts[0] if parts else True)
-            found = self._merged(schema, parts)
-        if "anyOf" in found or "oneOf" in found:
-            return self._union(schema, found)
-        if "enum" in found or "const" in found:
-            return self._values(schema, found)
-        return self._typed(schema, found)
+    def _fault_where_it_is(self, reason: str) -> None:
+        """Note what llguidance says at the innermost schema of which it says something."""
+        places = [
+            (self._document.place(target) + inner, f"#/$defs/{number}{inner}", "$ref" in node)
+            for number, target in enumerate(self._targets)
+            for node, inner in reversed(list(schemas_of(self._definitions[str(number)], "")))
+            if isinstance(node, dict)
+        ]
+        for place, pointer, _ in sorted(places, key=lambda one: one[2]):  # those with a $ref last
+            if found := _reason_against(_compiled(self._from_root(quote(pointer, safe="#/$~")))):
+                self._document.faults.append(f"{place}: cannot be honoured: {found}")
+                return
+        self._document.faults.append(f"#: cannot be honoured: {reason}")
 
-    def _merged(self, schema: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
-        found, reasons = conjunction([self._document.asserted(part) for part in parts], self._both)
-        for keyword, reason in reasons:
-            self._fault(schema, reason, keyword)
+    def _require_tags(self) -> None:
+        """A tag that tells the schemas of a union apart is always written, also where it has a default."""
+        for node in self._document.nodes():
+            mapping, branches = node.get("discriminator"), node.get("oneOf")
+            if not isinstance(mapping, dict) or not isinstance(branches, list):
+                continue
+            for target in map(self._end_of_references, branches):
+                name, required = mapping.get("propertyName"), target.get("required", [])
+                known = target.get("properties")
+                tag = known.get(name) if isinstance(known, dict) else None
+                if isinstance(tag, dict) and {"const", "enum"} & set(tag) and isinstance(required, list):
+                    target["required"] = list(dict.fromkeys([*required, name]))
+
+    def _end_of_references(self, schema: Schema) -> dict[str, Any]:
+        """The schema that a `$ref` leads to at last; an empty one for a boolean."""
+        for _ in range(_MOST_DEFINITIONS):
+            if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
+                break
+            schema = self._document.resolve(schema["$ref"]) or {}
+        return schema if isinstance(schema, dict) else {}
+
+    @cached_property
+    def _combined(self) -> set[int]:
+        """The ids of schemas that hold together with others: they cannot say what others may add."""
+        found: set[int] = set()
+        for node in self._document.nodes():
+            asserted = {key: value for key, value in node.items() if key not in ("$defs", "definitions")}
+            joined = [key for key in ("$ref", "allOf", *_UNIONS) if key in asserted]
+            if (
+                len(joined) + bool(set(asserted) - {*joined, "discriminator", "type"}) > 1
+                or "allOf" in joined
+            ):
+                self._combine(node, found)
         return found
 
-    def _both(self, one: Schema, other: Schema) -> Schema:
-        """A schema for what is valid by both; the same for the same two, so that recursion ends."""
-        members = [part for schema in (one, other) for part in self._members.get(id(schema), [schema])]
-        unique = {id(member): member for member in members}
-        key = tuple(sorted(unique))
-        if key not in self._conjunctions:
-            made = self._made({"allOf": list(unique.values())}, one)
-            self._conjunctions[key], self._members[id(made)] = made, made["allOf"]
-        return self._conjunctions[key]
+    def _combine(self, node: Any, found: set[int]) -> None:
+        work = [node]
+        while work:
+            part = work.pop()
+            if not isinstance(part, dict) or id(part) in found:
+                continue
+            found.add(id(part))
+            if isinstance(part.get("$ref"), str):
+                work.append(self._document.resolve(part["$ref"]))
+            for key in ("allOf", *_UNIONS):
+                work += part[key] if isinstance(part.get(key), list) else []
 
-    def _made(self, schema: dict[str, Any], origin: Schema) -> dict[str, Any]:
-        self._kept.append(schema)
-        self._document.name_place(schema, self._document.place(origin))
-        return schema
+    def _written(self, schema: Schema) -> Any:
+        if isinstance(schema, bool):
+            return schema
+        found = self._document.asserted(schema)
+        result: dict[str, Any] = {}
+        for keyword, value in found.items():
+            if keyword in ("properties", "patternProperties"):
+                result[keyword] = {name: self._written(inner) for name, inner in value.items()}
+            elif keyword in ("items", "additionalProperties", "propertyNames"):
+                result[keyword] = self._written(value)
+            elif keyword in ("anyOf", "oneOf", "allOf", "prefixItems"):
+                result[keyword] = [self._written(inner) for inner in value]
+            elif keyword == "$ref":
+                result[keyword] = self._reference(schema)
+            elif keyword == "enum":
+                result[keyword] = [_plain(inner) for inner in value]
+            elif keyword == "const":
+                result["enum"] = _common(result.get("enum"), _plain(value))
+            elif keyword != "uniqueItems":
+                result[keyword] = value
+        alone = id(schema) not in self._combined
+        if alone and not {"type", "enum", "$ref", "allOf", *_UNIONS} & set(result):
+            implied = [name for name, keywords in KEYWORDS_OF_TYPE.items() if (keywords & set(result))]
+            result.update({"type": implied} if implied else {})
+        self._write_union(schema, result)
+        self._write_string(schema, result)
+        self._write_array(schema, result)
+        self._write_object(schema, result)
+        _write_bounds(result)
+        if alone and "type" in result and "enum" not in result:
+            _limit_digits(result)
+        return result
 
-    def _union(self, schema: dict[str, Any], found: dict[str, Any]) -> str:
-        keyword = "anyOf" if "anyOf" in found else "oneOf"
-        if "anyOf" in found and "oneOf" in found:
-            return self._fault(schema, "cannot stand beside anyOf: merge the two", "oneOf")
-        branches = found[keyword]
+    def _reference(self, schema: dict[str, Any]) -> str:
+        target = self._document.target(schema)
+        if id(target) not in self._numbers:
+            self._numbers[id(target)] = len(self._targets)
+            self._targets.append(target)
+        return f"#/$defs/{self._numbers[id(target)]}"
+
+    def _write_union(self, schema: dict[str, Any], result: dict[str, Any]) -> None:
+        """`oneOf` becomes `anyOf` once it is certain that one of its schemas holds at most."""
+        if "oneOf" not in result:
+            return
+        branches: list[Schema] = schema["oneOf"]
         if len(branches) > _MOST_BRANCHES:
-            return self._fault(
-                schema,
-                f"has {len(branches)} schemas, more than {_MOST_BRANCHES}: use enum for single values",
-                keyword,
-            )
-        if keyword == "oneOf":
-            self._check_disjoint(schema, branches)
-        if confused := confused_property(self._document, self._components, branches):
             self._fault(
-                schema,
-                f"two of its schemas lead back here through {confused!r} before they differ, which takes llama.cpp"
-                " ever longer: let a required property with different const values come first in both",
-                keyword,
+                schema, f"has more than {_MOST_BRANCHES} schemas: use enum for single values", "oneOf"
             )
-        rest = {name: value for name, value in found.items() if name != keyword}
-        if rest:
-            beside = self._made(rest, schema)
-            branches = [self._made({"allOf": [beside, branch]}, branch) for branch in branches]
-        names = [self._rule(branch) for branch in branches if branch is not False]
-        if not names:
-            return self._fault(schema, "allows no value", keyword)
-        return " | ".join(dict.fromkeys(names))
-
-    def _check_disjoint(self, schema: dict[str, Any], branches: list[Schema]) -> None:
+            return
         for number, one in enumerate(branches):
-            for other_number, other in enumerate(branches[:number]):
-                if not are_disjoint(self._document, one, other):
-                    self._fault(
-                        schema,
-                        f"it is not certain that only one of its schemas {other_number} and {number} holds: use anyOf,"
-                        " or give both a required property with different const values",
-                        "oneOf",
+            for before in range(number):
+                if not are_disjoint(self._document, one, branches[before], combined=self._combined):
+                    reason = (
+                        f"it is not certain that only one of its schemas {before} and {number} holds: use anyOf, "
+                        "or give both a required property with different const values"
                     )
+                    self._fault(schema, reason, "oneOf")
                     return
+        union = {"anyOf": result.pop("oneOf")}
+        result.update(union if "anyOf" not in result else {"allOf": [*result.get("allOf", []), union]})
 
-    def _values(self, schema: dict[str, Any], found: dict[str, Any]) -> str:
-        values = found.get("enum", [found.get("const")])
-        if "const" in found:
-            values = [value for value in values if identity(value) == identity(found["const"])]
-        values = [value for value in values if fits_type(value, found.get("type"))]
-        keyword = "enum" if "enum" in found else "const"
-        if not values:
-            return self._fault(schema, "no value of it is allowed by what stands beside it", keyword)
-        kinds = {kind for value in values for kind in type_names(value)}
-        beside = {keyword for kind in kinds for keyword in KEYWORDS_OF_TYPE.get(kind, set())}
-        for name in sorted(beside & set(found)):
-            self._fault(
-                schema, f"cannot be combined with {keyword}: leave out the values it forbids, and it", name
-            )
-        texts = [json.dumps(value, ensure_ascii=False, separators=(",", ":")) for value in values]
-        if sum(map(len, texts)) > _MOST_VALUE_CHARACTERS:
-            return self._fault(
-                schema, f"its values have more than {_MOST_VALUE_CHARACTERS} characters", keyword
-            )
-        return self._rules.one_of("values", texts)
+    def _write_string(self, schema: dict[str, Any], result: dict[str, Any]) -> None:
+        self._check_counts(schema, result, "minLength", "maxLength")
+        if "pattern" in result:
+            try:
+                result["pattern"] = rust_pattern(result["pattern"])
+            except PatternError as error:
+                self._fault(schema, f"this pattern is not supported: {error}", "pattern")
+        name = result.pop("format", None)
+        if name in REFUSED:
+            self._fault(schema, f"{name!r} is not supported: leave it out, or write a pattern", "format")
+        if name in FORMATS:
+            string = {"type": "string", **FORMATS[name]}
+            others = [kind for kind in types_of(result) if kind != "string"]
+            union = [string, *([{"type": others}] if others else [])]
+            result["allOf"] = [*result.get("allOf", []), {"anyOf": union} if others else string]
 
-    def _typed(self, schema: dict[str, Any], found: dict[str, Any]) -> str:
-        """What is allowed of each type; without `type`, of those types that the keywords speak about."""
-        implied = [name for name, keywords in KEYWORDS_OF_TYPE.items() if keywords & set(found)]
-        types = found.get("type", implied or list(TYPES))
-        types = [types] if isinstance(types, str) else types
-        if "number" in types:
-            types = [name for name in types if name != "integer"]
-        return " | ".join(self._of_type(name, schema, found) for name in dict.fromkeys(types))
+    def _check_counts(self, schema: dict[str, Any], result: dict[str, Any], least: str, most: str) -> None:
+        for keyword in (least, most):
+            if keyword in result:
+                result[keyword] = int(result[keyword])
+                if keyword == most and result[keyword] >= 10**9:
+                    del result[keyword]  # as if there were none
+                elif result[keyword] > _MOST_REPEATS:
+                    self._fault(schema, f"{_MOST_REPEATS} is the most that is supported: lower it", keyword)
 
-    def _of_type(self, name: str, schema: dict[str, Any], found: dict[str, Any]) -> str:
-        relevant = {key: value for key, value in found.items() if key in KEYWORDS_OF_TYPE.get(name, set())}
-        if name == "null":
-            return '"null"'
-        if name == "boolean":
-            return '"true" | "false"'
-        if not relevant:
-            return name
-        write = {
-            "object": self._object,
-            "array": self._array,
-            "string": self._string,
-            "integer": self._integer,
-            "number": self._number,
-        }[name]
-        return write(schema, relevant)
+    def _write_array(self, schema: dict[str, Any], result: dict[str, Any]) -> None:
+        self._check_counts(schema, result, "minItems", "maxItems")
+        if "prefixItems" in result and "items" not in result and id(schema) not in self._combined:
+            result["items"] = result.get("minItems", 0) > len(result["prefixItems"])
 
-    def _object(self, schema: dict[str, Any], found: dict[str, Any]) -> str:
-        properties: dict[str, Schema] = dict(found.get("properties", {}))
-        required = set(found.get("required", []))
-        others: Schema = found.get("additionalProperties", "properties" not in found)
-        for name in found.get("required", []):
-            if name not in properties:
-                # declared nowhere: what all others are, or anything
-                properties[name] = found.get("additionalProperties", True)
-        for name in sorted(required):
-            if properties[name] is False:
-                self._fault(schema, f"{name!r} is required, and not allowed", "required")
-        allowed = {name: value for name, value in properties.items() if value is not False}
-        self._check_count(schema, found, len(required), len(allowed) if others is False else None)
-        more = "" if others is False else self._free_pairs(properties, others)
-        rest, first = "gap", '""'
-        if more:
-            rest = self._rules.add("others", f'("," gap {more})* gap')
-            first = self._rules.add("first-other", f'{more} {rest} | ""')
-        for name, value in reversed(allowed.items()):
-            pair = f'{gbnf.literal(json.dumps(name, ensure_ascii=False) + ":")} " "? {self._rule(value)}'
-            optional = name not in required
-            first = self._rules.add("first", f"{pair} {rest}" + (f" | {first}" if optional else ""))
-            rest = self._rules.add("rest", f'"," gap {pair} {rest}' + (f" | {rest}" if optional else ""))
-        return f'"{{" gap {first} "}}"'
+    def _write_object(self, schema: dict[str, Any], result: dict[str, Any]) -> None:
+        if "propertyNames" in result:
+            self._write_names(schema, result)
+        alone = id(schema) not in self._combined
+        if (
+            {"properties", "patternProperties"} & set(result)
+            and "additionalProperties" not in result
+            and alone
+        ):
+            # what is required and not declared may be anything
+            for name in result.get("required", []):
+                result.setdefault("properties", {}).setdefault(name, True)
+            result["additionalProperties"] = False
+        for pattern in list(result.get("patternProperties", {})):
+            try:
+                value = result["patternProperties"].pop(pattern)
+                result["patternProperties"][rust_pattern(pattern)] = value
+            except PatternError as error:
+                self._fault(
+                    schema, f"the pattern {shortened(pattern)} is not supported: {error}", "patternProperties"
+                )
+        self._write_counts_of_properties(schema, result)
 
-    def _free_pairs(self, properties: dict[str, Schema], others: Schema) -> str:
-        value = self._rule(others)
-        if not properties and value == "value":
-            return "pair"
-        name = string_except(self._rules, properties) if properties else "string"
-        return self._rules.add("other", f'{name} ":" " "? {value}')
+    def _write_names(self, schema: dict[str, Any], result: dict[str, Any]) -> None:
+        """Names out of a list are properties; names with a pattern are `patternProperties`."""
+        names = self._end_of_references(schema["propertyNames"])
+        written = self._written(names) if schema["propertyNames"] is not False else False
+        del result["propertyNames"]
+        others = result.get("additionalProperties", True)
+        if written in ({}, {"type": "string"}):
+            return
+        if "patternProperties" not in result and isinstance(written, dict):
+            if set(written) <= {"enum", "type"} and "enum" in written:
+                known = result.get("properties", {})
+                allowed = [name for name in written["enum"] if isinstance(name, str)]
+                result["properties"] = {name: known.get(name, others) for name in allowed}
+                result["additionalProperties"] = False
+                return
+            if set(written) in ({"pattern"}, {"pattern", "type"}) and "properties" not in result:
+                result["patternProperties"] = {names["pattern"]: others}
+                result["additionalProperties"] = False
+                return
+        self._fault(schema, "is supported for names in an enum, or with a pattern alone", "propertyNames")
 
-    def _check_count(
-        self, schema: dict[str, Any], found: dict[str, Any], least: int, most: int | None
-    ) -> None:
-        """Counts of properties are honoured only where they say nothing new."""
-        if found.get("minProperties", 0) > least:
-            self._fault(
-                schema, "is not supported beyond the required properties: list those", "minProperties"
-            )
-        if "maxProperties" in found and (most is None or most > found["maxProperties"]):
-            self._fault(schema, "is not supported: list the properties instead", "maxProperties")
+    def _write_counts_of_properties(self, schema: dict[str, Any], result: dict[str, Any]) -> None:
+        """Counts that say nothing new are left out. A free name may come twice, so it counts once."""
+        required = len(set(result.get("required", [])))
+        least = int(result.get("minProperties", 0))
+        if least <= required:
+            result.pop("minProperties", None)
+        elif least > 1:
+            reason = "is not supported beyond the required properties: list those"
+            self._fault(schema, reason, "minProperties")
+        closed = result.get("additionalProperties") is False and "patternProperties" not in result
+        if closed and result.get("maxProperties", 0) >= len(result.get("properties", {})):
+            result.pop("maxProperties", None)
 
-    def _array(self, schema: dict[str, Any], found: dict[str, Any]) -> str:
-        prefix: list[Schema] = found.get("prefixItems", [])
-        least, most = int(found.get("minItems", 0)), found.get("maxItems")
-        items: Schema = found.get("items", not prefix or least > len(prefix))
-        for value in (*prefix, items):  # those that no array can have are checked as well
-            if value is not False:
-                self._rule(value)
-        known = prefix.index(False) if False in prefix else len(prefix)
-        if items is False or known < len(prefix):
-            most = min(known, known if most is None else int(most))
-        if most is not None and least > most:
-            return self._fault(
-                schema, f"no array has {least} items or more, and {int(most)} at most", "minItems"
-            )
-        if not self._counts_fit(schema, least, most, "minItems", "maxItems"):
-            return '"null"'
-        most = None if most is None else int(most)
-        elements = [self._rule(value) for value in prefix[:known][:most]]
-        rest = "gap"
-        if most is None or most > len(elements):
-            # at least one item stands before these
-            item = self._rule(items)
-            start = max(len(elements), 1)
-            more = self._rules.add("next-item", f'"," gap {item}')
-            count = self._rules.repeat(more, max(0, least - start), None if most is None else most - start)
-            rest = self._rules.add("items", f"{self._rules.add('more-items', count)} gap")
-            elements = elements or [item]
-        for number in range(len(elements) - 1, 0, -1):
-            rest = self._rules.add(
-                "items", f'"," gap {elements[number]} {rest}' + (" | gap" if number >= least else "")
-            )
-        if not elements:
-            return '"[" gap "]"'
-        inside = self._rules.add("items", f"{elements[0]} {rest}" + (' | ""' if least == 0 else ""))
-        return f'"[" gap {inside} "]"'
-
-    def _counts_fit(
-        self, schema: dict[str, Any], least: float, most: float | None, minimum: str, maximum: str
-    ) -> bool:
-        fits = True
-        for keyword, count in ((minimum, least), (maximum, most or 0)):
-            if count > gbnf.MOST_REPEATS:
-                self._fault(schema, f"{gbnf.MOST_REPEATS} is the most that is supported: lower it", keyword)
-                fits = False
-        return fits
-
-    def _string(self, schema: dict[str, Any], found: dict[str, Any]) -> str:
-        least, most = int(found.get("minLength", 0)), found.get("maxLength")
-        most = None if most is None else int(most)
-        if most is not None and least > most:
-            return self._fault(
-                schema, f"no string has {least} characters or more, and {most} at most", "minLength"
-            )
-        is_known = found.get("format") in FORMATS
-        if is_known and set(found) != {"format"}:
-            return self._fault(
-                schema, "cannot be combined with a length or a pattern: leave those out", "format"
-            )
-        if is_known:
-            return quoted(f"({FORMATS[found['format']]})")
-        if "pattern" in found:
-            return self._pattern(schema, found["pattern"], least, most)
-        if not self._counts_fit(schema, least, most, "minLength", "maxLength"):
-            return '"null"'
-        return string_of_length(self._rules, least, most) if least or most is not None else "string"
-
-    def _pattern(self, schema: dict[str, Any], pattern: str, least: int, most: int | None) -> str:
-        try:
-            part = translate(pattern, self._rules)
-        except PatternError as error:
-            return self._fault(schema, f"this pattern is not supported: {error}", "pattern")
-        too_long = most is not None and (part.most is None or part.most > most)
-        if part.least < least or too_long:
-            longest = "any number of" if part.most is None else part.most
-            return self._fault(
-                schema,
-                f"it allows {part.least} to {longest} characters: say in the pattern itself how many there may be",
-                "pattern",
-            )
-        return quoted(part.body)
-
-    def _integer(self, schema: dict[str, Any], found: dict[str, Any]) -> str:
-        lows = [math.ceil(found[key]) for key in ("minimum",) if key in found]
-        lows += [math.floor(found[key]) + 1 for key in ("exclusiveMinimum",) if key in found]
-        highs = [math.floor(found[key]) for key in ("maximum",) if key in found]
-        highs += [math.ceil(found[key]) - 1 for key in ("exclusiveMaximum",) if key in found]
-        low, high = max(lows, default=None), min(highs, default=None)
-        if low is not None and high is not None and low > high:
-            return self._fault(schema, "no integer lies within its bounds")
-        if any(abs(bound) >= 10**30 for bound in (low, high) if bound is not None):
-            return self._fault(schema, "bounds of an integer may have 30 digits at most")
-        return integer_between(low, high)
-
-    def _number(self, schema: dict[str, Any], found: dict[str, Any]) -> str:
-        with localcontext(_DECIMALS):
-            bounds: dict[str, Decimal] = {key: decimal_of(value) for key, value in found.items()}
-            low = _tightest(bounds, "minimum", "exclusiveMinimum", max)
-            high = _tightest(bounds, "maximum", "exclusiveMaximum", min)
-            body = number_between(
-                low,
-                high,
-                open_low=low is not None and bounds.get("exclusiveMinimum") == low,
-                open_high=high is not None and bounds.get("exclusiveMaximum") == high,
-            )
-        return body or self._fault(schema, "no number of at most 15 digits lies within its bounds")
+    def _check_ends(self) -> None:
+        """Each definition must have a value that ends; the least fixed point of those that do."""
+        ends: set[str] = set()
+        while True:
+            found = {name for name, one in self._definitions.items() if has_end(one, ends)}
+            if found == ends:
+                break
+            ends = found
+        for name in set(self._definitions) - ends if not self._document.faults else ():
+            self._fault(self._targets[int(name)], "can never end: it always leads to itself again")
 
 
-def _tightest(bounds: dict[str, Decimal], one: str, other: str, choose: Any) -> Decimal | None:
-    found: Iterator[Decimal] = (bounds[key] for key in (one, other) if key in bounds)
-    tightest: Decimal | None = choose(found, default=None)
-    return tightest
+def _reason_against(grammar: str) -> str:
+    """What llguidance says against a grammar; empty if nothing."""
+    from llguidance import LLMatcher
+
+    failed, reasons = LLMatcher.validate_grammar_with_warnings(grammar)
+    reason = " ".join(str(reasons[0]).split()) if failed or reasons else ""
+    return reason.partition(" while processing ")[0][:200]
+
+
+def _plain(value: Any) -> Any:
+    """A value whose numbers are written in the way in which models write them: 1.0 as 1."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    whole = isinstance(value, float) and value == int(value) and abs(value) < _INT64
+    return int(value) if whole else value
+
+
+def _common(known: list[Any] | None, value: Any) -> list[Any]:
+    return [value] if known is None else [one for one in known if json.dumps(one) == json.dumps(value)]
+
+
+def _write_bounds(result: dict[str, Any]) -> None:
+    """Bounds as llguidance reads them, as floats: an integer that is none becomes the next one inside.
+
+    Beside an excluded bound there are only numbers that are still inside of it as floats.
+    """
+    for key in _BOUNDS & set(result):
+        bound = result[key]
+        if isinstance(bound, int) and abs(bound) > _EXACT:
+            near, inside = float(bound), math.inf if key.endswith("inimum") else -math.inf
+            is_inside = near == bound or (near > bound) == (inside > 0)
+            result[key] = near if is_inside else math.nextafter(near, inside)
+    if {"exclusiveMinimum", "exclusiveMaximum"} & set(result) and "number" in types_of(result):
+        result.setdefault("multipleOf", _finest(result))
+
+
+def _limit_digits(result: dict[str, Any]) -> None:
+    """A number without any bounds gets wide ones: a small model may never stop writing digits."""
+    if "number" in types_of(result) and not {*_BOUNDS, "multipleOf"} & set(result):
+        result.update({"minimum": -_WIDEST, "maximum": _WIDEST, "multipleOf": 10**-_MOST_DECIMALS})
+
+
+def _finest(result: dict[str, Any]) -> float:
+    """The step at which numbers within these bounds are told apart as floats, which have 15 digits."""
+    bounds = [result[key] for key in _BOUNDS & set(result)]
+    whole = max(len(str(int(abs(bound)))) for bound in bounds)
+    decimals = max(6, *(-int(Decimal(repr(bound)).normalize().as_tuple().exponent) for bound in bounds))
+    return float(f"1e-{min(decimals, max(0, 15 - whole), _MOST_DECIMALS)}")

@@ -1,7 +1,7 @@
-"""What a caller asks of an answer's form, as a grammar for llama.cpp, and answers of that form as Python's values.
+"""What a caller asks of an answer's form, as a grammar for llguidance, and answers of that form as Python's values.
 
 A form is a `response_format` (OpenAI's dictionaries, or a pydantic model), a list of choices, or a grammar in GBNF.
-Sampling with the grammar is done in `decoder.sampling`; what JSON Schema means is in `grammar.json_schema`.
+What a model may write under the grammar is in `grammar.matcher`; what JSON Schema means is in `grammar.json_schema`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ayaedge.errors import InvalidOptionError, list_faults
-from ayaedge.grammar import gbnf, gbnf_check
-from ayaedge.grammar.json_schema import schema_grammar
-from ayaedge.grammar.json_text import COMMON
+from ayaedge.grammar.gbnf import GbnfError, gbnf_grammar
+from ayaedge.grammar.json_schema import any_object, schema_grammar
 from ayaedge.grammar.schema_keywords import SchemaError, shortened
 
 _MOST_CHOICES = 10_000
@@ -26,12 +25,12 @@ _FORMATS = "'text', 'json_object' or 'json_schema'"
 def grammar_text(
     *, response_format: object = None, grammar: object = None, choices: object = None
 ) -> str | None:
-    """The grammar, in GBNF with the rule `root`, of the form that an answer shall have; None for any text.
+    """The grammar, in llguidance's notation, of the form that an answer shall have; None for any text.
 
     `response_format` is `{"type": "text"}`, `{"type": "json_object"}`, `{"type": "json_schema", "json_schema":
     {"name": ..., "schema": ...}}`, the same with the schema directly, or a pydantic model class. `choices` are texts
     of which the answer is one, `grammar` is GBNF. At most one of the three; InvalidOptionError lists what is wrong.
-    What llama.cpp would not survive is refused, so its parser takes every grammar that this gives.
+    llguidance takes every grammar that this gives.
     """
     given = {"response_format": response_format, "grammar": grammar, "choices": choices}
     names = [name for name, value in given.items() if value is not None]
@@ -78,7 +77,7 @@ def _of_format(form: object) -> str | None:
         return None
     if kind == "json_object":
         _check_keys(form, {"type"})
-        return gbnf.Rules(COMMON).text("object")
+        return any_object()
     if kind == "json_schema":
         return _of_schema(_schema_of(form))
     raise InvalidOptionError(f"the type of response_format must be {_FORMATS}, not {shortened(kind)}")
@@ -124,12 +123,10 @@ def _checked(grammar: object) -> str:
     if not isinstance(grammar, str):
         raise InvalidOptionError(f"grammar must be GBNF text, not {shortened(grammar)}")
     grammar = grammar.removeprefix("\ufeff")  # of a file that was read as it is
-    if faults := gbnf_check.faults(grammar):
-        reasons = [
-            f"the rule {fault.rule!r} {fault.reason}" if fault.rule else fault.reason for fault in faults
-        ]
-        raise InvalidOptionError(list_faults("grammar", reasons))
-    return grammar
+    try:
+        return gbnf_grammar(grammar)
+    except GbnfError as error:
+        raise InvalidOptionError(f"grammar: {error}") from None
 
 
 def _of_choices(choices: object) -> str:
@@ -147,12 +144,21 @@ def _of_choices(choices: object) -> str:
             f"choices are {len(choices)}, with {sum(map(len, choices))} characters: at most {_MOST_CHOICES} with "
             f"{_MOST_CHOICE_CHARACTERS} characters are possible"
         )
-    rules = gbnf.Rules()
-    root = rules.one_of("choice", (unicodedata.normalize("NFC", choice) for choice in choices))
-    text = rules.text(root)
-    if found := gbnf_check.faults(text):
-        raise InvalidOptionError(list_faults("choices", [fault.reason for fault in found]))
-    return text
+    texts = dict.fromkeys(unicodedata.normalize("NFC", choice) for choice in choices)
+    from llguidance import LLMatcher
+
+    grammar: str = LLMatcher.grammar_from_regex("|".join(map(_exactly, texts)))
+    if reason := LLMatcher.validate_grammar(grammar):
+        raise InvalidOptionError(f"choices cannot be told apart by llguidance: {reason[:200]}")
+    return grammar
+
+
+def _exactly(text: str) -> str:
+    """A regular expression for this text."""
+    return "".join(
+        character if character.isalnum() or not character.isascii() else f"\\x{ord(character):02X}"
+        for character in text
+    )
 
 
 def _choice_fault(choice: object) -> str | None:

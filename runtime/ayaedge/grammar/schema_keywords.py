@@ -18,31 +18,38 @@ Schema: TypeAlias = "dict[str, Any] | bool"
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _DEEPEST = 100
-_MOST_NODES = 100_000
+_TOO_DEEP = f"this JSON schema is nested deeper than {_DEEPEST} levels: use $ref, or make it flatter"
+_TOO_LARGE = "this JSON schema is too large: make it smaller"
+_MOST_NODES = 20_000
 _MOST_CHARACTERS = 1_000_000
 _MOST_DIGITS = 1000
 
-_BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+_BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 KEYWORDS_OF_TYPE = {
-    "object": {"properties", "required", "additionalProperties", "minProperties", "maxProperties"},
+    "object": {
+        "properties", "required", "additionalProperties", "minProperties", "maxProperties", "patternProperties",
+        "propertyNames",
+    },
     "array": {"items", "prefixItems", "minItems", "maxItems"},
     "string": {"minLength", "maxLength", "pattern", "format"},
     "number": _BOUNDS,
     "integer": _BOUNDS,
-}
+}  # fmt: skip
 """The keywords that say something about values of one type only."""
 
-_ANNOTATIONS = {
+_UNREAD = {
     "title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$schema",
-    "$comment", "$defs", "definitions", "discriminator", "contentEncoding", "contentMediaType", "contentSchema",
+    "$comment", "contentEncoding", "contentMediaType", "contentSchema",
 }  # fmt: skip
+"""Annotations: their values may be anything, also what is no JSON."""
+_ANNOTATIONS = {*_UNREAD, "$defs", "definitions", "discriminator"}
+_NAMED_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions"}
+_INNER_SCHEMAS = {"items", "additionalProperties", "propertyNames", "anyOf", "oneOf", "allOf", "prefixItems"}
 _REFUSED = {
     "not": "say what is allowed instead",
     "if": "use anyOf with a schema for each case",
     "then": "use anyOf with a schema for each case",
     "else": "use anyOf with a schema for each case",
-    "patternProperties": "list the properties, or use additionalProperties",
-    "propertyNames": "list the properties, or leave it out",
     "dependentRequired": "use anyOf with a schema for each case",
     "dependentSchemas": "use anyOf with a schema for each case",
     "dependencies": "use anyOf with a schema for each case",
@@ -52,7 +59,6 @@ _REFUSED = {
     "contains": "use prefixItems for what must be there",
     "minContains": "leave it out",
     "maxContains": "leave it out",
-    "multipleOf": "leave it out, or list the values in enum",
     "nullable": 'add "null" to type',
     "$anchor": "refer to it by a JSON pointer",
     "$dynamicRef": "use $ref",
@@ -87,6 +93,10 @@ def _are_schemas(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_schema, value))
 
 
+def _are_named(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_schema, value.values()))
+
+
 def _are_types(value: object) -> bool:
     return _is_type(value) or (isinstance(value, list) and bool(value) and all(map(_is_type, value)))
 
@@ -97,10 +107,7 @@ _NUMBER = (_is_number, "a number")
 _SCHEMAS = (_are_schemas, "a list of schemas that is not empty")
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "type": (_are_types, f"one or several of {', '.join(TYPES)}"),
-    "properties": (
-        lambda value: isinstance(value, dict) and all(map(_is_schema, value.values())),
-        "a dictionary of schemas",
-    ),
+    "properties": (_are_named, "a dictionary of schemas"),
     "required": (
         lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
         "a list of strings",
@@ -112,6 +119,9 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prefixItems": _SCHEMAS,
     "minItems": _COUNT,
     "maxItems": _COUNT,
+    "patternProperties": (_are_named, "a dictionary of schemas"),
+    "propertyNames": (_is_schema, "a schema"),
+    "multipleOf": (lambda value: _is_number(value) and value > 0, "a number above 0"),
     "uniqueItems": (
         lambda value: value is False,
         "false: true is not supported, compare the items afterwards",
@@ -138,6 +148,10 @@ class SchemaDocument:
     """A schema with its faults; its dictionaries are copies, and each has one place."""
 
     def __init__(self, schema: object):
+        if not _is_schema(schema):
+            name = shortened(type(schema).__name__)
+            raise SchemaError(f"a schema must be a dictionary or a boolean, not {name}")
+        schema = _Cleaning().copy(schema)
         if reason := _unusable(schema):
             raise SchemaError(reason)
         self.root: Schema = json.loads(json.dumps(schema))
@@ -145,6 +159,21 @@ class SchemaDocument:
         self._places = {id(node): place for node, place in _walk(self.root)}
         self._asserted: dict[int, dict[str, Any]] = {}
         self._remainders: dict[int, dict[str, Any]] = {}
+
+    def nodes(self) -> Iterator[dict[str, Any]]:
+        """All schemas of the document that are dictionaries."""
+        work: list[Any] = [self.root]
+        while work:
+            node = work.pop()
+            if isinstance(node, list):
+                work += node
+            elif isinstance(node, dict):
+                yield node
+                for keyword, value in node.items():
+                    if keyword in _INNER_SCHEMAS:
+                        work.append(value)
+                    elif keyword in _NAMED_SCHEMAS and isinstance(value, dict):
+                        work += value.values()
 
     def raise_faults(self) -> None:
         """SchemaError with all faults found so far, if there are any."""
@@ -231,7 +260,7 @@ class SchemaDocument:
     def _is_annotation(self, keyword: str, schema: dict[str, Any]) -> bool:
         if keyword == "$id":
             return schema is self.root
-        return keyword in _ANNOTATIONS or keyword.startswith("x-")
+        return keyword in _ANNOTATIONS
 
     def _is_good(self, schema: dict[str, Any], keyword: str, value: Any) -> bool:
         if keyword in _REFUSED:
@@ -258,6 +287,34 @@ def shortened(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+class _Cleaning:
+    """Copies a schema without what says nothing about values, as far as it has a sane size."""
+
+    def __init__(self) -> None:
+        self._nodes = 0
+
+    def copy(self, schema: Any, depth: int = 0) -> Any:
+        self._nodes += 1
+        if depth > _DEEPEST:
+            raise SchemaError(_TOO_DEEP)
+        if self._nodes > _MOST_NODES:
+            raise SchemaError(_TOO_LARGE)
+        if isinstance(schema, list):
+            return [self.copy(inner, depth + 1) for inner in schema]
+        if not isinstance(schema, dict):
+            return schema
+        found: dict[Any, Any] = {}
+        for keyword, value in schema.items():
+            if isinstance(keyword, str) and (keyword in _UNREAD or keyword.startswith("x-")):
+                continue
+            if keyword in _NAMED_SCHEMAS and isinstance(value, dict):
+                value = {name: self.copy(inner, depth + 2) for name, inner in value.items()}
+            elif keyword in _INNER_SCHEMAS:
+                value = self.copy(value, depth + 1)
+            found[keyword] = value
+        return found
+
+
 def _has(node: Any, key: str) -> bool:
     if isinstance(node, dict):
         return key in node
@@ -280,15 +337,13 @@ def _walk(root: Any) -> Iterator[tuple[Any, str]]:
 
 def _unusable(schema: object) -> str | None:
     """Why something is no JSON document of a sane size, or None."""
-    if not _is_schema(schema):
-        return f"a schema must be a dictionary or a boolean, not {shortened(type(schema).__name__)}"
     work: list[tuple[Any, int]] = [(schema, 0)]
     nodes = characters = 0
     while work:
         node, depth = work.pop()
         nodes += 1
         if depth > _DEEPEST:
-            return f"this JSON schema is nested deeper than {_DEEPEST} levels: use $ref, or make it flatter"
+            return _TOO_DEEP
         if isinstance(node, dict):
             characters += sum(len(key) for key in node if isinstance(key, str))
             if reason := next((why for why in map(_unusable_key, node) if why), None):
@@ -301,7 +356,7 @@ def _unusable(schema: object) -> str | None:
         elif isinstance(node, str):
             characters += len(node)
         if nodes + len(work) > _MOST_NODES or characters > _MOST_CHARACTERS:
-            return "this JSON schema is too large: make it smaller"
+            return _TOO_LARGE
     return None
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ import pytest
 
 from ayaedge import AyaEdgeError, AyaVision, DecoderOptions, InvalidOptionError, TruncatedError
 from ayaedge.decoder.decoder import Decoder
-from ayaedge.decoder.sampling import Grammar, Sampler, SamplingOptions, token_logprob
-from ayaedge.manifest import TextToken
+from ayaedge.decoder.sampling import Sampler, SamplingOptions, token_logprob
+from ayaedge.grammar.matcher import Matcher
+from ayaedge.grammar.schema import grammar_text
 from random_schema import random_schema
 
 SIX = Path(__file__).parents[3] / "examples" / "pictures" / "six-cells.png"
@@ -31,20 +31,9 @@ def decoder(demo_model: AyaVision) -> Decoder:
 
 
 @pytest.fixture
-def grammar(demo_model: AyaVision) -> Callable[[str], Grammar]:
-    vocabulary, tokens = demo_model._engine.decoder.vocabulary, demo_model.bundle.manifest.tokens
-    return lambda text: Grammar(text, vocabulary, tokens)
-
-
-def test_a_grammar_takes_added_tokens_as_text_only_where_they_are_shown(demo_model: AyaVision) -> None:
-    vocabulary, tokens = demo_model._engine.decoder.vocabulary, demo_model.bundle.manifest.tokens
-    (letter,) = vocabulary.tokenize("a")
-    ids, logits = np.asarray([letter]), np.zeros(1, np.float32)
-    shown = replace(tokens, texts=(TextToken("a", letter),))
-    unseen = replace(shown, hidden=(*tokens.hidden, letter))
-    marker = replace(tokens, special=tokens.special | {"a": letter})
-    for changed, allowed in ((tokens, 1), (shown, 1), (unseen, 0), (marker, 0)):
-        assert len(Grammar('root ::= "a"', vocabulary, changed).allowed(ids, logits)) == allowed
+def grammar(demo_model: AyaVision) -> Callable[[str], Matcher]:
+    forms = demo_model._engine._forms
+    return lambda text: Matcher(str(grammar_text(grammar=text)), forms)
 
 
 def test_temperature_zero_takes_the_likeliest(decoder: Decoder) -> None:
@@ -75,7 +64,7 @@ def test_min_p_keeps_what_is_likely_enough_before_temperature(decoder: Decoder) 
 
 
 def test_a_grammars_draws_are_the_distribution_under_it(
-    decoder: Decoder, grammar: Callable[[str], Grammar]
+    decoder: Decoder, grammar: Callable[[str], Matcher]
 ) -> None:
     """Chosen first, tested then: a rejected draw is replaced by one among all that is allowed."""
     digits = [decoder.vocabulary.tokenize(str(d))[0] for d in range(10)]
@@ -93,61 +82,76 @@ def test_a_grammars_draws_are_the_distribution_under_it(
 
 
 def test_under_a_grammar_the_likeliest_allowed_token_is_taken(
-    decoder: Decoder, grammar: Callable[[str], Grammar]
+    decoder: Decoder, grammar: Callable[[str], Matcher]
 ) -> None:
     logits = decoder.logits()
     for text in ("root ::= [0-9]+", 'root ::= "{" [a-z]* "}"', "root ::= [あ-ん]+", 'root ::= "zebra"'):
         rules = grammar(text)
-        allowed = rules.allowed(np.arange(len(logits)), logits)
+        rules._begun = True
+        allowed = np.flatnonzero(rules.allowed())
         with Sampler(SamplingOptions(), rules) as sampler:
-            assert sampler.sample(decoder) == allowed["id"][allowed["logit"].argmax()]
+            assert sampler.sample(decoder) == allowed[logits[allowed].argmax()]
 
 
-def test_only_what_a_grammar_allows_is_taken(
-    demo_model: AyaVision, grammar: Callable[[str], Grammar]
-) -> None:
-    vocabulary, tokens = demo_model._engine.decoder.vocabulary, demo_model.bundle.manifest.tokens
-    rules = grammar('root ::= "a" "b"')
-    a, b = (vocabulary.tokenize(letter)[0] for letter in "ab")
-    start, end, stop = (
-        tokens.special[name] for name in ("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>")
-    )
-    assert not rules.take(stop)
-    assert rules.take(start)  # what the model writes before its answer
-    assert not rules.take(start)
-    assert not rules.take(b)
-    assert rules.take(a)
-    assert not any(map(rules.take, (a, start, end, stop)))
-    assert not rules.may_end
-    assert rules.take(b)
-    assert rules.may_end
-    assert rules.take(end)
-    assert rules.take(stop)
-    assert not rules.take(a)
-    rules.close()
+class NothingAllowed:
+    """A grammar that demands what no token spells."""
+
+    def take(self, token: int) -> bool:
+        return False
+
+    def allowed(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        return np.zeros(2048, bool)
+
+    def forced(self) -> list[int]:
+        return []
 
 
-def test_no_added_token_is_text_to_a_grammar(
-    demo_model: AyaVision, grammar: Callable[[str], Grammar]
-) -> None:
-    """To llama.cpp a turn marker is its own name, which fits between any quotes."""
-    tokens = demo_model.bundle.manifest.tokens
-    rules = grammar(r'root ::= "\"" [^"]* "\""')
-    assert rules.take(demo_model._engine.decoder.vocabulary.tokenize('"')[0])
-    assert not any(map(rules.take, tokens.special.values()))
-    logits = np.zeros(demo_model._engine.decoder.vocabulary.size, np.float32)
-    allowed = set(rules.allowed(np.arange(len(logits)), logits)["id"].tolist())
-    assert not allowed & set(tokens.special.values())
-    assert len(allowed) > 1000
-    rules.close()
-
-
-def test_a_grammar_that_no_token_can_follow_is_an_error(
-    decoder: Decoder, grammar: Callable[[str], Grammar]
-) -> None:
-    impossible = grammar(r'root ::= "\x00"')
-    with Sampler(SamplingOptions(), impossible) as sampler, pytest.raises(AyaEdgeError, match="cannot spell"):
+def test_a_grammar_that_no_token_can_follow_is_an_error(decoder: Decoder) -> None:
+    with (
+        Sampler(SamplingOptions(), NothingAllowed()) as sampler,
+        pytest.raises(AyaEdgeError, match="cannot spell"),
+    ):
         sampler.sample(decoder)
+
+
+INVOICE = {
+    "type": "object",
+    "properties": {"invoice number": {"enum": ["abcdef", "xyz"]}, "total amount": {"const": 12345}},
+    "required": ["invoice number", "total amount"],
+}
+
+
+def test_tokens_that_must_come_are_decoded_in_one_step(
+    demo_model: AyaVision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form, steps = {"type": "json_schema", "json_schema": {"name": "x", "schema": INVOICE}}, []
+    decode = Decoder._decode
+
+    def counted(self: Decoder, count: int, **rest: Any) -> None:
+        steps.append(count)
+        decode(self, count, **rest)
+
+    demo_model.ask(QUESTION, max_tokens=1)  # the prompt is known from here on
+    monkeypatch.setattr(Decoder, "_decode", counted)
+    answer = demo_model.ask(QUESTION, response_format=form)
+    assert answer.stop_reason == "stop"
+    assert len(steps) < 0.7 * len(answer.ids)
+    steps.clear()
+    alone = demo_model.ask(QUESTION, response_format=form, top_logprobs=1)
+    assert len(steps) >= len(alone.ids) - 1  # each has its logits
+    assert b"".join(entry.data for entry in alone.logprobs).decode() == alone.text
+    assert set(answer.parse()) == set(alone.parse()) == {"invoice number", "total amount"}
+
+
+@pytest.mark.parametrize("most", range(1, 25))
+def test_an_answer_that_ends_among_demanded_tokens_is_the_beginning_of_the_whole(
+    demo_model: AyaVision, most: int
+) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": INVOICE}}
+    whole = demo_model.ask(QUESTION, response_format=form)
+    part = demo_model.ask(QUESTION, response_format=form, max_tokens=most)
+    assert part.ids == whole.ids[:most]
+    assert demo_model.ask(QUESTION, max_tokens=8).ids == demo_model.ask(QUESTION, max_tokens=8).ids
 
 
 @pytest.mark.parametrize(
