@@ -1,9 +1,11 @@
 """Run Aya Vision, a vision-language model for 23 languages, on an ordinary computer, offline.
 
+```python
 from ayaedge import AyaVision
 
 with AyaVision.load("bundle") as model:
     print(model.ask("What is written here?", images=["sign.jpg"]))
+```
 """
 
 import logging as _logging
