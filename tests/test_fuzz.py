@@ -12,6 +12,7 @@ from __future__ import annotations
 import array
 import base64
 import faulthandler
+import gc
 import io
 import json
 import math
@@ -92,13 +93,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AyaVision]:
 def _nothing_left_behind(request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     """A test leaves no thread and no open file, writes nothing, and the model answers as before."""
     model = request.getfixturevalue("model")
+    gc.collect()  # what earlier tests dropped goes now, not in between
     before = threading.active_count(), psutil.Process().num_fds() if os.name == "posix" else 0
     faulthandler.dump_traceback_later(HANGS, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
     assert model.ask(QUESTION, images=[SIX]).text == ANSWER
     after = threading.active_count(), psutil.Process().num_fds() if os.name == "posix" else 0
-    assert after == before
+    assert after[0] <= before[0]
+    assert after[1] <= before[1]
     written, errors = capfd.readouterr()
     assert written == ""
     assert [line for line in errors.splitlines() if not LIBTIFF.match(line)] == []
