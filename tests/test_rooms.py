@@ -19,7 +19,18 @@ PACKAGES = {
 }
 FLOORS = {
     "ayaedge": (
-        {"manifest", "bundle", "checks", "files", "cancellation", "errors", "llama", "ort", "charts"},
+        {
+            "manifest",
+            "bundle",
+            "checks",
+            "files",
+            "cancellation",
+            "errors",
+            "llama",
+            "ort",
+            "charts",
+            "untrusted",
+        },
         {"text", "hardware"},
         {"grammar", "images", "decoder", "cache"},
         {"answers", "options", "chat_file", "vision"},
