@@ -4,8 +4,8 @@
 
 Ratios are of runs that take turns (A B A B). `loop` compares tokens of an answer with bare llama.cpp calls, a decode
 and its greedy sampler, on the same context. `schema` compares an answer under a JSON schema with a free one of as many
-tokens. `turns` asks ten questions about a picture of 13 tiles, and counts the tokens that were computed. `cancel` stops
-an answer, a prefill and the reading of a picture at once, and times until the call returns.
+tokens. `turns` asks ten questions about an image of 13 tiles, and counts the tokens that were computed. `cancel` stops
+an answer, a prefill and the reading of an image at once, and times until the call returns.
 """
 
 from __future__ import annotations
@@ -112,10 +112,10 @@ def cancel(model: AyaVision, _tokens: int, rounds: int) -> None:
             if step == stage:
                 begun.set()
 
-        picture = np.random.default_rng().integers(0, 256, (480, 640, 3), np.uint8)
-        image = [picture] if stage != "decode" else ()
+        pixels = np.random.default_rng().integers(0, 256, (480, 640, 3), np.uint8)
+        images = [pixels] if stage != "decode" else ()
         handle = model.submit(
-            QUESTION, images=image, on_progress=on_progress, on_text=lambda _: begun.set(), max_tokens=200
+            QUESTION, images=images, on_progress=on_progress, on_text=lambda _: begun.set(), max_tokens=200
         )
         begun.wait()
         time.sleep(np.random.default_rng().random() * 0.2)

@@ -24,7 +24,7 @@ from ayaedge.decoder.prompt_lookup import LookupDecoder
 _PROMPT = 256
 _CHANGED = 10
 _ROUNDS = 3
-_NO_PICTURE = -1
+_NO_IMAGE = -1
 
 
 class ScriptedDecoder(Decoder):
@@ -58,7 +58,7 @@ def seconds(decoder: ScriptedDecoder, script: list[int], answer: int, *, guess: 
     decoder.decode_tokens([script[_PROMPT - 1]])
     started = time.perf_counter()
     if guess:
-        lookup, given = LookupDecoder(decoder, script[:_PROMPT], _NO_PICTURE), [decoder.likeliest()[-1]]
+        lookup, given = LookupDecoder(decoder, script[:_PROMPT], _NO_IMAGE), [decoder.likeliest()[-1]]
         while len(given) < answer:
             given += lookup.decode(given[-1], answer - len(given))
         assert given == script[_PROMPT : _PROMPT + answer]

@@ -2,7 +2,7 @@
 
 `python benchmarks/prediction.py [BUNDLE] [--max-tiles 1 4 12] [--threads 2]`
 
-The machine is measured first, as `--tiles auto` does it, with nothing remembered from earlier. Each picture is new
+The machine is measured first, as `--tiles auto` does it, with nothing remembered from earlier. Each image is new
 noise, so nothing of it is known; the template's preamble is, from the second question on, and the prediction takes
 that into account.
 """
@@ -42,8 +42,8 @@ def main() -> None:
         print("| tiles | prompt tokens | known | predicted, s | measured, s | predicted / measured |")
         print("|---|---|---|---|---|---|")
         for most in arguments.max_tiles:
-            picture = rng.integers(0, 256, _SIZE, np.uint8)
-            answer = model.ask("What is written here?", images=[picture], max_tiles=most, max_tokens=1)
+            image = rng.integers(0, 256, _SIZE, np.uint8)
+            answer = model.ask("What is written here?", images=[image], max_tiles=most, max_tokens=1)
             usage, timings = answer.usage, answer.timings
             assert timings.predicted is not None
             print(

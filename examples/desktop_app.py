@@ -1,4 +1,4 @@
-"""A window to ask about pictures, which never waits for the model: python examples/desktop_app.py [BUNDLE]"""
+"""A window to ask about images, which never waits for the model: python examples/desktop_app.py [BUNDLE]"""
 
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,21 +9,21 @@ from ayaedge import AnswerHandle, AyaVision
 
 
 class Window(QtWidgets.QWidget):
-    pictured, moved = QtCore.Signal(QtGui.QImage), QtCore.Signal(str, int, int)  # emitted on other threads,
+    shown, moved = QtCore.Signal(QtGui.QImage), QtCore.Signal(str, int, int)  # emitted on other threads,
     wrote, ended = QtCore.Signal(str), QtCore.Signal(object)  # received on the window's, in the same order
 
     def __init__(self, bundle: str | None = None) -> None:
         super().__init__(acceptDrops=True, enabled=False)
-        self.picture, self.question = QtWidgets.QLabel("Drop a picture"), QtWidgets.QComboBox(editable=True)
+        self.image, self.question = QtWidgets.QLabel("Drop an image"), QtWidgets.QComboBox(editable=True)
         self.bar, self.answer = QtWidgets.QProgressBar(), QtWidgets.QPlainTextEdit(readOnly=True)
         self.open, self.stop = QtWidgets.QPushButton("Open…"), QtWidgets.QPushButton("Stop")
         layout = QtWidgets.QFormLayout(self)
-        for row in [self.picture], [self.open, self.question], [self.stop, self.bar], [self.answer]:
+        for row in [self.image], [self.open, self.question], [self.stop, self.bar], [self.answer]:
             layout.addRow(*row)
-        self.open.clicked.connect(lambda: self.show_picture(QtWidgets.QFileDialog.getOpenFileName()[0]))
+        self.open.clicked.connect(lambda: self.show_image(QtWidgets.QFileDialog.getOpenFileName()[0]))
         self.question.textActivated.connect(self.ask)  # typed, or chosen again from the list
         self.stop.clicked.connect(lambda: self.work.cancel())
-        self.pictured.connect(lambda image: self.picture.setPixmap(QtGui.QPixmap(image)))
+        self.shown.connect(lambda image: self.image.setPixmap(QtGui.QPixmap(image)))
         self.moved.connect(lambda _step, done, of: self.bar.setValue(100 * done // of))
         self.moved.connect(self.answer.clear)
         self.wrote.connect(QtGui.QTextCursor(self.answer.document()).insertText)
@@ -37,11 +37,11 @@ class Window(QtWidgets.QWidget):
         event.setAccepted(event.mimeData().hasUrls())
 
     def dropEvent(self, event: QtGui.QDropEvent) -> None:  # noqa: N802
-        self.show_picture(event.mimeData().urls()[0].toLocalFile())
+        self.show_image(event.mimeData().urls()[0].toLocalFile())
 
-    def show_picture(self, path: str) -> None:
+    def show_image(self, path: str) -> None:
         self.setWindowFilePath(path)
-        ThreadPoolExecutor().submit(lambda: self.pictured.emit(QtGui.QImage(path).scaledToHeight(360)))
+        ThreadPoolExecutor().submit(lambda: self.shown.emit(QtGui.QImage(path).scaledToHeight(360)))
 
     def ask(self, question: str) -> None:
         self.work.cancel()  # a new question takes the place of the last

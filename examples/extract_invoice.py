@@ -1,4 +1,4 @@
-"""Read an invoice into a dictionary: python examples/extract_invoice.py PICTURE [-n TOKENS] [-m BUNDLE]
+"""Read an invoice into a dictionary: python examples/extract_invoice.py IMAGE [-n TOKENS] [-m BUNDLE]
 
 The answer always follows the schema. Whether it is true depends on the model: the demonstration model only knows
 coloured shapes and numbers, so its values are made up.
@@ -37,19 +37,19 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "invoice", "schema": IN
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("picture", metavar="PICTURE")
+    parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("-n", "--max-tokens", type=int, default=1000, metavar="TOKENS", help="default: 1000")
     parser.add_argument("-m", "--model", metavar="BUNDLE", help="default: the demonstration model")
     arguments = parser.parse_args()
 
     question, form = "Extract this invoice.", {"response_format": FORMAT, "max_tokens": arguments.max_tokens}
     with AyaVision.load(arguments.model) as model:
-        invoice = model.ask(question, images=[arguments.picture], **form).parse()
+        invoice = model.ask(question, images=[arguments.image], **form).parse()
     print(json.dumps(invoice, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":
     try:
         main()
-    except AyaEdgeError as error:  # no such picture, an answer that was cut off, ...
+    except AyaEdgeError as error:  # no such image, an answer that was cut off, ...
         sys.exit(str(error))

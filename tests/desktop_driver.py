@@ -25,7 +25,7 @@ from PySide6.QtTest import QTest
 from ayaedge import AyaVision
 
 ROOT = Path(__file__).parents[1]
-PICTURE = str(ROOT / "examples" / "pictures" / "six-cells.png")
+IMAGE = str(ROOT / "examples" / "pictures" / "six-cells.png")
 NUMBER, SHAPE = "What number is at the bottom left?", "What shape is at the bottom right?"
 DESCRIBE = "Describe the picture."
 CANCELLED = "the request was cancelled"
@@ -195,7 +195,7 @@ def everything(window: Any, hold: Hold, meter: Meter, folder: Path) -> Steps:
     drop(window, str(folder / "large.jpg"))
     yield from _stop_at_every_stage(window, hold)
     yield from _stop_before_it_begins(window, hold)
-    drop(window, PICTURE)
+    drop(window, IMAGE)
     choose_recent(window, NUMBER)
     yield lambda: finished(window, "2675")
     yield from _begin_a_long_answer(window, hold)
@@ -218,9 +218,9 @@ def close_a_window_without_a_model(window: Any, _hold: Hold, _meter: Meter, _fol
 
 
 def _read_an_answer(window: Any) -> Steps:
-    QtWidgets.QFileDialog.getOpenFileName = lambda *_: (PICTURE, "")  # type: ignore[method-assign]
+    QtWidgets.QFileDialog.getOpenFileName = lambda *_: (IMAGE, "")  # type: ignore[method-assign]
     click(window.open)
-    yield lambda: not window.picture.pixmap().isNull()
+    yield lambda: not window.image.pixmap().isNull()
     shown: list[str] = []
     window.answer.textChanged.connect(lambda: shown.append(window.answer.toPlainText()))
     type_question(window, DESCRIBE)
@@ -249,7 +249,7 @@ def _stop_at_every_stage(window: Any, hold: Hold) -> Steps:
 def _stop_before_it_begins(window: Any, hold: Hold) -> Steps:
     hold.at("text")
     model = window.loading.result()
-    other = model.submit(NUMBER, images=PICTURE, on_text=bool, on_progress=lambda *_: None)
+    other = model.submit(NUMBER, images=IMAGE, on_text=bool, on_progress=lambda *_: None)
     yield hold.reached
     type_question(window, SHAPE)
     click(window.stop)

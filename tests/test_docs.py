@@ -146,7 +146,7 @@ def test_an_ellipsis_stands_for_what_may_differ(lines: list[str], printed: str, 
 
 
 def test_a_console_block_is_read_as_commands_what_is_typed_and_what_is_printed() -> None:
-    block = "$ ayaedge chat\n> /image a.png\nattached\n[1 picture] > What?\n2675\n$ ayaedge --version\n1\n"
+    block = "$ ayaedge chat\n> /image a.png\nattached\n[1 image] > What?\n2675\n$ ayaedge --version\n1\n"
     assert list(steps(block)) == [
         Step("ayaedge chat", ["/image a.png", "What?"], ["attached", "2675"]),
         Step("ayaedge --version", [], ["1"]),
@@ -186,9 +186,9 @@ def is_module(name: str) -> bool:
     return module.is_file() and re.search(rf"\b{parts[-1]}\b", module.read_text("utf-8")) is not None
 
 
-@pytest.mark.parametrize("picture", ["question.svg", "weight.svg"])
-def test_a_drawing_names_modules_that_are_there(picture: str) -> None:
-    names = re.findall(r'font-family="monospace"[^>]*>([^<]+)<', (DOCS / picture).read_text("utf-8"))
+@pytest.mark.parametrize("image", ["question.svg", "weight.svg"])
+def test_a_drawing_names_modules_that_are_there(image: str) -> None:
+    names = re.findall(r'font-family="monospace"[^>]*>([^<]+)<', (DOCS / image).read_text("utf-8"))
     stems = [stem.strip().rstrip("/").split("/") for name in names for stem in name.split(",")]
     known = {path.with_suffix("").parts for path in SOURCES} | {path.parent.parts for path in SOURCES}
     assert len(stems) > 10

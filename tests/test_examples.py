@@ -19,7 +19,7 @@ from ayaedge import Bundle
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-PICTURES = EXAMPLES / "pictures"
+IMAGES = EXAMPLES / "pictures"
 DRIVER = Path(__file__).with_name("desktop_driver.py")
 
 MOST_BLOCKED = 50.0
@@ -44,8 +44,8 @@ def test_an_example_has_fewer_than_sixty_lines(example: Path) -> None:
     assert len(example.read_text("utf-8").splitlines()) < 60
 
 
-def test_describe_answers_every_question_about_every_picture() -> None:
-    row, heart = PICTURES / "row.png", PICTURES / "one-heart.png"
+def test_describe_answers_every_question_about_every_image() -> None:
+    row, heart = IMAGES / "row.png", IMAGES / "one-heart.png"
     result = run(
         EXAMPLES / "describe.py",
         row,
@@ -62,7 +62,7 @@ def test_describe_answers_every_question_about_every_picture() -> None:
 
 
 def test_describe_takes_another_bundle(exact_bundle: Bundle) -> None:
-    result = run(EXAMPLES / "describe.py", PICTURES / "row.png", "-m", exact_bundle.directory)
+    result = run(EXAMPLES / "describe.py", IMAGES / "row.png", "-m", exact_bundle.directory)
     assert "star: yellow, 5634, circle: blue" in result.stdout, result.stderr
 
 
@@ -70,19 +70,19 @@ def test_describe_takes_another_bundle(exact_bundle: Bundle) -> None:
 def test_a_mistake_is_a_line_and_no_traceback(name: str) -> None:
     result = run(EXAMPLES / name, "nowhere.png")
     assert result.returncode == 1
-    assert result.stderr == "there is no picture at nowhere.png\n"
+    assert result.stderr == "there is no image at nowhere.png\n"
 
 
 def test_a_chat_goes_on_where_its_file_ends(tmp_path: Path) -> None:
     file = tmp_path / "chat"
-    picture = PICTURES / "six-cells.png"
+    image = IMAGES / "six-cells.png"
     first = run(
         EXAMPLES / "chat.py", file,
-        says=f"/image nowhere.png\n/image {picture}\nWhat number is at the bottom left?\n",
+        says=f"/image nowhere.png\n/image {image}\nWhat number is at the bottom left?\n",
     )  # fmt: skip
     assert first.returncode == 0, first.stderr
-    assert first.stdout.split("> ") == ["", "there is no picture at nowhere.png\n", "", "2675\n", ""]
-    asked = "What number is at the top middle?\n"  # the picture is in the file
+    assert first.stdout.split("> ") == ["", "there is no image at nowhere.png\n", "", "2675\n", ""]
+    asked = "What number is at the top middle?\n"  # the image is in the file
     again = run(EXAMPLES / "chat.py", file, says=f"{asked}/undo\n{asked}")
     assert again.returncode == 0, again.stderr
     assert again.stdout.split("> ") == ["", "4098\n", "", "4098\n", ""]
@@ -125,7 +125,7 @@ def wait_until_it_sleeps(pid: int) -> None:
 
 
 def test_an_invoice_has_the_form_of_its_schema() -> None:
-    result = run(EXAMPLES / "extract_invoice.py", PICTURES / "six-cells.png", "-n", "6000")
+    result = run(EXAMPLES / "extract_invoice.py", IMAGES / "six-cells.png", "-n", "6000")
     assert result.returncode == 0, result.stderr
     invoice = json.loads(result.stdout)
     assert list(invoice) == ["number", "date", "currency", "items", "total"]
@@ -136,7 +136,7 @@ def test_an_invoice_has_the_form_of_its_schema() -> None:
 
 
 def test_an_invoice_that_was_cut_off_is_not_taken_for_a_whole_one() -> None:
-    result = run(EXAMPLES / "extract_invoice.py", PICTURES / "six-cells.png", "-n", "10")
+    result = run(EXAMPLES / "extract_invoice.py", IMAGES / "six-cells.png", "-n", "10")
     assert result.returncode == 1
     assert result.stdout == ""
     assert "incomplete (length, 10 tokens)" in result.stderr

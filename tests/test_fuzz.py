@@ -60,8 +60,8 @@ SLOWEST = 60.0
 """Seconds of one example on a machine that is busy with other things; on an idle one none takes three."""
 HANGS = 3600.0 if EXAMPLES else 300.0
 """Seconds after which a test ends the process, with the stacks of all threads."""
-PICTURES = Path(__file__).parents[1] / "examples" / "pictures"
-QUESTION, SIX, ANSWER = "What number is at the bottom left?", PICTURES / "six-cells.png", "2675"
+IMAGES = Path(__file__).parents[1] / "examples" / "pictures"
+QUESTION, SIX, ANSWER = "What number is at the bottom left?", IMAGES / "six-cells.png", "2675"
 SHORT: dict[str, Any] = {"max_tokens": 2}
 
 LIBTIFF = re.compile(r"[\w.]+: ")
@@ -190,10 +190,10 @@ JSON_VALUES = st.recursive(
 ) | st.sampled_from(["deep", "deeper", "list", "key", "text"]).map(lambda name: _LARGE[name])  # fmt: skip
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------------------
 def _real_files() -> list[bytes]:
-    """One picture in every format that Pillow writes, with palettes, frames, profiles and EXIF."""
-    with Image.open(PICTURES / "one-heart.png") as opened:
+    """One image in every format that Pillow writes, with palettes, frames, profiles and EXIF."""
+    with Image.open(IMAGES / "one-heart.png") as opened:
         small = opened.convert("RGB").resize((40, 30))
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "text"
@@ -227,10 +227,10 @@ def _real_files() -> list[bytes]:
     for form, mode, options in ways:
         target = io.BytesIO()
         try:
-            picture = small.convert("L").convert(mode) if mode in ("I;16", "LAB") else small.convert(mode)
+            image = small.convert("L").convert(mode) if mode in ("I;16", "LAB") else small.convert(mode)
             if mode == "LAB":
-                picture = Image.new("LAB", (9, 9))
-            picture.save(target, form, **options)
+                image = Image.new("LAB", (9, 9))
+            image.save(target, form, **options)
         except (OSError, KeyError, ValueError):  # this build of Pillow cannot
             continue
         saved.append(target.getvalue())
@@ -296,7 +296,7 @@ MUTATED = st.builds(
     changed, st.integers(0, len(FILES) - 1).map(lambda number: FILES[number]), st.lists(CHANGES, max_size=5)
 )
 SIGNED = st.builds(bytes.__add__, st.sampled_from(SIGNATURES), st.binary(max_size=120))
-PICTURE_BYTES = st.one_of(st.binary(max_size=200), SIGNED, MUTATED, MUTATED, MUTATED)
+IMAGE_BYTES = st.one_of(st.binary(max_size=200), SIGNED, MUTATED, MUTATED, MUTATED)
 
 
 def _data_url(data: bytes, scheme: str, kind: str, mark: str, junk: str, place: float) -> str:
@@ -307,7 +307,7 @@ def _data_url(data: bytes, scheme: str, kind: str, mark: str, junk: str, place: 
 
 DATA_URLS = st.builds(
     _data_url,
-    PICTURE_BYTES,
+    IMAGE_BYTES,
     st.sampled_from(["data:", "DATA:", "Data:", "dAtA:", " data:", "data"]),
     st.sampled_from(["image/png", "IMAGE/PNG", "", "image/png;charset=x",
     "text/plain"]) | st.text(st.characters(), max_size=9),
@@ -318,7 +318,7 @@ DATA_URLS = st.builds(
 PATHS = st.one_of(
     TEXTS,
     TEXTS.map(lambda text: f"file://{text}"),
-    TEXTS.map(lambda text: f"{PICTURES}/{text}"),
+    TEXTS.map(lambda text: f"{IMAGES}/{text}"),
     st.text("abc:/\\.%~$\0\ud800é", max_size=20),
     st.sampled_from(["/dev/null", "/dev/full/x", ".", "/", "~", "-", "a" * 300, "/".join(["a" * 200] * 30),
     "CON", "NUL"]),
@@ -401,19 +401,19 @@ def _pil(mode: str, size: tuple[int, int], how: str) -> Any:
             return opened
     if how == "damaged":
         return Image.open(io.BytesIO(FILES[0][: len(FILES[0]) // 2]))
-    picture: Any = Image.new(mode, size)
+    image: Any = Image.new(mode, size)
     if how == "closed too":
-        picture.close()
+        image.close()
     if how == "exif":
-        picture.getexif()[0x0112] = size[0]
+        image.getexif()[0x0112] = size[0]
     if how == "info":
-        picture.info.update(exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff", transparency=b"\0", icc_profile="x")
+        image.info.update(exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff", transparency=b"\0", icc_profile="x")
     if how == "float" and mode == "F":
-        picture.putpixel((0, 0), math.nan) if min(size) else None
-    return picture
+        image.putpixel((0, 0), math.nan) if min(size) else None
+    return image
 
 
-PIL_PICTURES = st.builds(
+PIL_IMAGES = st.builds(
     _pil,
     st.sampled_from(MODES),
     st.tuples(*[st.sampled_from([0, 1, 2, 9, 400])] * 2),
@@ -428,16 +428,16 @@ def look(model: AyaVision, images: Any, tiles: int | None = None) -> None:
 
 
 @fuzz()
-@given(PICTURE_BYTES, st.sampled_from([None, 1, 1]))
-def test_bytes_are_a_picture_or_an_error(model: AyaVision, data: bytes, tiles: int | None) -> None:
+@given(IMAGE_BYTES, st.sampled_from([None, 1, 1]))
+def test_bytes_are_an_image_or_an_error(model: AyaVision, data: bytes, tiles: int | None) -> None:
     look(model, [data], tiles)
 
 
 @fuzz()
-@given(st.one_of(DATA_URLS, PATHS, ARRAYS, PIL_PICTURES, ODD), st.booleans())
-def test_anything_is_a_picture_or_an_error(model: AyaVision, picture: Any, single: bool) -> None:
-    look(model, picture if single else [picture], 1)
-    encoded = strict(lambda: model.encode_image(picture, max_tiles=1))
+@given(st.one_of(DATA_URLS, PATHS, ARRAYS, PIL_IMAGES, ODD), st.booleans())
+def test_anything_is_an_image_or_an_error(model: AyaVision, image: Any, single: bool) -> None:
+    look(model, image if single else [image], 1)
+    encoded = strict(lambda: model.encode_image(image, max_tiles=1))
     assert encoded is None or encoded.cost.tiles == 1
 
 
@@ -592,7 +592,7 @@ PARTS = st.fixed_dictionaries(
         "image_url": st.fixed_dictionaries({"url": DATA_URLS | PATHS | JSON_VALUES})
         | DATA_URLS
         | JSON_VALUES,
-        "image": DATA_URLS | PATHS | PIL_PICTURES | ARRAYS | JSON_VALUES,
+        "image": DATA_URLS | PATHS | PIL_IMAGES | ARRAYS | JSON_VALUES,
     },
 )
 ROLES = st.sampled_from(["user", "user", "user", "assistant", "system", "tool", "developer"])
@@ -728,7 +728,7 @@ def test_any_limit_on_tokens_is_kept_or_refused(model: AyaVision, limit: Any, un
 
 @pytest.fixture(scope="module")
 def saved(model: AyaVision, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A conversation with a picture and a state."""
+    """A conversation with an image and a state."""
     path = tmp_path_factory.mktemp("saved") / "x.ayachat"
     chat = model.chat(system="Be brief.")
     chat.ask("What?", images=[FILES[0]], max_tiles=1, max_tokens=3)
@@ -856,7 +856,7 @@ def test_any_groups_of_options_are_understood_or_refused(
 
 
 def _tail(name: str) -> bytes:
-    """A small picture in a format whose decoder raises what others do not."""
+    """A small image in a format whose decoder raises what others do not."""
     header = {
         "DDS": struct.pack("<4s7I44x8I20x", b"DDS ", 124, 0x1007, 4, 4, 16, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0)
     }
@@ -868,21 +868,21 @@ def _form(schema: Any) -> dict[str, Any]:
 
 
 def _palette_with_alphas() -> Any:
-    picture = Image.new("P", (9, 9))
-    picture.info["transparency"] = b"\0\x80"
-    return picture
+    image = Image.new("P", (9, 9))
+    image.info["transparency"] = b"\0\x80"
+    return image
 
 
 def _saved_palette() -> bytes:
-    picture, target = Image.new("P", (9, 9)), io.BytesIO()
-    picture.putpalette([*range(9)])
-    picture.save(target, "PNG", transparency=b"\0\x80")
+    image, target = Image.new("P", (9, 9)), io.BytesIO()
+    image.putpalette([*range(9)])
+    image.save(target, "PNG", transparency=b"\0\x80")
     return target.getvalue()
 
 
 def _closed_before_it_was_read() -> Any:
-    with Image.open(SIX) as picture:
-        return picture
+    with Image.open(SIX) as image:
+        return image
 
 
 Found = tuple[str, Callable[[Any], Any]]

@@ -17,7 +17,7 @@ import pytest
 from ayaedge import NO_CACHE, AyaVision, CacheOptions
 from ayaedge.bundle import demo_bundle
 
-PICTURE = Path(__file__).parents[1] / "examples" / "pictures" / "six-cells.png"
+IMAGE = Path(__file__).parents[1] / "examples" / "pictures" / "six-cells.png"
 QUESTION = "What number is at the bottom left?"
 NOBODY = 12345
 WARNING = "nothing is kept for later processes"
@@ -87,7 +87,7 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
 
 
 def test_a_program_gets_answers_and_one_warning(run: Run, home: str | None, place: Path) -> None:
-    done = run(["-c", ASK, QUESTION, str(PICTURE)], home)
+    done = run(["-c", ASK, QUESTION, str(IMAGE)], home)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0].isdecimal()
     assert [line for line in done.stderr.splitlines() if "kept" in line or "cache" in line.lower()] == [
@@ -100,10 +100,10 @@ def test_a_program_gets_answers_and_one_warning(run: Run, home: str | None, plac
 @pytest.mark.parametrize(
     ("home", "command", "warnings"),
     [
-        (None, ["ask", "--image", str(PICTURE), QUESTION], 1),
-        ("closed", ["ask", "--image", str(PICTURE), QUESTION], 1),
-        (None, ["plan", "--image", str(PICTURE)], 0),
-        ("closed", ["plan", "--image", str(PICTURE)], 0),
+        (None, ["ask", "--image", str(IMAGE), QUESTION], 1),
+        ("closed", ["ask", "--image", str(IMAGE), QUESTION], 1),
+        (None, ["plan", "--image", str(IMAGE)], 0),
+        ("closed", ["plan", "--image", str(IMAGE)], 0),
         ("closed", ["doctor"], 0),
         ("closed", ["cache", "ls"], 0),
         (None, ["cache", "prune"], 0),
@@ -139,11 +139,11 @@ def test_a_cache_that_can_only_be_read_is_read(run: Run, place: Path, wide_bundl
     """As in an image that was filled when it was made: no state is written, one warning says so."""
     bundle, kept = shutil.copytree(wide_bundle, place / "bundle"), place / "kept"
     with AyaVision.load(bundle, cache=CacheOptions(directory=kept)) as model:
-        model.ask(QUESTION, images=PICTURE)
+        model.ask(QUESTION, images=IMAGE)
     for path in (kept, *kept.rglob("*"), bundle, *bundle.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     before = sorted(path.name for path in kept.rglob("*"))
-    done = run(["-c", ASK, QUESTION, str(PICTURE), str(bundle)], None, AYAEDGE_CACHE_DIR=str(kept))
+    done = run(["-c", ASK, QUESTION, str(IMAGE), str(bundle)], None, AYAEDGE_CACHE_DIR=str(kept))
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 0
     assert done.stderr.count(f"{kept} cannot be written") == 1
@@ -156,5 +156,5 @@ def test_no_cache_asks_for_no_directory(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("ayaedge.cache.options.cache_directory", asked)
     with AyaVision.load(cache=NO_CACHE) as model:
-        model.ask(QUESTION, images=PICTURE, max_tokens=2)
+        model.ask(QUESTION, images=IMAGE, max_tokens=2)
         model.chat().ask("Hi", max_tokens=1)

@@ -14,7 +14,7 @@ import system_calls
 from system_calls import Seen, describe, watch
 
 ROOT = Path(__file__).parents[1]
-PICTURE = str(ROOT / "examples" / "pictures" / "six-cells.png")
+IMAGE = str(ROOT / "examples" / "pictures" / "six-cells.png")
 QUESTION = "What number is at the bottom left?"
 PROGRAM = """
 import sys
@@ -25,9 +25,9 @@ with AyaVision.load() as model:
     chat.save(sys.argv[3])
 """
 COMMANDS: dict[str, list[str]] = {
-    "ask": ["ask", "--image", PICTURE, QUESTION],
-    "chat": ["chat", "--image", PICTURE],
-    "plan": ["plan", "--image", PICTURE],
+    "ask": ["ask", "--image", IMAGE, QUESTION],
+    "chat": ["chat", "--image", IMAGE],
+    "plan": ["plan", "--image", IMAGE],
     "plan --export": ["plan", "--export", "CHECKPOINT"],
     "tune": ["tune", "-m", "DEMO"],
     "bench": ["bench", "-m", "DEMO", "-n", "4", "--rounds", "1"],
@@ -93,7 +93,7 @@ def test_a_command_opens_no_socket_and_writes_only_where_it_may(
 def test_a_program_opens_no_socket_and_writes_only_where_it_may(
     run: Callable[..., Seen], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    seen = run(["-c", PROGRAM, PICTURE, QUESTION, "TARGET/cells.ayachat"], python=True)
+    seen = run(["-c", PROGRAM, IMAGE, QUESTION, "TARGET/cells.ayachat"], python=True)
     record_property("seen", f"a program: {describe(seen).replace(str(tmp_path), '')}")
     assert seen.output == "2675\n", seen.errors
     assert seen.sockets == ()

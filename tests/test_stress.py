@@ -20,7 +20,7 @@ from ayaedge import AyaVision, CacheOptions, CancelledError
 
 pytestmark = pytest.mark.usefixtures("all_processors")
 
-PICTURES = sorted((Path(__file__).parents[1] / "examples" / "pictures").glob("*.png"))
+IMAGES = sorted((Path(__file__).parents[1] / "examples" / "pictures").glob("*.png"))
 QUESTIONS = ["What number is at the bottom left?", "右下の形は何ですか？", "Describe the picture.", "Hello"]
 CALLERS = 64
 REQUESTS = [4, pytest.param(20, marks=pytest.mark.slow)]
@@ -28,13 +28,13 @@ REQUESTS = [4, pytest.param(20, marks=pytest.mark.slow)]
 CASES: list[dict[str, Any]] = [
     {"question": question, "images": images, "max_tokens": 8, "max_tiles": 2}
     for question in QUESTIONS
-    for images in ([], PICTURES[:1], PICTURES[1:2], PICTURES[2:4])
+    for images in ([], IMAGES[:1], IMAGES[1:2], IMAGES[2:4])
 ]
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Iterator[AyaVision]:
-    """Nothing is known of a picture between two questions but its embeddings: prompts are longer than the window."""
+    """Nothing is known of an image between two questions but its embeddings: prompts are longer than the window."""
     with AyaVision.load(cache=CacheOptions(directory=tmp_path)) as model:
         yield model
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PICTURE = ROOT / "examples" / "pictures" / "six-cells.png"
+IMAGE = ROOT / "examples" / "pictures" / "six-cells.png"
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def test_installed_alone_it_answers_and_says_how_to_get_the_exporter(wheel: Path
     venv.create(tmp_path / "venv", with_pip=True)
     scripts = tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin")
     run(scripts / "python", "-m", "pip", "install", "--quiet", wheel)
-    answer = run(scripts / "ayaedge", "ask", "--image", PICTURE, "What number is at the bottom left?")
+    answer = run(scripts / "ayaedge", "ask", "--image", IMAGE, "What number is at the bottom left?")
     assert answer == "2675\n"
     export = subprocess.run(
         [scripts / "ayaedge", "export", ROOT / "examples" / "tiny-aya-vision"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from ayaedge.checks import earlier_name
 from ayaedge.errors import TruncatedError
 from ayaedge.images.tile_budget import ImageCost
 from ayaedge.text.text_stream import TokenLogprob
@@ -18,16 +19,18 @@ class Usage:
 
     prompt_tokens: int
     image_tokens: int
-    """Those of the prompt that belong to pictures."""
+    """Those of the prompt that belong to images."""
     cached_tokens: int
     """Those of the prompt that were known and not computed again."""
     completion_tokens: int
     tiles: tuple[int, ...]
-    """Tiles of each picture, the thumbnail included."""
-    pictures: tuple[ImageCost, ...]
-    """Size, grid, tiles and tokens of each picture."""
+    """Tiles of each image, the thumbnail included."""
+    images: tuple[ImageCost, ...]
+    """Size, grid, tiles and tokens of each image."""
     dropped_turns: int = 0
     """Oldest questions, with their answers, that were left out so that the rest fits (`overflow="drop_oldest"`)."""
+
+    pictures = earlier_name("pictures", "images")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Timings:
     """Wall-clock seconds."""
 
     vision: float
-    """Reading and encoding the pictures."""
+    """Reading and encoding the images."""
     prefill: float
     """Recalling what is known of the prompt, and computing the rest."""
     first_token: float

@@ -2,7 +2,7 @@
 
 A check gives None if nothing is wrong; `require_...` gives the value as Python's own, or raises InvalidOptionError.
 Numbers of numpy and other libraries count as numbers; `plain` and `make_plain` turn them into Python's own, so that
-what is stored can be written as JSON and handed to C.
+what is stored can be written as JSON and handed to C. `earlier_name` warns of names that are gone soon.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -28,6 +29,17 @@ def check_options(*faults: str | None) -> None:
     found = [fault for fault in faults if fault]
     if found:
         raise InvalidOptionError("; ".join(found))
+
+
+def earlier_name(earlier: str, now: str) -> Any:
+    """A property that reads the attribute `now`, with a DeprecationWarning which names it."""
+
+    def read(owner: object) -> Any:
+        what = type(owner).__name__
+        warnings.warn(f"{what}.{earlier} is now {what}.{now}", DeprecationWarning, stacklevel=2)
+        return getattr(owner, now)
+
+    return property(read, doc=f"The earlier name of `{now}`; the next version does not have it.")
 
 
 def plain(value: Any) -> Any:

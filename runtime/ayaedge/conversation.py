@@ -1,4 +1,4 @@
-"""A conversation: questions that build on each other, their pictures, and what the model has said.
+"""A conversation: questions that build on each other, their images, and what the model has said.
 
 Each question computes its own tokens only, as long as the model holds the rest; nothing depends on that but time.
 """
@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from ayaedge.answers import Answer, StopReason
-from ayaedge.checks import check_options, function, path_of
+from ayaedge.checks import check_options, earlier_name, function, path_of
 from ayaedge.engine.dialogue import Dialogue
 from ayaedge.engine.engine import Engine, OnProgress
 from ayaedge.engine.service import Service
@@ -31,12 +31,12 @@ from ayaedge.text.text_stream import Piece
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ayaedge.chat_file.saved_chat import SavedChat, SavedPicture, SavedState, SavedTurn
+    from ayaedge.chat_file.saved_chat import SavedChat, SavedImage, SavedState, SavedTurn
 
 logger = logging.getLogger(__name__)
 
 Images: TypeAlias = Iterable[AnyImage] | AnyImage | None
-"""Pictures of a question: several, one, or none."""
+"""Images of a question: several, one, or none."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,13 @@ class Turn:
     """A question and its answer."""
 
     question: str
-    pictures: tuple[EncodedImage, ...]
+    images: tuple[EncodedImage, ...]
     answer: str
     ids: tuple[int, ...] | None = field(default=None, repr=False)
     """The tokens in which the model wrote the answer; None if they are not just its text."""
     stop_reason: StopReason = "stop"
+
+    pictures = earlier_name("pictures", "images")
 
 
 class Conversation:
@@ -149,7 +151,7 @@ class Conversation:
     def save(self, path: str | os.PathLike[str], *, state: bool = True) -> None:
         """Write the conversation to a file that only this user may read.
 
-        It holds all texts, the tiles of all pictures and, with `state`, what the decoder knows of them: 131 kB a
+        It holds all texts, the tiles of all images and, with `state`, what the decoder knows of them: 131 kB a
         token for Aya Vision 8B, which makes the next question as quick as if the program had never ended. Waits for
         questions that were asked before. ChatFileError if it cannot be written; a file that was there stays then.
         """
@@ -180,25 +182,25 @@ class Conversation:
     def _work(
         self, question: str, images: Images, on_progress: OnProgress | None, options: AnswerOptions
     ) -> Callable[[Engine, AnswerRequest], Answer]:
-        """What the model's thread is to do, with the pictures as they are now."""
+        """What the model's thread is to do, with the images as they are now."""
         if not isinstance(question, str):
             raise PromptError(f"a question must be a string, not {type(question).__name__}")
         check_options(function("on_progress", on_progress))
         given = [images] if isinstance(images, EncodedImage) else list_images(images)
-        pictures = [take_image(picture) for picture in given]
+        taken = [take_image(image) for image in given]
         report = _no_progress if on_progress is None else on_progress
-        return partial(self._answer, self.system, question, pictures, options, report)
+        return partial(self._answer, self.system, question, taken, options, report)
 
     async def _whole(self, work: Callable[[Engine, AnswerRequest], Answer]) -> Answer:
         stream = AsyncAnswerStream(self._service.request(work))
-        del work  # an error's traceback would hold its pictures
+        del work  # an error's traceback would hold its images
         return await stream.whole()
 
     def _answer(
         self,
         system: str | None,
         question: str,
-        pictures: list[Any],
+        images: list[Any],
         options: AnswerOptions,
         report: OnProgress,
         engine: Engine,
@@ -210,14 +212,14 @@ class Conversation:
             edits, before = self._edits, self._turns
 
         def keep(answer: Answer) -> None:
-            own = tuple(read[len(read) - len(pictures) :])
+            own = tuple(read[len(read) - len(images) :])
             ids = engine.text_ids(answer.text, answer.ids)
             turn = Turn(question, own, answer.text, ids, answer.stop_reason)
             with self._editing:
                 if self._edits == edits:
                     self._turns = (*before, turn)
 
-        dialogue = self._dialogue(system, before, [Message("user", question, len(pictures))], pictures)
+        dialogue = self._dialogue(system, before, [Message("user", question, len(images))], images)
         try:
             answer = engine.answer(request, dialogue, options, report, read.extend)
         except CancelledError as error:
@@ -232,15 +234,15 @@ class Conversation:
         system: str | None,
         turns: Iterable[Turn],
         last: Iterable[Message] = (),
-        pictures: Iterable[Any] = (),
+        images: Iterable[Any] = (),
     ) -> Dialogue:
         messages = [Message("system", system)] if system is not None else []
         before: list[EncodedImage] = []
         for turn in turns:
-            messages.append(Message("user", turn.question, len(turn.pictures)))
+            messages.append(Message("user", turn.question, len(turn.images)))
             messages.append(Message("assistant", turn.answer, ids=turn.ids))
-            before += turn.pictures
-        return Dialogue((*messages, *last), (*before, *pictures), self._goes_on)
+            before += turn.images
+        return Dialogue((*messages, *last), (*before, *images), self._goes_on)
 
     def _known_state(self, engine: Engine) -> SavedState | None:
         from ayaedge.chat_file.saved_chat import SavedState
@@ -252,14 +254,14 @@ class Conversation:
         return SavedState(segment.key, segment.stop, data)
 
     def _saved(self, engine: Engine, state: SavedState | None) -> SavedChat:
-        from ayaedge.chat_file.saved_chat import SavedChat, SavedPicture, SavedTurn
+        from ayaedge.chat_file.saved_chat import SavedChat, SavedImage, SavedTurn
 
         turns = [
             SavedTurn(
                 question=turn.question,
-                pictures=tuple(
-                    SavedPicture.of(picture.tiles, (picture.cost.width, picture.cost.height), _facts(picture))
-                    for picture in turn.pictures
+                images=tuple(
+                    SavedImage.of(image.tiles, (image.cost.width, image.cost.height), _facts(image))
+                    for image in turn.images
                 ),
                 answer=turn.answer,
                 ids=turn.ids,
@@ -293,26 +295,26 @@ def open_conversation(service: Service, path: str | os.PathLike[str]) -> Convers
 def _opened_turn(engine: Engine, turn: SavedTurn, path: str | os.PathLike[str]) -> Turn:
     """A turn of a file; its tokens count only if they mean the same to this model."""
     ids = None if turn.ids is None else engine.text_ids(turn.answer, turn.ids)
-    pictures = tuple(_opened_picture(engine, picture, path) for picture in turn.pictures)
-    return Turn(turn.question, pictures, turn.answer, ids, cast("StopReason", turn.stop_reason))
+    images = tuple(_opened_image(engine, image, path) for image in turn.images)
+    return Turn(turn.question, images, turn.answer, ids, cast("StopReason", turn.stop_reason))
 
 
-def _opened_picture(engine: Engine, picture: SavedPicture, path: str | os.PathLike[str]) -> EncodedImage:
-    manifest, tiles = engine.bundle.manifest, picture.tiles
+def _opened_image(engine: Engine, image: SavedImage, path: str | os.PathLike[str]) -> EncodedImage:
+    manifest, tiles = engine.bundle.manifest, image.tiles
     if tiles.shape[1] != manifest.tiling.tile_size or len(tiles) > manifest.tiling.max_tiles + 1:
         raise ChatFileError(
-            f"{path} holds a picture in {len(tiles)} tiles of {tiles.shape[1]} pixels, made for another model than "
+            f"{path} holds an image in {len(tiles)} tiles of {tiles.shape[1]} pixels, made for another model than "
             f"{engine.bundle.name}"
         )
-    grid = [picture.facts.get(name) for name in ("columns", "rows")]
+    grid = [image.facts.get(name) for name in ("columns", "rows")]
     columns, rows = grid if all(isinstance(number, int) for number in grid) else (len(tiles), 1)
     tokens = len(tiles) * manifest.image_prompt.tokens_per_tile
-    cost = ImageCost(*picture.size, cast("int", columns), cast("int", rows), len(tiles), tokens)
+    cost = ImageCost(*image.size, cast("int", columns), cast("int", rows), len(tiles), tokens)
     return EncodedImage(cost, tiles, engine.encoder)
 
 
-def _facts(picture: EncodedImage) -> dict[str, object]:
-    return {"columns": picture.cost.columns, "rows": picture.cost.rows}
+def _facts(image: EncodedImage) -> dict[str, object]:
+    return {"columns": image.cost.columns, "rows": image.cost.rows}
 
 
 def _no_progress(step: str, done: int, of: int) -> None: ...

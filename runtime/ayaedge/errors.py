@@ -5,7 +5,7 @@
     ├── CheckpointError      also ValueError: a checkpoint cannot be exported as it is
     ├── ExportError          also RuntimeError: an export could not be finished
     ├── InvalidOptionError   also ValueError: an option has a value that makes no sense
-    ├── ImageError           also ValueError: a picture cannot be read
+    ├── ImageError           also ValueError: an image cannot be read
     ├── PromptError          also ValueError: a conversation cannot be turned into a prompt
     │   └── ContextLengthError   the prompt has more tokens than the context holds
     ├── BackendError         also RuntimeError: llama.cpp or ONNX Runtime failed
@@ -66,7 +66,7 @@ class InvalidOptionError(AyaEdgeError, ValueError):
 
 
 class ImageError(AyaEdgeError, ValueError):
-    """A picture cannot be read."""
+    """An image cannot be read."""
 
 
 class PromptError(AyaEdgeError, ValueError):
@@ -81,7 +81,7 @@ class ContextLengthError(PromptError):
         advice = "shorten the question or the conversation, or raise context_size"
         if image_tokens:
             advice = (
-                f"{image_tokens} of them come from pictures: lower max_tiles, send fewer pictures, or raise "
+                f"{image_tokens} of them come from images: lower max_tiles, send fewer images, or raise "
                 "context_size"
             )
         super().__init__(f"the prompt has {needed} tokens and only {available} fit; {advice}")

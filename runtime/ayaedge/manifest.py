@@ -15,7 +15,7 @@ MOST_TILES = 256
 
 @dataclass(frozen=True)
 class Tiling:
-    """How one checkpoint cuts pictures; every field comes from its processor configuration."""
+    """How one checkpoint cuts images; every field comes from its processor configuration."""
 
     tile_size: int
     """Side of a square tile, in pixels."""
@@ -83,10 +83,10 @@ class Formats:
 
 @dataclass(frozen=True)
 class ImagePrompt:
-    """How a picture is written into the prompt."""
+    """How an image is written into the prompt."""
 
     placeholder: str
-    """What the chat template writes where a picture belongs."""
+    """What the chat template writes where an image belongs."""
     start: str
     end: str
     patch: str
@@ -119,7 +119,7 @@ class Tokens:
     """Ids that the runtime treats in a special way."""
 
     special: dict[str, int]
-    """Added tokens that only the template and pictures may write: in other text they are spelled out."""
+    """Added tokens that only the template and images may write: in other text they are spelled out."""
     named: dict[str, str]
     """What the tokenizer calls `bos_token`, `eos_token`, `pad_token`: templates use these names."""
     image_patch: int

@@ -1,4 +1,4 @@
-"""What a caller holds: a loaded bundle that answers questions about pictures."""
+"""What a caller holds: a loaded bundle that answers questions about images."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class AyaVision:
         `device` is for both halves, where their own options name none: `auto` takes the best that is installed, and
         puts as much there as fits. `context` is the number of tokens of prompt and answer together, short for
         `DecoderOptions.context_size`. What `ayaedge tune` found for this bundle fills what `decoder` leaves open.
-        `cache` says how much is kept of what was computed for a picture, and where; `NO_CACHE` keeps nothing beyond
+        `cache` says how much is kept of what was computed for an image, and where; `NO_CACHE` keeps nothing beyond
         the last question and asks for no directory. An answer does not depend on it. Beyond `queue_size` waiting
         requests there is BusyError.
 
@@ -140,7 +140,7 @@ class AyaVision:
         on_progress: OnProgress | None = None,
         **options: Unpack[AnswerKeywords],
     ) -> Answer:
-        """The whole answer to a question about any number of pictures; see `stream` for arguments and errors."""
+        """The whole answer to a question about any number of images; see `stream` for arguments and errors."""
         return self._once(system).ask(question, images=images, on_progress=on_progress, **options)
 
     def stream(
@@ -164,14 +164,14 @@ class AyaVision:
         `min_p`, `seed`; `stop`, a string or several before which the answer ends; `response_format` (OpenAI's
         `json_object` or `json_schema`, or a pydantic model), `grammar` (GBNF) or `choices` (strings), which the
         answer then follows; `top_logprobs`, how many log-probabilities to keep for each token beside its own. `tiles`
-        says how many tiles a picture gets, `max_tiles` at most: `faithful` by the reference's rule, whatever the
-        picture's size; `native` never more than the picture has pixels for; `auto` as many as this machine reads in
+        says how many tiles an image gets, `max_tiles` at most: `faithful` by the reference's rule, whatever the
+        image's size; `native` never more than the image has pixels for; `auto` as many as this machine reads in
         `budget` seconds to the first token. `overflow` is for conversations that do not fit: `error`, or
         `drop_oldest`.
 
         Raises at once InvalidOptionError for a senseless option, PromptError for a question that is no text,
-        ImageError for an array, PIL image or open file that is no picture, BusyError and ClosedError; from the
-        iteration ImageError for any other picture that cannot be read, ContextLengthError for a prompt that does not
+        ImageError for an array, PIL image or open file that is no image, BusyError and ClosedError; from the
+        iteration ImageError for any other image that cannot be read, ContextLengthError for a prompt that does not
         fit, PromptError, BackendError, OutOfMemoryError, and CancelledError.
         """
         return self._once(system).stream(question, images=images, on_progress=on_progress, **options)
@@ -206,7 +206,7 @@ class AyaVision:
     ) -> Coroutine[Any, Any, Answer]:
         """The whole answer, for asyncio: `await model.aask(...)`; cancelling the task cancels the answer.
 
-        Pictures are taken at this call, and the question is asked when it is awaited.
+        Images are taken at this call, and the question is asked when it is awaited.
         """
         return self._once(system).aask(question, images=images, on_progress=on_progress, **options)
 
@@ -229,9 +229,9 @@ class AyaVision:
     def open_chat(self, path: str | os.PathLike[str]) -> Conversation:
         """A conversation that `Conversation.save` wrote, also one that another model has had.
 
-        Its pictures are in the file. What was computed for them is used again if this user saved it with the same
+        Its images are in the file. What was computed for them is used again if this user saved it with the same
         bundle, settings and kind of processor; otherwise the first question takes as long as at first. Raises
-        ChatFileError for a file that is damaged, or holds pictures for another kind of model.
+        ChatFileError for a file that is damaged, or holds images for another kind of model.
         """
         return open_conversation(self._service, path)
 
@@ -244,7 +244,7 @@ class AyaVision:
         budget: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> EncodedImage:
-        """Read a picture once, to ask about it later, as often as wanted; arguments and errors as `stream`."""
+        """Read an image once, to ask about it later, as often as wanted; arguments and errors as `stream`."""
         choice = TileChoice(tiles, max_tiles, budget)
         check_options(function("on_progress", on_progress))
         work = partial(_encode, take_image(image), choice, on_progress or _no_progress)
@@ -259,15 +259,15 @@ class AyaVision:
         tiles: TilePolicy = "faithful",
         budget: float | None = None,
     ) -> int:
-        """Tokens of the prompt that these messages make, tags and markers of pictures included.
+        """Tokens of the prompt that these messages make, tags and markers of images included.
 
         `messages` are OpenAI's dictionaries, as `create_chat_completion` takes them. Does not wait for an answer that
         is being written. Raises PromptError and ImageError.
         """
         engine, choice = self._engine, TileChoice(tiles, max_tiles, budget)
         dialogue = _dialogue(messages)
-        pictures = engine.read(dialogue.pictures, choice, self.measure)
-        counts = [picture.cost.tiles for picture in pictures]
+        images = engine.read(dialogue.images, choice, self.measure)
+        counts = [image.cost.tiles for image in images]
         return len(engine.prompts.build(dialogue.messages, counts).ids)
 
     @overload
@@ -285,7 +285,7 @@ class AyaVision:
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """OpenAI's chat completion: dictionaries in, a dictionary out, or an iterator of chunks with `stream`.
 
-        Pictures are parts `{"type": "image_url", "image_url": {"url": ...}}` with a data URL or file URL, or
+        Images are parts `{"type": "image_url", "image_url": {"url": ...}}` with a data URL or file URL, or
         `{"type": "image", "image": ...}` with anything that `ask` takes. `options` are OpenAI's, with the same
         defaults as `stream`'s, and beside them those of `stream` that OpenAI does not have. InvalidOptionError for
         what is not known or cannot be done.
@@ -338,8 +338,8 @@ def _encode(
     engine: Engine,
     request: Request[None, EncodedImage],
 ) -> EncodedImage:
-    (picture,) = engine.read([image], choice, engine.speeds, request.cancellation)
-    return engine.encode(picture, request.cancellation, report)
+    (read,) = engine.read([image], choice, engine.speeds, request.cancellation)
+    return engine.encode(read, request.cancellation, report)
 
 
 def _with_context(decoder: DecoderOptions, context: int | None) -> DecoderOptions:
@@ -356,10 +356,10 @@ def _dialogue(messages: Sequence[Mapping[str, Any]]) -> Dialogue:
     from ayaedge.openai.messages import parse_messages
 
     parsed = parse_messages(messages, trusted=True)
-    pictures = [take_image(picture) for message in parsed for picture in message.images]
+    images = [take_image(image) for message in parsed for image in message.images]
     texts = tuple(Message(message.role, message.text, len(message.images)) for message in parsed)
     goes_on = any(message.role == "assistant" for message in parsed)
-    return Dialogue(texts, tuple(pictures), goes_on)
+    return Dialogue(texts, tuple(images), goes_on)
 
 
 def _chunks(answer: AnswerStream, maker: Any) -> Iterator[dict[str, Any]]:

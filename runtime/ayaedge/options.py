@@ -1,4 +1,4 @@
-"""What a question may set beside its text and pictures: checked once, in one place, for all ways to ask."""
+"""What a question may set beside its text and images: checked once, in one place, for all ways to ask."""
 
 from __future__ import annotations
 

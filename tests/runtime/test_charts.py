@@ -29,7 +29,7 @@ def test_bars_are_as_long_as_their_values(tmp_path: Path) -> None:
     assert two == [pytest.approx(one[0] / 2, abs=2), pytest.approx(one[0], abs=2)]
 
 
-def test_the_picture_grows_with_its_rows_and_panels(tmp_path: Path) -> None:
+def test_the_image_grows_with_its_rows_and_panels(tmp_path: Path) -> None:
     def size(labels: int, panels: int) -> tuple[int, int]:
         names = [f"label {i}" for i in range(labels)]
         panel = Panel("panel", {"one": [1.0] * labels})

@@ -33,8 +33,8 @@ from ayaedge import (
 )
 from ayaedge.text.prompt import Message
 
-PICTURES = sorted((Path(__file__).parents[2] / "examples" / "pictures").glob("*.png"))
-SIX = next(path for path in PICTURES if path.name == "six-cells.png")
+IMAGES = sorted((Path(__file__).parents[2] / "examples" / "pictures").glob("*.png"))
+SIX = next(path for path in IMAGES if path.name == "six-cells.png")
 PHOTO = np.random.default_rng(3).integers(0, 256, (480, 640, 3), np.uint8)
 """Twelve tiles and a thumbnail."""
 QUESTIONS = [
@@ -51,7 +51,7 @@ def model(wide_bundle: Path, tmp_path: Path) -> Iterator[AyaVision]:
         yield model
 
 
-def test_ten_turns_about_a_picture_compute_their_own_tokens_only(
+def test_ten_turns_about_an_image_compute_their_own_tokens_only(
     model: AyaVision, computed: list[int]
 ) -> None:
     chat, held = model.chat(), 0
@@ -101,25 +101,25 @@ def test_two_conversations_take_turns_without_computing_anything_again(
     for turn in range(4):
         for number, chat in enumerate(chats):
             computed.clear()
-            usage = chat.ask(QUESTIONS[turn], images=[PICTURES[number]] if turn == 0 else ()).usage
+            usage = chat.ask(QUESTIONS[turn], images=[IMAGES[number]] if turn == 0 else ()).usage
             assert usage.cached_tokens == known[number] or turn == 0
             assert sum(computed) <= usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens
             known[number] = usage.prompt_tokens + usage.completion_tokens - 1
 
 
-def test_pictures_may_come_at_any_turn(model: AyaVision) -> None:
+def test_images_may_come_at_any_turn(model: AyaVision) -> None:
     chat = model.chat()
     chat.ask("Hello", max_tokens=3)
     answer = chat.ask("What number is at the bottom left?", images=[SIX])
     assert chat.ask("Again?", images=[SIX, SIX], max_tokens=3).usage.cached_tokens > answer.usage.image_tokens
-    assert [len(turn.pictures) for turn in chat.turns] == [0, 1, 2]
+    assert [len(turn.images) for turn in chat.turns] == [0, 1, 2]
 
 
 def test_a_failing_question_leaves_the_conversation_as_it_was(model: AyaVision) -> None:
     chat = model.chat()
     chat.ask("Hello", max_tokens=3)
     with pytest.raises(ImageError):
-        chat.ask("x", images=[b"no picture"])
+        chat.ask("x", images=[b"no image"])
     with pytest.raises(PromptError, match="must be a string"):
         chat.ask(5)  # type: ignore[arg-type]
     with pytest.raises(ContextLengthError):
@@ -363,6 +363,16 @@ def test_a_file_that_is_no_conversation_is_refused(model: AyaVision, tmp_path: P
         model.chat().save(tmp_path / "no" / "such" / "directory.ayachat")
 
 
+def test_a_chat_that_was_saved_when_images_were_called_pictures_still_opens(demo_model: AyaVision) -> None:
+    chat = demo_model.open_chat(Path(__file__).parent / "chat_file" / "with_pictures.ayachat")
+    (turn,) = chat.turns
+    assert (turn.question, turn.answer) == ("What shape is in the picture?", "heart")
+    assert [(image.cost.width, image.cost.height, image.cost.tiles) for image in turn.images] == [
+        (112, 112, 1)
+    ]
+    assert chat.ask("What color is in the picture?").text == "red"
+
+
 def test_overflow_is_an_error_or_drops_the_oldest_turns(model: AyaVision) -> None:
     chat = model.chat("Be brief.")
     chat.ask("Old " * 150, images=[PHOTO], max_tokens=2)
@@ -372,7 +382,7 @@ def test_overflow_is_an_error_or_drops_the_oldest_turns(model: AyaVision) -> Non
         chat.ask(long, max_tokens=2)
     answer = chat.ask(long, max_tokens=2, overflow="drop_oldest")
     assert answer.usage.dropped_turns == 1
-    assert answer.usage.tiles == (7,)  # a picture goes whole
+    assert answer.usage.tiles == (7,)  # an image goes whole
     assert answer.usage.prompt_tokens + 2 <= model._engine.context_size
     assert len(chat.turns) == 3  # they are still there to be shown
     with pytest.raises(ContextLengthError):
@@ -381,7 +391,7 @@ def test_overflow_is_an_error_or_drops_the_oldest_turns(model: AyaVision) -> Non
         chat.ask("x", overflow="forget")  # type: ignore[arg-type]
 
 
-def test_an_encoded_picture_is_not_encoded_again(model: AyaVision, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoded_image_is_not_encoded_again(model: AyaVision, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[tuple[str, int, int]] = []
     page = model.encode_image(SIX, on_progress=lambda *step: steps.append(step))
     assert steps == [("vision", n, 7) for n in range(1, 8)]
@@ -394,9 +404,9 @@ def test_an_encoded_picture_is_not_encoded_again(model: AyaVision, monkeypatch: 
     assert model.encode_image(page).key == page.key
 
 
-def test_an_encoded_picture_of_another_model_is_refused(model: AyaVision, exact_model: AyaVision) -> None:
+def test_an_encoded_image_of_another_model_is_refused(model: AyaVision, exact_model: AyaVision) -> None:
     page = exact_model.encode_image(SIX)
-    with pytest.raises(ImageError, match="picture 1 was encoded by another model"):
+    with pytest.raises(ImageError, match="image 1 was encoded by another model"):
         model.ask("x", images=[page])
 
 
@@ -640,7 +650,7 @@ def test_an_opened_file_writes_no_special_token_into_the_prompt(model: AyaVision
     assert json.loads(zipfile.ZipFile(path).read("chat.json"))
 
 
-def test_reading_many_pictures_can_be_cancelled(model: AyaVision) -> None:
+def test_reading_many_images_can_be_cancelled(model: AyaVision) -> None:
     loaded: list[int] = []
     from ayaedge.engine import engine
 
@@ -699,14 +709,14 @@ def test_another_task_may_close_a_stream_that_is_being_read(model: AyaVision) ->
     asyncio.run(talk())
 
 
-def test_a_failed_request_does_not_hold_its_pictures(model: AyaVision) -> None:
-    picture = PHOTO.copy()
-    alive = weakref.ref(picture)
-    handle = model.submit("word " * 5000, images=[picture])
+def test_a_failed_request_does_not_hold_its_images(model: AyaVision) -> None:
+    image = PHOTO.copy()
+    alive = weakref.ref(image)
+    handle = model.submit("word " * 5000, images=[image])
     with pytest.raises(ContextLengthError) as caught:
         handle.result(30)
     model.ask("x", max_tokens=1)
-    del picture
+    del image
     gc.collect()
     assert alive() is None
     assert caught.value.needed > 0

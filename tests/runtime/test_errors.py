@@ -92,8 +92,8 @@ def test_every_error_comes_back_as_it_was(way: str) -> None:
     assert len(kinds) > len(ayaedge.errors.__doc__.split("Error")) / 2  # type: ignore[union-attr]
     for kind in kinds:
         error = MADE.get(kind, lambda kind=kind: kind("what is wrong: \udc00"))()  # type: ignore[misc]
-        error.__notes__ = ["seen in the third picture"]  # type: ignore[attr-defined]
-        error.picture = 3  # type: ignore[attr-defined]
+        error.__notes__ = ["seen in the third image"]  # type: ignore[attr-defined]
+        error.image = 3  # type: ignore[attr-defined]
         assert facts(WAYS[way](error)) == facts(error), kind
 
 
@@ -149,13 +149,13 @@ def test_a_piece_of_text_keeps_its_tokens(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_encoded_picture_keeps_its_pixels_and_embeddings(way: str) -> None:
+def test_an_encoded_image_keeps_its_pixels_and_embeddings(way: str) -> None:
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 256, (2, 4, 4, 3), np.uint8)
-    picture = EncodedImage(ANSWER.usage.pictures[0], tiles, b"encoder", rng.random((2, 3, 5), np.float32))
-    back = WAYS[way](picture)
-    assert (back.cost, back.key) == (picture.cost, picture.key)
-    assert np.array_equal(back.embeddings, picture.embeddings)
+    image = EncodedImage(ANSWER.usage.images[0], tiles, b"encoder", rng.random((2, 3, 5), np.float32))
+    back = WAYS[way](image)
+    assert (back.cost, back.key) == (image.cost, image.key)
+    assert np.array_equal(back.embeddings, image.embeddings)
 
 
 def test_an_answer_of_a_real_model_comes_back_as_it_was(demo_model: AyaVision) -> None:

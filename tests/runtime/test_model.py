@@ -91,7 +91,7 @@ def test_text_alone_works(demo_model: AyaVision) -> None:
     assert answer.usage.tiles == ()
 
 
-def test_one_picture_need_not_be_in_a_list(demo_model: AyaVision) -> None:
+def test_one_image_need_not_be_in_a_list(demo_model: AyaVision) -> None:
     single: Any = SQUARE
     assert demo_model.ask(QUESTION, images=single).ids == demo_model.ask(QUESTION, images=[SQUARE]).ids
 
@@ -127,9 +127,9 @@ def test_senseless_options_are_refused_at_once(demo_model: AyaVision, options: d
         demo_model.stream("x", **options)
 
 
-def test_a_bad_picture_leaves_the_model_ready(demo_model: AyaVision) -> None:
+def test_a_bad_image_leaves_the_model_ready(demo_model: AyaVision) -> None:
     with pytest.raises(ImageError):
-        demo_model.ask("x", images=[b"no picture"])
+        demo_model.ask("x", images=[b"no image"])
     assert demo_model.ask(QUESTION, images=[SQUARE]).text
 
 
@@ -245,13 +245,13 @@ def test_a_question_must_be_text(demo_model: AyaVision, question: Any) -> None:
 
 
 @pytest.mark.parametrize("images", [None, (), iter(())])
-def test_no_pictures_may_be_said_in_several_ways(demo_model: AyaVision, images: Any) -> None:
+def test_no_images_may_be_said_in_several_ways(demo_model: AyaVision, images: Any) -> None:
     assert demo_model.ask("Hi", images=images, max_tokens=1).usage.tiles == ()
 
 
-def test_pictures_may_come_from_a_generator(demo_model: AyaVision) -> None:
-    pictures = (SQUARE for _ in range(2))
-    assert len(demo_model.ask("Hi", images=pictures, max_tokens=1).usage.tiles) == 2
+def test_images_may_come_from_a_generator(demo_model: AyaVision) -> None:
+    images = (SQUARE for _ in range(2))
+    assert len(demo_model.ask("Hi", images=images, max_tokens=1).usage.tiles) == 2
 
 
 def test_the_vocabulary_refuses_ids_that_it_does_not_have(demo_model: AyaVision) -> None:

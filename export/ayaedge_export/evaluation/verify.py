@@ -180,7 +180,7 @@ def _check_all(
         for (_, used), (_, want) in zip(conversations, expected, strict=True)
         if want is not None
     )
-    yield _at_most("pictures with other pixels", wrong, 0)
+    yield _at_most("images with other pixels", wrong, 0)
 
     features = [reference.image_embeddings(part) for part in pixels]
     ours = np.concatenate([vision.encode(part) for part in tiles])
@@ -194,7 +194,7 @@ def _check_all(
         "text", reference.logits(text), prompt_logits(decoder, plain, None, patch), fmt
     )
     for name, (_, used), prompt, (_, want) in zip(
-        ("picture", "two pictures"), conversations[1:3], prompts[1:3], expected[1:3], strict=True
+        ("image", "two images"), conversations[1:3], prompts[1:3], expected[1:3], strict=True
     ):
         embeddings = np.concatenate([features[i] for i in used])
         theirs = reference.logits(prompt.ids, want)  # of our ids, even if they are wrong

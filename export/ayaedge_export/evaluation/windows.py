@@ -30,7 +30,7 @@ UNNAMED = "text"
 """The language of a file that names none."""
 WINDOW = 512
 """Tokens of a window of text."""
-PICTURE_TEXT = 64
+IMAGE_TEXT = 64
 """Tokens of text behind an image."""
 IMAGES = 4
 """Different images that are drawn."""
@@ -49,7 +49,7 @@ class Window:
     """One sequence that both models read from its beginning."""
 
     key: str
-    """Unique and stable: `fr/0`, `fr/picture`."""
+    """Unique and stable: `fr/0`, `fr/image`."""
     language: str
     prompt: Prompt
     first: int
@@ -146,11 +146,11 @@ def _image_window(
     builder: PromptBuilder, manifest: Manifest, language: str, texts: Sequence[str], image: int
 ) -> Window:
     tiles = len(drawn_tiles(image, manifest))
-    text = "\n".join(texts)[: _CHARACTERS_PER_TOKEN * PICTURE_TEXT]  # enough, and never a whole book
+    text = "\n".join(texts)[: _CHARACTERS_PER_TOKEN * IMAGE_TEXT]  # enough, and never a whole book
     prompt = builder.build([Message("user", text, 1)], [tiles])
     first = prompt.images[0].stop
-    ids = prompt.ids[: first + PICTURE_TEXT]
-    return Window(f"{language}/picture", language, Prompt(ids, prompt.images), first, image)
+    ids = prompt.ids[: first + IMAGE_TEXT]
+    return Window(f"{language}/image", language, Prompt(ids, prompt.images), first, image)
 
 
 def _is_json(path: Path, content: str) -> bool:

@@ -37,7 +37,7 @@ OnStep = Callable[[int, int, str], None]
 
 _QUESTIONS = ("What is written here?", "How many people are there?", "Where is it?")
 _NOISE = (1200, 1600, 3)
-"""Height, width, colours of the picture that is used where none is given: a photograph's ratio, and no equal tiles."""
+"""Height, width, colours of the image that is used where none is given: a photograph's ratio, and no equal tiles."""
 _TEXT_TOKENS = 512
 _CONTEXTS = (500, 2200)
 _STEPS = (
@@ -62,7 +62,7 @@ class Computer:
 class Prefill:
     """A prompt's tokens, from an empty context."""
 
-    kind: Literal["text", "picture"]
+    kind: Literal["text", "image"]
     tokens: int
     ours: float
     """Tokens per second."""
@@ -87,14 +87,14 @@ class Decode:
 
 @dataclass(frozen=True)
 class FirstToken:
-    """Seconds to the first token of a question about a picture."""
+    """Seconds to the first token of a question about an image."""
 
     cold: float
     """From the start of a process that keeps nothing and knows nothing; the files are in the system's memory."""
     filling: float
     """The same where states are kept for later."""
     restored: float
-    """From the start of a new process to another question about that picture."""
+    """From the start of a new process to another question about that image."""
     warm: float
     """From another question about it, in the same process, to its first token."""
     limit: float
@@ -126,7 +126,7 @@ class Measured:
     decode: tuple[Decode, ...]
     first_token: FirstToken
     memory: Resident
-    """Peak of a process that answers about a picture."""
+    """Peak of a process that answers about an image."""
     vision_memory: Resident
     """Peak of a process with the vision tower alone."""
     decoder_memory: Resident
@@ -159,9 +159,9 @@ class OtherProgram:
     prefill: float | None = None
     """Tokens per second, as many tokens of text as of ours."""
     first_token_seconds: float | None = None
-    """With the model loaded, and nothing known of the picture."""
+    """With the model loaded, and nothing known of the image."""
     decode: tuple[OtherDecode, ...] = ()
-    """At a short context and at that of a question about a picture."""
+    """At a short context and at that of a question about an image."""
     memory: Resident | None = None
 
     @property
@@ -181,7 +181,7 @@ def measure_bundle(
 ) -> Measured:
     """Measure a bundle; a 4-bit 8B takes about a quarter of an hour on two cores.
 
-    `image` is a picture, by default noise that becomes the most tiles of a 4:3 photograph. `answer_tokens` is how many
+    `image` is an image, by default noise that becomes the most tiles of a 4:3 photograph. `answer_tokens` is how many
     are timed at each context, `tiles` and `rounds` how often a tile and everything else of the decoder is timed.
     Raises BundleError, InvalidOptionError, and BackendError if one of the processes fails.
     """
@@ -197,8 +197,8 @@ def measure_bundle(
     steps.next()
     limits = measure_limits()
     with _workplace() as (directory, environment):
-        picture = image or _write_noise(directory)
-        child = _Child(bundle, threads, picture, environment)
+        shown = image or _write_noise(directory)
+        child = _Child(bundle, threads, shown, environment)
         return _measure(bundle, limits, child, steps, answer_tokens=answer_tokens, tiles=tiles, rounds=rounds)
 
 
@@ -248,7 +248,7 @@ def _measure(
 
 
 def decoder_plan(bundle: Bundle, answer_tokens: int) -> dict[str, Any]:
-    """How many tokens the decoder is timed with: those of a question about a picture, as far as the context holds."""
+    """How many tokens the decoder is timed with: those of a question about an image, as far as the context holds."""
     manifest = bundle.manifest
     room = min(manifest.decoder.context_length, DEFAULT_CONTEXT) - answer_tokens
     if room < 2:
@@ -257,7 +257,7 @@ def decoder_plan(bundle: Bundle, answer_tokens: int) -> dict[str, Any]:
         )
     rows = (manifest.tiling.max_tiles + 1) * manifest.image_prompt.tokens_per_tile
     return {
-        "prompts": [("text", min(_TEXT_TOKENS, room)), ("picture", min(rows, room))],
+        "prompts": [("text", min(_TEXT_TOKENS, room)), ("image", min(rows, room))],
         "contexts": sorted({min(context, room) for context in _CONTEXTS}),
     }
 

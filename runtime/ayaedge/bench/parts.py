@@ -91,7 +91,7 @@ def decoder(
 ) -> Result:
     """Time the decoder alone, each figure in turns with llama.cpp's own functions on the same context.
 
-    `prompts` are ("text" or "picture", how many tokens); `contexts` are how many tokens stand before an answer.
+    `prompts` are ("text" or "image", how many tokens); `contexts` are how many tokens stand before an answer.
     """
     options, _ = _options(bundle, threads)
     started = time.perf_counter()
@@ -105,7 +105,7 @@ def decoder(
 
 
 def warm(bundle: Bundle, *, threads: int | None, image: str, questions: Sequence[str]) -> Result:
-    """Load, ask about a picture, and ask again: seconds of loading and of the last question's first token."""
+    """Load, ask about an image, and ask again: seconds of loading and of the last question's first token."""
     started = time.perf_counter()
     with _load(bundle, threads) as model:
         loaded = time.perf_counter() - started
@@ -136,12 +136,12 @@ def _options(bundle: Bundle, threads: int | None) -> tuple[DecoderOptions, Visio
 def _time_prompt(opened: Decoder, kind: str, tokens: int, rounds: int) -> Result:
     """Seconds of a prompt's tokens through our own path and through llama.cpp's, from an empty context.
 
-    A picture goes as embeddings, which are looked up first as those of its tags are; llama.cpp takes as many tokens.
+    An image goes as embeddings, which are looked up first as those of its tags are; llama.cpp takes as many tokens.
     """
     ids = _tokens(opened, tokens)
     ours = {
         "text": lambda: opened.decode_tokens(ids),
-        "picture": lambda: opened.decode_embeddings(opened.embed(ids)),
+        "image": lambda: opened.decode_embeddings(opened.embed(ids)),
     }[kind]
     seconds = _in_turns(opened, [ours, lambda: _raw_decode(opened, ids)], opened.clear, rounds)
     return {"kind": kind, "tokens": tokens, "ours": tokens / seconds[0], "raw": tokens / seconds[1]}

@@ -159,7 +159,7 @@ def _memory_figures(measured: Measured, others: Sequence[OtherProgram]) -> Itera
         yield Figure(name, found.total / 1e9, "GB", beside=beside)
         if found.anonymous is not None:
             yield Figure(f"{name}, anonymous", found.anonymous / 1e9, "GB")
-    yield Figure("states on disk for the picture", measured.first_token.stored_bytes / 1e9, "GB")
+    yield Figure("states on disk for the image", measured.first_token.stored_bytes / 1e9, "GB")
 
 
 def _others(

@@ -24,7 +24,7 @@ class CacheOptions:
     disk_bytes: int = 4_000_000_000
     """Most bytes of files, for this and later processes; with 0 none is read either, nor what `ayaedge tune` found."""
     memory_bytes: int = 1_000_000_000
-    """Most bytes in this process: of states if there are no files, three pictures of the 8B at the default; else of
+    """Most bytes in this process: of states if there are no files, three images of the 8B at the default; else of
     image embeddings, a quarter. Another quarter is for conversations that wait while another one goes on."""
     directory: Path | None = None
     """Of the files; by default `cache_directory()`."""

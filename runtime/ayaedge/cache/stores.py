@@ -91,7 +91,7 @@ class StoredState:
 
 
 class DiskStates:
-    """States in files that only this user may read: they hold what his pictures and questions say.
+    """States in files that only this user may read: they hold what his images and questions say.
 
     Several processes may share a directory: a file appears at once and whole, and its content is checked against a
     SHA-256 whenever it is read.

@@ -2,10 +2,10 @@
 
     trip.ayachat             a zip archive in which nothing is compressed
       chat.json              who said what, for people and programs
-      pictures/<sha256>.png  tiles of a picture, one below the other; a picture that was shown twice is there once
+      pictures/<sha256>.png  tiles of an image, one below the other; an image that was shown twice is there once
       state.bin              what the decoder had computed, if it was saved
 
-Knows files and their content, not the model: what a picture's facts mean and which state belongs where is decided in
+Knows files and their content, not the model: what an image's facts mean and which state belongs where is decided in
 `ayaedge.conversation`. A file may come from anywhere: everything in it is checked, sizes before anything is read, and
 nothing is ever unpacked to the disk. llama.cpp trusts the states that it is given, so a state is only handed out if
 this user's own installation wrote it, which an HMAC shows; else it is left out, and has to be computed again.
@@ -36,16 +36,16 @@ from ayaedge.files import replacing
 
 logger = logging.getLogger(__name__)
 
-_STATE, _PICTURE = "state.bin", "pictures/{}.png"
+_STATE, _IMAGE = "state.bin", "pictures/{}.png"
 _WRITTEN = (1980, 1, 1, 0, 0, 0)
 """Time of all members: equal conversations give equal files."""
 
-_MOST_PICTURE_BYTES = 1 << 32
-"""Of all pictures' tiles together, which a small file could claim to hold."""
+_MOST_IMAGE_BYTES = 1 << 32
+"""Of all images' tiles together, which a small file could claim to hold."""
 _CHUNK = 1 << 22
 """Bytes that are read or written at once, and the most that the list of the archive's members may take."""
 _COMPRESSION = 1
-"""Of PNG: half the seconds of the default for a seventh more bytes, measured with a noisy picture."""
+"""Of PNG: half the seconds of the default for a seventh more bytes, measured with a noisy image."""
 _ENCRYPTED = 0x1
 
 
@@ -73,15 +73,15 @@ def write_chat(path: Path, chat: SavedChat, secret: bytes | None) -> None:
         if chat.state is not None and secret is not None:
             data = _bytes_of(chat.state.data)
             record = StateRecord.of(chat.state, data, secret)
-        pictures = {one.sha256: one.tiles for turn in chat.turns for one in turn.pictures}
-        _check_pictures(pictures)
+        images = {one.sha256: one.tiles for turn in chat.turns for one in turn.images}
+        _check_images(images)
         text = to_json(chat, record)
-        from_json(text, lambda sha256, _count, _side: pictures[sha256])  # what is written can be read
+        from_json(text, lambda sha256, _count, _side: images[sha256])  # what is written can be read
         _check_place(path)
         with replacing(path, private=True, sync=True) as stream, zipfile.ZipFile(stream, "w") as archive:
             archive.writestr(_member(CHAT), text)
-            for sha256, tiles in pictures.items():
-                archive.writestr(_member(_PICTURE.format(sha256)), _png_of(tiles))
+            for sha256, tiles in images.items():
+                archive.writestr(_member(_IMAGE.format(sha256)), _png_of(tiles))
             if record is not None:
                 with archive.open(_member(_STATE), "w", force_zip64=True) as target:
                     for start in range(0, data.nbytes, _CHUNK):
@@ -108,10 +108,10 @@ def read_chat(
             members = _members(archive, os.fstat(stream.fileno()).st_size)
             if CHAT not in members:
                 raise ValueError(f"it holds no {CHAT}")
-            pictures = _PictureMembers(archive, members)
+            images = _ImageMembers(archive, members)
             text = _content(archive, members[CHAT], MOST_TEXT).tobytes()
-            chat, record = from_json(text, pictures)
-            expected = {CHAT, *pictures.names, *([_STATE] if record else [])}
+            chat, record = from_json(text, images)
+            expected = {CHAT, *images.names, *([_STATE] if record else [])}
             if missing := expected - members.keys():
                 raise ValueError(f"it holds no {missing.pop()}")
             if odd := members.keys() - expected:
@@ -183,7 +183,7 @@ def _check_place(path: Path) -> None:
         raise ValueError(f"there is no directory {path.parent}")
 
 
-class _PictureMembers:
+class _ImageMembers:
     """Tiles by their hash, each decoded once."""
 
     def __init__(self, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> None:
@@ -194,14 +194,14 @@ class _PictureMembers:
     @property
     def names(self) -> set[str]:
         """The members that were asked for."""
-        return {_PICTURE.format(sha256) for sha256 in self._tiles}
+        return {_IMAGE.format(sha256) for sha256 in self._tiles}
 
     def __call__(self, sha256: str, count: int, side: int) -> NDArray[np.uint8]:
-        name = _PICTURE.format(sha256)
+        name = _IMAGE.format(sha256)
         if sha256 not in self._tiles:
             self._bytes += count * side**2 * 3
-            if self._bytes > _MOST_PICTURE_BYTES:
-                raise ValueError(f"its pictures have more than {_MOST_PICTURE_BYTES} bytes")
+            if self._bytes > _MOST_IMAGE_BYTES:
+                raise ValueError(f"its images have more than {_MOST_IMAGE_BYTES} bytes")
             if name not in self._members:
                 raise ValueError(f"it holds no {name}")
             tiles = _tiles_of(_content(self._archive, self._members[name]), count, side, name)
@@ -211,15 +211,15 @@ class _PictureMembers:
         return self._tiles[sha256]
 
 
-def _check_pictures(pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-    for sha256, tiles in pictures.items():
+def _check_images(images: Mapping[str, NDArray[np.uint8]]) -> None:
+    for sha256, tiles in images.items():
         shape = tiles.shape
         if tiles.dtype != np.uint8 or len(shape) != 4 or shape[1:] != (shape[1], shape[1], 3):
             raise ValueError(f"tiles are uint8 of shape (n, S, S, 3), not {tiles.dtype} of shape {shape}")
         if tiles_sha256(tiles) != sha256:
-            raise ValueError(f"the SHA-256 of a picture is not {sha256}")
-    if sum(tiles.nbytes for tiles in pictures.values()) > _MOST_PICTURE_BYTES:
-        raise ValueError(f"its pictures have more than {_MOST_PICTURE_BYTES} bytes")
+            raise ValueError(f"the SHA-256 of an image is not {sha256}")
+    if sum(tiles.nbytes for tiles in images.values()) > _MOST_IMAGE_BYTES:
+        raise ValueError(f"its images have more than {_MOST_IMAGE_BYTES} bytes")
 
 
 def _png_of(tiles: NDArray[np.uint8]) -> memoryview:
@@ -234,14 +234,14 @@ def _tiles_of(content: NDArray[np.uint8], count: int, side: int, name: str) -> N
     if not _is_plain_png(content.data, side, count * side):
         raise ValueError(f"{name} is not a PNG of {side} x {count * side} pixels as ayaedge writes them")
     try:
-        with PngImagePlugin.PngImageFile(io.BytesIO(content.data)) as picture:
-            return np.asarray(picture).reshape(count, side, side, 3)
+        with PngImagePlugin.PngImageFile(io.BytesIO(content.data)) as image:
+            return np.asarray(image).reshape(count, side, side, 3)
     except (OSError, MemoryError) as error:  # OSError: Pillow's for damage; there is no file behind this
         raise ValueError(f"{name} is damaged, or too large: {error}") from error
 
 
 def _is_plain_png(content: memoryview, width: int, height: int) -> bool:
-    """Whether it begins with the header of an RGB picture of this size, and all else is pixels and the end."""
+    """Whether it begins with the header of an RGB image of this size, and all else is pixels and the end."""
     signature = b"\x89PNG\r\n\x1a\n"
     header = signature + struct.pack(">I4sIIBBBBB", 13, b"IHDR", width, height, 8, 2, 0, 0, 0)
     if bytes(content[: len(header)]) != header:

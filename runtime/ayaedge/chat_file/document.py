@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge.chat_file.saved_chat import FORMAT_VERSION, SavedChat, SavedPicture, SavedState, SavedTurn
+from ayaedge.chat_file.saved_chat import FORMAT_VERSION, SavedChat, SavedImage, SavedState, SavedTurn
 from ayaedge.checks import whole_number
 from ayaedge.images.load import MAX_PIXELS
 from ayaedge.manifest import MOST_TILES
@@ -71,13 +71,13 @@ def to_json(chat: SavedChat, record: StateRecord | None) -> bytes:
             "question": turn.question,
             "pictures": [
                 {
-                    "sha256": picture.sha256,
-                    "tiles": len(picture.tiles),
-                    "tile_size": picture.tiles.shape[1],
-                    "size": list(picture.size),
-                    "facts": dict(picture.facts),
+                    "sha256": image.sha256,
+                    "tiles": len(image.tiles),
+                    "tile_size": image.tiles.shape[1],
+                    "size": list(image.size),
+                    "facts": dict(image.facts),
                 }
-                for picture in turn.pictures
+                for image in turn.images
             ],
             "answer": turn.answer,
             "ids": None if turn.ids is None else list(turn.ids),
@@ -107,7 +107,7 @@ def _lines(value: object, indent: str = "") -> str:
     deeper = f"{indent}  "
     if isinstance(value, dict) and value:
         if odd := [key for key in value if not isinstance(key, str)]:
-            raise ValueError(f"the facts of pictures are named by text, not by {odd[0]!r}")
+            raise ValueError(f"the facts of images are named by text, not by {odd[0]!r}")
         parts = [f"{_lines(key)}: {_lines(item, deeper)}" for key, item in value.items()]
     elif isinstance(value, (list, tuple)) and any(isinstance(item, (dict, list, tuple)) for item in value):
         parts = [_lines(item, deeper) for item in value]
@@ -145,17 +145,17 @@ def _turn(data: object, where: str, tiles_of: _TilesOf) -> SavedTurn:
     reason = _field(data, "stop_reason", str, where)
     if reason not in _STOP_REASONS:
         raise ValueError(f"stop_reason of {where} must be one of {_STOP_REASONS}, not {reason[:40]!r}")
-    pictures = enumerate(_field(data, "pictures", list, where), 1)
+    images = enumerate(_field(data, "pictures", list, where), 1)
     return SavedTurn(
         question=_field(data, "question", str, where),
-        pictures=tuple(_picture(one, f"{where}, picture {number}", tiles_of) for number, one in pictures),
+        images=tuple(_image(one, f"{where}, image {number}", tiles_of) for number, one in images),
         answer=_field(data, "answer", str, where),
         ids=None if ids is None else tuple(_whole(token, f"a token of {where}") for token in ids),
         stop_reason=reason,
     )
 
 
-def _picture(data: object, where: str, tiles_of: _TilesOf) -> SavedPicture:
+def _image(data: object, where: str, tiles_of: _TilesOf) -> SavedImage:
     sha256 = _digest(data, "sha256", where)
     count = _whole(_field(data, "tiles", int, where), f"tiles of {where}", 1, MOST_TILES + 1)
     side = _whole(_field(data, "tile_size", int, where), f"tile_size of {where}", 1, _MOST_SIDE)
@@ -168,7 +168,7 @@ def _picture(data: object, where: str, tiles_of: _TilesOf) -> SavedPicture:
     tiles = tiles_of(sha256, count, side)
     if tiles.shape != (count, side, side, 3):
         raise ValueError(f"{where} is said to have {count} tiles of {side} pixels; they are {tiles.shape}")
-    return SavedPicture(sha256, tiles, (width, height), _field(data, "facts", dict, where))
+    return SavedImage(sha256, tiles, (width, height), _field(data, "facts", dict, where))
 
 
 def _state_record(data: object) -> StateRecord:

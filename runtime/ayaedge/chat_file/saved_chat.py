@@ -13,8 +13,8 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class SavedPicture:
-    """A picture as it was cut up; `of` makes one. Two are equal if their hashes, sizes and facts are."""
+class SavedImage:
+    """An image as it was cut up; `of` makes one. Two are equal if their hashes, sizes and facts are."""
 
     sha256: str
     """Hexadecimal, of the tiles: `tiles_sha256`."""
@@ -28,8 +28,8 @@ class SavedPicture:
     @classmethod
     def of(
         cls, tiles: NDArray[np.uint8], size: tuple[int, int], facts: Mapping[str, object] | None = None
-    ) -> SavedPicture:
-        """A picture of these tiles (n, S, S, 3)."""
+    ) -> SavedImage:
+        """An image of these tiles (n, S, S, 3)."""
         return cls(tiles_sha256(tiles), tiles, size, facts or {})
 
 
@@ -38,7 +38,7 @@ class SavedTurn:
     """A question and its answer."""
 
     question: str
-    pictures: tuple[SavedPicture, ...]
+    images: tuple[SavedImage, ...]
     answer: str
     ids: tuple[int, ...] | None
     """Tokens of the answer, if they are known."""

@@ -46,7 +46,7 @@ def bench(
     ] = None,
     image: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="A picture; by default noise of 13 tiles."),
+        typer.Option(exists=True, dir_okay=False, help="An image; by default noise of 13 tiles."),
     ] = None,
     answer_tokens: Annotated[
         int, typer.Option("-n", "--answer-tokens", min=1, help="Tokens of an answer that are timed.")

@@ -19,7 +19,7 @@ from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stde
 from ayaedge.files import matching
 
 app = typer.Typer(
-    no_args_is_help=True, help="Look after what is kept of pictures and prompts; only you can read it."
+    no_args_is_help=True, help="Look after what is kept of images and prompts; only you can read it."
 )
 
 

@@ -48,7 +48,7 @@ def chat(
         typer.Option("-v", "--verbose", help="Show the libraries' messages, and figures of each answer."),
     ] = False,
 ) -> None:
-    """Talk about pictures: /help lists the commands, Ctrl-C stops an answer, /bye leaves.
+    """Talk about images: /help lists the commands, Ctrl-C stops an answer, /bye leaves.
 
     Lines may come from a pipe, too: answers go to stdout, a line each, and the exit code is 1 if any line could not be
     followed.
@@ -83,5 +83,5 @@ def _greet(model: AyaVision, *, is_demo: bool) -> None:
             style="dim",
         )
     stderr.print(
-        f"{model.bundle.name}. Drop pictures here; /help lists the commands, /bye leaves.", style="dim"
+        f"{model.bundle.name}. Drop images here; /help lists the commands, /bye leaves.", style="dim"
     )

@@ -1,4 +1,4 @@
-"""What a line typed into a chat means: a question, a command, or pictures that were dropped on the terminal.
+"""What a line typed into a chat means: a question, a command, or images that were dropped on the terminal.
 
 Knows text only; commands are carried out by `ayaedge.cli.chat_loop`.
 """
@@ -17,11 +17,11 @@ from ayaedge.images.tile_budget import DEFAULT_BUDGET, TileChoice
 from ayaedge.images.tiling import TilePolicy
 
 COMMANDS = {
-    "image": ("PATH... | clear", "attach pictures to the next question; alone: show what is attached"),
+    "image": ("PATH... | clear", "attach images to the next question; alone: show what is attached"),
     "clear": ("", "forget all questions and answers"),
-    "undo": ("", "forget the last question and its answer; its pictures are attached again"),
+    "undo": ("", "forget the last question and its answer; its images are attached again"),
     "system": ("TEXT | none", "set or remove the instruction before the chat; alone: show it"),
-    "tiles": ("faithful | native | auto SECONDS | NUMBER", "how finely pictures are read; alone: show it"),
+    "tiles": ("faithful | native | auto SECONDS | NUMBER", "how finely images are read; alone: show it"),
     "stats": ("", "tokens, tiles and seconds of the last answer"),
     "save": ("FILE", "keep this chat in a file (.ayachat)"),
     "open": ("FILE", "go on with a chat that was saved"),
@@ -50,17 +50,17 @@ class Command:
 
 
 @dataclass(frozen=True)
-class DroppedPictures:
-    """Picture files whose paths are the whole line."""
+class DroppedImages:
+    """Image files whose paths are the whole line."""
 
     paths: tuple[str, ...]
 
 
-Input: TypeAlias = "Question | Command | DroppedPictures | None"
+Input: TypeAlias = "Question | Command | DroppedImages | None"
 
 
-def read_line(line: str, is_picture: Callable[[str], bool], *, windows: bool = WINDOWS) -> Input:
-    """What a line means, None for a blank one; `is_picture` says of a path whether it is that of a picture file.
+def read_line(line: str, is_image: Callable[[str], bool], *, windows: bool = WINDOWS) -> Input:
+    """What a line means, None for a blank one; `is_image` says of a path whether it is that of an image file.
 
     Raises InvalidOptionError for a command that there is not: it names those that there are, the nearest first.
     """
@@ -74,8 +74,8 @@ def read_line(line: str, is_picture: Callable[[str], bool], *, windows: bool = W
     name = _ALIASES.get(name, name)
     if first.startswith("/") and name in COMMANDS:
         return Command(name, line[len(first) :].strip())
-    if all(map(is_picture, paths := find_paths(line, is_picture, windows=windows))):
-        return DroppedPictures(tuple(paths))
+    if all(map(is_image, paths := find_paths(line, is_image, windows=windows))):
+        return DroppedImages(tuple(paths))
     if first.startswith("/"):
         raise InvalidOptionError(_no_command(first))
     return Question(line)
@@ -84,7 +84,7 @@ def read_line(line: str, is_picture: Callable[[str], bool], *, windows: bool = W
 def _no_command(word: str) -> str:
     if "/" in word[1:]:
         return (
-            f"{word} is neither a command nor a picture file: "
+            f"{word} is neither a command nor an image file: "
             "/image PATH attaches any file, a question that begins with / is written with //"
         )
     nearest = sorted(COMMANDS, key=lambda name: -SequenceMatcher(None, word[1:].lower(), name).ratio())
@@ -117,13 +117,13 @@ def _seconds(text: str) -> float:
 
 
 def describe_tiles(choice: TileChoice) -> str:
-    """In words: how finely pictures are read."""
+    """In words: how finely images are read."""
     meaning = {
         "faithful": "faithful (the reference's grid)",
-        "native": "native (no more than a picture has pixels for)",
+        "native": "native (no more than an image has pixels for)",
         "auto": f"auto (as many as {choice.budget or DEFAULT_BUDGET:g} seconds to the first word allow)",
     }[choice.policy]
-    return meaning + (f", at most {choice.max_tiles} for a picture" if choice.max_tiles else "")
+    return meaning + (f", at most {choice.max_tiles} for an image" if choice.max_tiles else "")
 
 
 def help_text() -> str:

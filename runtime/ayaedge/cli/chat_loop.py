@@ -1,6 +1,6 @@
 """A chat: lines in, answers on stdout, everything else on stderr.
 
-Knows commands, attached pictures and what Ctrl-C means. Where lines come from is the concern of `chat_input` beside it,
+Knows commands, attached images and what Ctrl-C means. Where lines come from is the concern of `chat_input` beside it,
 what they mean that of `chat_commands`, and how an answer is made the conversation's.
 """
 
@@ -17,7 +17,7 @@ from rich.text import Text
 from ayaedge.answers import Answer
 from ayaedge.cli.chat_commands import (
     Command,
-    DroppedPictures,
+    DroppedImages,
     Question,
     describe_tiles,
     help_text,
@@ -27,7 +27,7 @@ from ayaedge.cli.chat_commands import (
 from ayaedge.cli.chat_input import LineReader
 from ayaedge.cli.console import announce, print_error, stderr, step_progress, write
 from ayaedge.cli.interrupts import Interrupts
-from ayaedge.cli.pasted_paths import find_path, find_paths, is_file, is_picture_file
+from ayaedge.cli.pasted_paths import find_path, find_paths, is_file, is_image_file
 from ayaedge.conversation import Conversation
 from ayaedge.engine.streams import AnswerStream
 from ayaedge.errors import AyaEdgeError, CancelledError, ChatFileError, ImageError, InvalidOptionError
@@ -44,14 +44,14 @@ _SHOWN = 70
 
 @dataclass(frozen=True)
 class Attachment:
-    """A picture that goes with the next question."""
+    """An image that goes with the next question."""
 
     name: str
-    picture: AnyImage
+    image: AnyImage
 
 
 def attach(path: str) -> Attachment:
-    """Read a picture file whole, since it may be gone when the question is asked. Raises ImageError."""
+    """Read an image file whole, since it may be gone when the question is asked. Raises ImageError."""
     height, width = load_image(path).shape[:2]
     name = _excerpt(path) if path[:5].lower() == "data:" else path
     return Attachment(f"{name} ({width} x {height} pixels)", read_file(path))
@@ -60,7 +60,7 @@ def attach(path: str) -> Attachment:
 class ChatLoop:
     """Carries out one line after the other.
 
-    `attached` are pictures for the first question; `tiles` and `options` hold until commands change them.
+    `attached` are images for the first question; `tiles` and `options` hold until commands change them.
     """
 
     def __init__(
@@ -114,20 +114,20 @@ class ChatLoop:
             self._conversation.system = system
         self._own_files.add(path.resolve())
         turns = self._conversation.turns
-        pictures = sum(len(turn.pictures) for turn in turns)
-        _done("opened", f"{path}: {_count(len(turns), 'question')}, {_count(pictures, 'picture')}")
+        images = sum(len(turn.images) for turn in turns)
+        _done("opened", f"{path}: {_count(len(turns), 'question')}, {_count(images, 'image')}")
         if turns:
             _notice(f"last: {_excerpt(turns[-1].question)} → {_excerpt(turns[-1].answer)}")
 
     def _prompt(self) -> str:
-        return f"[{_count(len(self._attached), 'picture')}] > " if self._attached else "> "
+        return f"[{_count(len(self._attached), 'image')}] > " if self._attached else "> "
 
     def _follow(self, line: str) -> None:
         try:
-            typed = read_line(line, is_picture_file)
+            typed = read_line(line, is_image_file)
             if isinstance(typed, Question):
                 self._ask(typed.text)
-            elif isinstance(typed, DroppedPictures):
+            elif isinstance(typed, DroppedImages):
                 self._attach(typed.paths)
             elif isinstance(typed, Command):
                 self._carry_out(typed)
@@ -139,7 +139,7 @@ class ChatLoop:
         print_error(_printable(str(error)))
 
     def _ask(self, question: str) -> None:
-        """Attached pictures stay for another try, unless the conversation has taken the question up."""
+        """Attached images stay for another try, unless the conversation has taken the question up."""
         before = len(self._conversation.turns)
         try:
             answer = self._stream(question)
@@ -161,12 +161,12 @@ class ChatLoop:
             "max_tiles": self._tiles.max_tiles,
             "budget": self._tiles.budget,
         }
-        pictures, written = [attachment.picture for attachment in self._attached], 0
+        images, written = [attachment.image for attachment in self._attached], 0
         typed = self._lines.interactive
         with Interrupts(enabled=typed) as interrupts, ExitStack() as bars:
             on_progress = bars.enter_context(step_progress())
             with self._conversation.stream(
-                question, images=pictures, on_progress=on_progress, **options
+                question, images=images, on_progress=on_progress, **options
             ) as stream:
                 try:
                     with interrupts.expected():
@@ -226,12 +226,12 @@ class ChatLoop:
     def _image(self, argument: str) -> None:
         if argument == "clear" and not is_file(argument):
             self._attached.clear()
-            _notice("no picture is attached")
+            _notice("no image is attached")
         elif argument:
             self._attach(find_paths(argument, is_file))
         else:
             names = [attachment.name for attachment in self._attached]
-            _notice("\n".join(names) or "no picture is attached: /image PATH, or drop a file here")
+            _notice("\n".join(names) or "no image is attached: /image PATH, or drop a file here")
 
     def _clear(self, _: str) -> None:
         self._conversation.clear()
@@ -243,9 +243,9 @@ class ChatLoop:
             _notice("there is no question to forget")
             return
         _notice(f"forgotten: {_excerpt(turn.question)}")
-        for picture in turn.pictures:
-            name = f"its picture ({picture.cost.width} x {picture.cost.height} pixels)"
-            self._attached.append(Attachment(name, picture))
+        for image in turn.images:
+            name = f"its image ({image.cost.width} x {image.cost.height} pixels)"
+            self._attached.append(Attachment(name, image))
             _done("attached", name)
 
     def _system(self, argument: str) -> None:
@@ -281,8 +281,8 @@ def stats_text(answer: Answer) -> str:
     """Tokens, tiles and seconds of an answer, a few lines."""
     usage, timings = answer.usage, answer.timings
     lines = [
-        f"prompt   {usage.prompt_tokens} tokens, {usage.image_tokens} of them of pictures, {usage.cached_tokens} known",
-        *(f"picture  {picture}" for picture in usage.pictures),
+        f"prompt   {usage.prompt_tokens} tokens, {usage.image_tokens} of them of images, {usage.cached_tokens} known",
+        *(f"image    {image}" for image in usage.images),
         f"answer   {_count(usage.completion_tokens, 'token')}{_speed(answer)}",
         (
             f"seconds  vision {timings.vision:.2f}, prefill {timings.prefill:.2f}, "

@@ -24,7 +24,7 @@ from prompt_toolkit.output import create_output
 
 from ayaedge.cli.chat_commands import COMMANDS, joins_next_line
 from ayaedge.cli.interrupts import signals_deferred
-from ayaedge.cli.pasted_paths import BLANKS, WINDOWS, picture_suffixes, quote_path, split_words
+from ayaedge.cli.pasted_paths import BLANKS, WINDOWS, image_suffixes, quote_path, split_words
 
 _ARGUMENTS = {"system": ("none",), "tiles": ("faithful", "native", "auto")}
 _CHAT_SUFFIXES = frozenset({".ayachat"})
@@ -136,7 +136,7 @@ def _arguments(name: str, argument: str) -> Iterable[Completion]:
     if name in ("open", "save"):
         yield from complete_path(argument, _CHAT_SUFFIXES)
     elif name == "image":
-        yield from complete_path(argument, picture_suffixes())
+        yield from complete_path(argument, image_suffixes())
 
 
 def complete_path(

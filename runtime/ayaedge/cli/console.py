@@ -39,7 +39,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def write(text: str) -> None:
     """Put text on stdout at once; OSError if there is none.
 
-    On a terminal control characters are replaced: an answer may repeat what a picture says, and a terminal obeys them.
+    On a terminal control characters are replaced: an answer may repeat what an image says, and a terminal obeys them.
     """
     if sys.stdout is None:
         raise OSError("there is no standard output to write the answer to")

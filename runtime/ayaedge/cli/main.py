@@ -115,7 +115,7 @@ def ask(
     as_json: JsonFlag = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the libraries' messages.")] = False,
 ) -> None:
-    """Ask a question about one or more pictures, or without any."""
+    """Ask a question about one or more images, or without any."""
     show_messages(logging.DEBUG if verbose else logging.WARNING)
     if model is None:
         stderr.print(
@@ -162,15 +162,15 @@ def _finish_answer(model: AyaVision, answer: Answer, *, as_json: bool, verbose: 
     if verbose:
         usage, timings = answer.usage, answer.timings
         stderr.print(
-            f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of pictures, tiles {list(usage.tiles)}; "
+            f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of images, tiles {list(usage.tiles)}; "
             f"{usage.cached_tokens} known), "
             f"{usage.completion_tokens} answered; vision {timings.vision:.2f} s, prefill {timings.prefill:.2f} s, "
             f"first token after {timings.first_token:.2f} s"
             f"{_predicted(timings)}, decode {timings.decode:.2f} s",
             style="dim",
         )
-        for number, picture in enumerate(usage.pictures, 1):
-            stderr.print(f"picture {number}: {picture}", style="dim")
+        for number, image in enumerate(usage.images, 1):
+            stderr.print(f"image {number}: {image}", style="dim")
 
 
 def _predicted(timings: Timings) -> str:

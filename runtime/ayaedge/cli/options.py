@@ -28,7 +28,7 @@ _DECODING, _DEVICES, _FORM = "Decoding", "Devices", "Form of the answer"
 ModelOption = Annotated[
     Path | None, typer.Option("-m", "--model", help="Bundle directory; without it the demonstration model.")
 ]
-ImageOption = Annotated[list[str] | None, typer.Option("--image", help="A picture; repeatable.")]
+ImageOption = Annotated[list[str] | None, typer.Option("--image", help="An image; repeatable.")]
 StopOption = Annotated[
     list[str] | None,
     typer.Option("--stop", rich_help_panel=_FORM, help="End before this text; repeatable."),
@@ -89,12 +89,12 @@ class TileFlags:
     """How many tiles images get."""
 
     max_tiles: Annotated[
-        int | None, typer.Option(help="Most tiles of a picture, the thumbnail not counted: fewer are faster.")
+        int | None, typer.Option(help="Most tiles of an image, the thumbnail not counted: fewer are faster.")
     ] = None
     tiles: Annotated[
         TilePolicy | None,
         typer.Option(
-            help="faithful: the reference's grid; native: never more than the picture has pixels for; "
+            help="faithful: the reference's grid; native: never more than the image has pixels for; "
             "auto: as many as --budget allows on this machine. [default: faithful]"
         ),
     ] = None
@@ -178,7 +178,7 @@ class LoadingFlags(DecoderFlags):
         typer.Option(rich_help_panel=_DECODING, help="Most tokens to guess in a step when an answer copies."),
     ] = 0
     cache: Annotated[
-        bool, typer.Option(help="Keep what was computed for pictures, in files that only you can read.")
+        bool, typer.Option(help="Keep what was computed for images, in files that only you can read.")
     ] = True
 
     def load(self, model: Path | None, *, verbose: bool) -> AyaVision:

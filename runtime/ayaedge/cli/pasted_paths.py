@@ -23,7 +23,7 @@ BLANKS = " \t\r\n"
 _ESCAPED_IN_QUOTES = '"\\$`'
 _WINDOWS_PATH = re.compile(r"""["']?([A-Za-z]:\\|\\\\\w)""")
 _PHONE_SUFFIXES = {".heic", ".heif"}
-"""Pictures by their names, though Pillow alone cannot read them: the error is to say so."""
+"""Images by their names, though Pillow alone cannot read them: the error is to say so."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def quote_path(path: str, *, quote: str = "", complete: bool = True, windows: bo
 
 
 @lru_cache
-def picture_suffixes() -> frozenset[str]:
-    """How the names of pictures end, in lower case with the dot."""
+def image_suffixes() -> frozenset[str]:
+    """How the names of images end, in lower case with the dot."""
     known = Image.registered_extensions()
     return frozenset({suffix for suffix, form in known.items() if form in Image.OPEN} | _PHONE_SUFFIXES)
 
@@ -143,6 +143,6 @@ def is_file(path: str) -> bool:
         return False
 
 
-def is_picture_file(path: str) -> bool:
-    """Whether there is such a file and its name is that of a picture."""
-    return Path(path).suffix.lower() in picture_suffixes() and is_file(path)
+def is_image_file(path: str) -> bool:
+    """Whether there is such a file and its name is that of an image."""
+    return Path(path).suffix.lower() in image_suffixes() and is_file(path)

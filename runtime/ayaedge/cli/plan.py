@@ -65,7 +65,7 @@ def plan(
     output_type: OutputType = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what a question about pictures will take, or what an export would write, before any work.
+    """Show what a question about images will take, or what an export would write, before any work.
 
     Exit code 1 if the question cannot run here: the table ends with what to change. Seconds are known where the bundle
     was measured on this machine (`ayaedge tune`, or one question with --tiles auto).
@@ -83,7 +83,7 @@ def plan(
         raise InvalidOptionError(
             "--tensor-type, --output-type and --vision plan an export: add --export CHECKPOINT"
         )
-    sizes = [(picture.shape[1], picture.shape[0]) for picture in map(load_image, image or [])]
+    sizes = [(pixels.shape[1], pixels.shape[0]) for pixels in map(load_image, image or [])]
     cost = plan_question(
         _open(model), sizes, question, choice=tiles.choice(), device=loading.device, decoder=loading.decoder(),
         vision=VisionOptions(device=loading.vision_device),
@@ -134,8 +134,8 @@ def _open(model: Path | None) -> Bundle:
 
 def _cost_table(cost: QuestionCost) -> Table:
     table = Table("what", "amount", show_header=False)
-    for number, picture in enumerate(cost.pictures, 1):
-        table.add_row(f"picture {number}", str(picture))
+    for number, image in enumerate(cost.images, 1):
+        table.add_row(f"image {number}", str(image))
     table.add_row("prompt", f"{cost.prompt_tokens} of {cost.context} tokens of context")
     if cost.gpu is not None:
         table.add_row("graphics memory", f"{cost.gpu.reason}; {size_text(cost.gpu.bytes_used)} used")
@@ -156,7 +156,7 @@ def _cost_table(cost: QuestionCost) -> Table:
 
 def _trial_table(trials: Sequence[Trial], profile: Profile) -> Table:
     table = Table("settings")
-    for column in ("prompt, tokens/s", "answer, tokens/s", "a picture and 200 tokens, s"):
+    for column in ("prompt, tokens/s", "answer, tokens/s", "an image and 200 tokens, s"):
         table.add_column(column, justify="right")
     for trial in trials:
         style = "bold" if trial.settings == profile.settings else None

@@ -27,10 +27,10 @@ class LookupDecoder:
     is computed with a few others, a token without guesses alone.
     """
 
-    def __init__(self, decoder: Decoder, prompt: Sequence[int], picture: int) -> None:
-        """`prompt` are the ids that the decoder holds, `picture` the one that stands for an image embedding."""
+    def __init__(self, decoder: Decoder, prompt: Sequence[int], image: int) -> None:
+        """`prompt` are the ids that the decoder holds, `image` the one that stands for an image embedding."""
         self._decoder = decoder
-        self._lookup, self._worth = PromptLookup(prompt, picture), Worth()
+        self._lookup, self._worth = PromptLookup(prompt, image), Worth()
         self._most = min(decoder.options.draft_tokens, decoder.options.batch_size - 1)
 
     def decode(self, token: int, limit: int) -> list[int]:
@@ -61,11 +61,11 @@ class LookupDecoder:
 class PromptLookup:
     """The tokens of a prompt and its answer, with where each run of `_NGRAM` of them occurred last.
 
-    Positions inside pictures are no tokens and end every run.
+    Positions inside images are no tokens and end every run.
     """
 
-    def __init__(self, ids: Sequence[int], picture: int) -> None:
-        self._picture = picture
+    def __init__(self, ids: Sequence[int], image: int) -> None:
+        self._image = image
         self._ids: list[int] = []
         self._places: dict[tuple[int, ...], int] = {}
         for token in ids:
@@ -74,7 +74,7 @@ class PromptLookup:
     def push(self, token: int) -> None:
         """Append a token."""
         run = tuple(self._ids[-_NGRAM:])  # of the tokens before: what follows it is `token`
-        if len(run) == _NGRAM and self._picture not in run and token != self._picture:
+        if len(run) == _NGRAM and self._image not in run and token != self._image:
             self._places[run] = len(self._ids)
         self._ids.append(token)
 
@@ -84,7 +84,7 @@ class PromptLookup:
         if place is None:
             return []
         found = self._ids[place : place + most]
-        return found[: found.index(self._picture)] if self._picture in found else found
+        return found[: found.index(self._image)] if self._image in found else found
 
 
 class Worth:

@@ -1,7 +1,7 @@
 """Rows of the token embedding table, read from the GGUF file.
 
-A picture's tile tags are ordinary tokens between runs of image embeddings. llama.cpp takes a batch of either
-tokens or embeddings, so the tags are looked up here and whole pictures go to it as one run of embeddings.
+An image's tile tags are ordinary tokens between runs of image embeddings. llama.cpp takes a batch of either
+tokens or embeddings, so the tags are looked up here and whole images go to it as one run of embeddings.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is asked: messages and pictures, and how they fit into a context."""
+"""What is asked: messages and images, and how they fit into a context."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Dialogue:
     """A conversation up to the question that is to be answered."""
 
     messages: tuple[Message, ...]
-    pictures: tuple[AnyImage, ...]
+    images: tuple[AnyImage, ...]
     goes_on: bool = False
     """Whether more questions are likely to follow, so that what is known of it is worth keeping."""
 
@@ -29,7 +29,7 @@ class Dialogue:
         return sum(message.role == "user" for message in self.messages)
 
     def without_oldest(self, count: int) -> Dialogue:
-        """The same without its `count` oldest questions, their pictures and their answers; the last one must stay."""
+        """The same without its `count` oldest questions, their images and their answers; the last one must stay."""
         starts = [i for i, message in enumerate(self.messages) if message.role == "user"]
         first, kept = starts[0], starts[count]
         before = sum(message.images for message in self.messages[:first])
@@ -37,18 +37,18 @@ class Dialogue:
         return replace(
             self,
             messages=self.messages[:first] + self.messages[kept:],
-            pictures=self.pictures[:before] + self.pictures[before + gone :],
+            images=self.images[:before] + self.images[before + gone :],
         )
 
     @property
-    def read_pictures(self) -> tuple[EncodedImage, ...]:
-        """The pictures; all must be in tiles."""
-        assert all(isinstance(picture, EncodedImage) for picture in self.pictures)
-        return cast("tuple[EncodedImage, ...]", self.pictures)
+    def read_images(self) -> tuple[EncodedImage, ...]:
+        """The images; all must be in tiles."""
+        assert all(isinstance(image, EncodedImage) for image in self.images)
+        return cast("tuple[EncodedImage, ...]", self.images)
 
     def prompt(self, builder: PromptBuilder, *, generate: bool = True) -> Prompt:
-        """Its prompt, if its pictures are in tiles; without `generate` it ends behind the last message."""
-        tiles = [picture.cost.tiles for picture in self.read_pictures]
+        """Its prompt, if its images are in tiles; without `generate` it ends behind the last message."""
+        tiles = [image.cost.tiles for image in self.read_images]
         return builder.build(self.messages, tiles, generate=generate)
 
 
@@ -57,7 +57,7 @@ class FittedPrompt:
     """A prompt that fits into the context."""
 
     prompt: Prompt
-    pictures: tuple[EncodedImage, ...]
+    images: tuple[EncodedImage, ...]
     """Those that are in it."""
     dropped: int
     """Oldest questions that were left out."""
@@ -68,7 +68,7 @@ def fit_prompt(
 ) -> FittedPrompt:
     """The prompt of a dialogue, with the oldest questions left out if that is wanted and needed.
 
-    Its pictures must be in tiles. Raises ContextLengthError if it does not fit, with at least one token of answer.
+    Its images must be in tiles. Raises ContextLengthError if it does not fit, with at least one token of answer.
     """
     prompt, dropped = dialogue.prompt(builder), 0
     if options.overflow == "drop_oldest":
@@ -87,7 +87,7 @@ def fit_prompt(
         raise ContextLengthError(
             needed=len(prompt.ids), available=available, image_tokens=prompt.image_tokens
         )
-    return FittedPrompt(prompt, dialogue.read_pictures, dropped)
+    return FittedPrompt(prompt, dialogue.read_images, dropped)
 
 
 def _questions_to_drop(dialogue: Dialogue, builder: PromptBuilder, most: int, flag: Cancellation) -> int:

@@ -30,7 +30,7 @@ from ayaedge.engine.streams import AnswerRequest
 from ayaedge.errors import CancelledError, ImageError
 from ayaedge.grammar.matcher import GrammarVocabulary, Matcher
 from ayaedge.hardware.speeds import Speeds
-from ayaedge.images.encoded_image import AnyImage, EncodedImage, cut_picture
+from ayaedge.images.encoded_image import AnyImage, EncodedImage, cut_image
 from ayaedge.images.load import ImageInput, load_image
 from ayaedge.images.tile_budget import TileChoice, tiles_within
 from ayaedge.options import AnswerOptions
@@ -65,7 +65,7 @@ class Engine:
         hashes = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
         self._identity = repr(hashes).encode() + decoder.identity
         self.encoder = repr(hashes).encode() + vision.identity
-        """Identifies what decides about a picture's embeddings."""
+        """Identifies what decides about an image's embeddings."""
         self._preamble = self.prompts.preamble()
         vocabulary = decoder.vocabulary
         self._forms = GrammarVocabulary(
@@ -108,34 +108,34 @@ class Engine:
 
     def read(
         self,
-        pictures: Sequence[AnyImage],
+        images: Sequence[AnyImage],
         choice: TileChoice,
         speeds: Callable[[], Speeds],
         flag: Cancellation | None = None,
     ) -> tuple[EncodedImage, ...]:
-        """Pictures in tiles; those that were read before stay as they are. Safe on any thread."""
+        """Images in tiles; those that were read before stay as they are. Safe on any thread."""
         manifest, encoder, flag = self.bundle.manifest, self.encoder, flag or Cancellation()
-        loaded = [one if isinstance(one, EncodedImage) else _load(one, flag) for one in pictures]
+        loaded = [one if isinstance(one, EncodedImage) else _load(one, flag) for one in images]
         for place, one in enumerate(loaded, 1):
             if isinstance(one, EncodedImage) and one.encoder != encoder:
-                raise ImageError(f"picture {place} was encoded by another model: encode it with this one")
+                raise ImageError(f"image {place} was encoded by another model: encode it with this one")
         new = [one for one in loaded if not isinstance(one, EncodedImage)]
         settled = tiles_within(
             choice, [(one.shape[1], one.shape[0]) for one in new], manifest.tiling, speeds,
-            tokens_of=self.prompts.picture_tokens, around=len(self._preamble),
+            tokens_of=self.prompts.tokens_of_image, around=len(self._preamble),
         )  # fmt: skip
         found = []
         for one in loaded:
             flag.check()
             if not isinstance(one, EncodedImage):
-                one = cut_picture(one, manifest, settled, encoder)
+                one = cut_image(one, manifest, settled, encoder)
             found.append(one)
         return tuple(found)
 
-    def encode(self, picture: EncodedImage, flag: Cancellation, report: OnProgress) -> EncodedImage:
-        """The same picture with its embeddings."""
+    def encode(self, image: EncodedImage, flag: Cancellation, report: OnProgress) -> EncodedImage:
+        """The same image with its embeddings."""
         flag.check()
-        return replace(picture, embeddings=self._embeddings([picture], flag, report)[0])
+        return replace(image, embeddings=self._embeddings([image], flag, report)[0])
 
     def snapshot(self, dialogue: Dialogue) -> tuple[Segment, State] | None:
         """What the decoder knows of a finished dialogue, and up to which segment; None if nothing can be kept."""
@@ -161,7 +161,7 @@ class Engine:
     ) -> Answer:
         """Answer the last question of a dialogue.
 
-        `on_read` gets the pictures of the dialogue, those of dropped turns left out. A cancelled answer raises
+        `on_read` gets the images of the dialogue, those of dropped turns left out. A cancelled answer raises
         CancelledError.
         """
         flag, laps = request.cancellation, _Laps()
@@ -170,27 +170,25 @@ class Engine:
         with self._open_sampler(options, flag) as sampler:
             self.decoder.watch(flag)
             laps.end("vision")
-            if options.tiles.policy == "auto" and dialogue.pictures:
+            if options.tiles.policy == "auto" and dialogue.images:
                 self.speeds(flag)
             laps.end("measurement")  # of the machine: belongs to no question
-            # 1. Pictures are cut into tiles, and the prompt is built.
-            dialogue = replace(
-                dialogue, pictures=self.read(dialogue.pictures, options.tiles, self.speeds, flag)
-            )
+            # 1. Images are cut into tiles, and the prompt is built.
+            dialogue = replace(dialogue, images=self.read(dialogue.images, options.tiles, self.speeds, flag))
             fitted = fit_prompt(dialogue, self.prompts, self.context_size, options, flag)
-            segments = self._split(fitted.prompt, fitted.pictures)
+            segments = self._split(fitted.prompt, fitted.images)
             if on_read:
-                on_read(fitted.pictures)
+                on_read(fitted.images)
             laps.end("vision")
             # 2. What is known of the prompt goes to the decoder.
             room = min(options.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
             self.decoder.reserve(len(fitted.prompt.ids) + room)
             left = self.prefix.recall(segments)
             laps.end("prefill")
-            # 3. The pictures of the rest are encoded.
-            predicted = self._predict(left, fitted.pictures)
-            numbers = [segment.picture for segment in left if segment.picture is not None]
-            found = self._embeddings([fitted.pictures[number] for number in numbers], flag, report)
+            # 3. The images of the rest are encoded.
+            predicted = self._predict(left, fitted.images)
+            numbers = [segment.image for segment in left if segment.image is not None]
+            found = self._embeddings([fitted.images[number] for number in numbers], flag, report)
             laps.end("vision")
             # 4. The rest goes to the decoder.
             self._prefill(fitted.prompt, left, dict(zip(numbers, found, strict=True)), report)
@@ -211,40 +209,40 @@ class Engine:
         matcher = None if options.grammar is None else Matcher(options.grammar, self._forms, flag.check)
         return Sampler(options.sampling, matcher)
 
-    def _split(self, prompt: Prompt, pictures: Sequence[EncodedImage]) -> list[Segment]:
-        keys = [picture.key for picture in pictures]
+    def _split(self, prompt: Prompt, images: Sequence[EncodedImage]) -> list[Segment]:
+        keys = [image.key for image in images]
         return split_prompt(prompt, keys, model=self._identity, preamble=self._preamble)
 
     def _segments(self, dialogue: Dialogue) -> list[Segment]:
         """Those of a finished dialogue, the text behind its last answer included."""
-        pictures = self.read(dialogue.pictures, TileChoice(), self.speeds)
-        prompt = replace(dialogue, pictures=pictures).prompt(self.prompts, generate=False)
-        return self._split(prompt, pictures)
+        images = self.read(dialogue.images, TileChoice(), self.speeds)
+        prompt = replace(dialogue, images=images).prompt(self.prompts, generate=False)
+        return self._split(prompt, images)
 
-    def _predict(self, left: Sequence[Segment], pictures: Sequence[EncodedImage]) -> float | None:
+    def _predict(self, left: Sequence[Segment], images: Sequence[EncodedImage]) -> float | None:
         """Seconds to the first token if these segments are left to compute."""
         if self._profile is None:
             return None
-        count = sum(pictures[one.picture].cost.tiles for one in left if one.picture is not None)
+        count = sum(images[one.image].cost.tiles for one in left if one.image is not None)
         speeds, start = self._profile.speeds, left[0].start
         return count * speeds.tile + speeds.prefill(start, left[-1].stop - start)
 
     def _embeddings(
-        self, pictures: Sequence[EncodedImage], flag: Cancellation, report: OnProgress
+        self, images: Sequence[EncodedImage], flag: Cancellation, report: OnProgress
     ) -> list[NDArray[np.float32]]:
-        """The embeddings of each picture, (n, T, hidden)."""
-        total, before, found = sum(picture.cost.tiles for picture in pictures), 0, []
-        for picture in pictures:
+        """The embeddings of each image, (n, T, hidden)."""
+        total, before, found = sum(image.cost.tiles for image in images), 0, []
+        for image in images:
 
             def on_tile(done: int, _of: int, before: int = before) -> None:
                 report("vision", before + done, total)
                 flag.check()
 
-            if picture.embeddings is None:
-                found.append(self.vision.encode(picture.tiles, on_tile=on_tile))
+            if image.embeddings is None:
+                found.append(self.vision.encode(image.tiles, on_tile=on_tile))
             else:
-                found.append(picture.embeddings)
-            before += picture.cost.tiles
+                found.append(image.embeddings)
+            before += image.cost.tiles
         return found
 
     def _prefill(
@@ -254,7 +252,7 @@ class Engine:
         features: Mapping[int, NDArray[np.float32]],
         report: OnProgress,
     ) -> None:
-        """Text goes to the decoder as tokens; a picture, its tags and markers included, as one run of embeddings."""
+        """Text goes to the decoder as tokens; an image, its tags and markers included, as one run of embeddings."""
         patch = self.bundle.manifest.tokens.image_patch
         start, total = segments[0].start, len(prompt.ids) - segments[0].start
 
@@ -263,12 +261,12 @@ class Engine:
 
         for segment in segments:
             ids = prompt.ids[segment.start : segment.stop]
-            if segment.picture is None:
+            if segment.image is None:
                 self.decoder.decode_tokens(ids, on_batch=on_batch)
             else:
                 rows = self.decoder.embed(ids)
                 # (n, T, hidden) -> (n*T, hidden)
-                rows[np.asarray(ids) == patch] = features[segment.picture].reshape(-1, rows.shape[1])
+                rows[np.asarray(ids) == patch] = features[segment.image].reshape(-1, rows.shape[1])
                 self.decoder.decode_embeddings(rows, on_batch=on_batch)
             self.prefix.decoded(segment)
             self.prefix.keep_state()
@@ -305,12 +303,12 @@ def _usage(fitted: FittedPrompt, *, cached: int, completion: int) -> Usage:
         image_tokens=fitted.prompt.image_tokens,
         cached_tokens=cached,
         completion_tokens=completion,
-        tiles=tuple(picture.cost.tiles for picture in fitted.pictures),
-        pictures=tuple(picture.cost for picture in fitted.pictures),
+        tiles=tuple(image.cost.tiles for image in fitted.images),
+        images=tuple(image.cost for image in fitted.images),
         dropped_turns=fitted.dropped,
     )
 
 
-def _load(picture: ImageInput, flag: Cancellation) -> NDArray[np.uint8]:
+def _load(image: ImageInput, flag: Cancellation) -> NDArray[np.uint8]:
     flag.check()
-    return load_image(picture)
+    return load_image(image)

@@ -131,13 +131,13 @@ def _decode(
 
 
 def _lookup(
-    decoder: Decoder, prompt: Sequence[int], picture: int, options: AnswerOptions
+    decoder: Decoder, prompt: Sequence[int], image: int, options: AnswerOptions
 ) -> LookupDecoder | None:
     """What guesses tokens, if that was wanted and each token of the answer is just the likeliest."""
     if not decoder.options.draft_tokens:
         return None
     if options.sampling.temperature == 0 and options.grammar is None and options.top_logprobs is None:
-        return LookupDecoder(decoder, prompt, picture)
+        return LookupDecoder(decoder, prompt, image)
     logger.warning(
         "guessing (draft_tokens) is for temperature 0 without grammar and log-probabilities; this answer is "
         "chosen token by token"

@@ -1,7 +1,7 @@
 """What of a prompt the decoder knows already: segments of prompts, their identity, and states at their ends.
 
 A prompt is a chain of segments that are always decoded in the same calls: the template's fixed preamble, the text up
-to a picture, a picture, the text behind it. A state is reused at the end of a segment only, so an answer is the same,
+to an image, an image, the text behind it. A state is reused at the end of a segment only, so an answer is the same,
 bit for bit, whether its prefix was decoded or restored. Earlier answers are segments too: those were decoded token by
 token when they were written, and together if they have to be decoded again, which rounds logits in another way.
 """

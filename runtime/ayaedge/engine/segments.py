@@ -21,20 +21,20 @@ class Segment:
     start: int
     stop: int
     """Exclusive."""
-    picture: int | None
-    """Which picture of the prompt it is; None for text."""
+    image: int | None
+    """Which image of the prompt it is; None for text."""
     key: str
     """SHA-256 of the model and of everything up to `stop`."""
     keepable: bool
-    """Whether the state at its end is kept: behind pictures and the preamble, where it is worth it."""
+    """Whether the state at its end is kept: behind images and the preamble, where it is worth it."""
     answer: tuple[int, ...] = ()
     """The ids of an answer; empty for everything else."""
 
 
 def split_prompt(
-    prompt: Prompt, pictures: Sequence[bytes], *, model: bytes, preamble: Sequence[int] = ()
+    prompt: Prompt, images: Sequence[bytes], *, model: bytes, preamble: Sequence[int] = ()
 ) -> list[Segment]:
-    """The segments of a prompt whose pictures have these identities.
+    """The segments of a prompt whose images have these identities.
 
     `model` identifies the decoder and everything that decides about its states; `preamble` are the token ids with
     which prompts begin, if they do.
@@ -51,20 +51,20 @@ def split_prompt(
     ends.append((len(prompt.ids), None, False))
     segments: list[Segment] = []
     start, key = 0, hashlib.sha256(model).hexdigest()
-    for stop, picture, written in ends:
+    for stop, image, written in ends:
         if stop == start:
             continue
         ids = prompt.ids[start:stop]
-        key = extend_key(key, ids, b"" if picture is None else pictures[picture])
-        keepable = stop >= _LEAST_TOKENS and (picture is not None or stop == len(preamble))
-        segments.append(Segment(start, stop, picture, key, keepable, ids if written else ()))
+        key = extend_key(key, ids, b"" if image is None else images[image])
+        keepable = stop >= _LEAST_TOKENS and (image is not None or stop == len(preamble))
+        segments.append(Segment(start, stop, image, key, keepable, ids if written else ()))
         start = stop
     return segments
 
 
-def extend_key(key: str, ids: Sequence[int], picture: bytes = b"") -> str:
+def extend_key(key: str, ids: Sequence[int], image: bytes = b"") -> str:
     """The key of a segment behind the one with this key."""
-    chain = hashlib.sha256(f"{key} {len(ids)} {len(picture)}\n".encode())
+    chain = hashlib.sha256(f"{key} {len(ids)} {len(image)}\n".encode())
     chain.update(np.asarray(ids, "<i4").tobytes())
-    chain.update(picture)
+    chain.update(image)
     return chain.hexdigest()

@@ -170,7 +170,7 @@ class Request(Generic[Item, Result]):
         except BaseException as caught:  # noqa: BLE001 - it is raised where the result is asked for
             error = caught
         if error is not None:
-            traceback.clear_frames(error.__traceback__)  # pictures must not live as long as their error
+            traceback.clear_frames(error.__traceback__)  # images must not live as long as their error
         del work
         self.end(result, error)
 

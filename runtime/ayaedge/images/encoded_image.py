@@ -1,4 +1,4 @@
-"""Pictures that were read and cut into tiles, perhaps encoded too: what a question needs of them."""
+"""Images that were read and cut into tiles, perhaps encoded too: what a question needs of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ayaedge.manifest import Manifest
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """A picture that a model has read, to be used in any number of its questions.
+    """An image that a model has read, to be used in any number of its questions.
 
     It may be used with every model that was loaded from the same bundle and runs its vision tower in the same way.
     """
@@ -41,10 +41,10 @@ AnyImage: TypeAlias = ImageInput | EncodedImage
 """What may be given as an image: one to read, or one that was read."""
 
 
-def cut_picture(
+def cut_image(
     image: NDArray[np.uint8], manifest: Manifest, choice: TileChoice, encoder: bytes
 ) -> EncodedImage:
-    """A picture (H, W, 3) in tiles, not yet encoded; `choice` must be settled (`costs.tiles_within`)."""
+    """An image (H, W, 3) in tiles, not yet encoded; `choice` must be settled (`costs.tiles_within`)."""
     size = (image.shape[1], image.shape[0])
     tiles = split_tiles(image, manifest.tiling, max_tiles=choice.max_tiles, native=choice.policy == "native")
     return EncodedImage(image_cost(size, manifest, choice), tiles, encoder)

@@ -1,4 +1,4 @@
-"""The bytes of a picture file to a Pillow image that warns of nothing, and how it is to be turned.
+"""The bytes of an image file to a Pillow image that warns of nothing, and how it is to be turned.
 
 Pillow warns of faulty or unusual EXIF and TIFF tags, and Python knows warnings of a whole process only: so whatever
 such warnings are about is read here, or left away, before Pillow sees the file.
@@ -20,7 +20,7 @@ _FORMATS = (
     "PNG", "JPEG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "HEIF", "JPEG2000", "ICO", "ICNS", "PCX", "QOI",
     "SGI", "TGA",
 )  # fmt: skip
-"""Of pictures; Pillow knows others too, one of which starts another program. TGA has no mark of its own: it is last."""
+"""Of images; Pillow knows others too, one of which starts another program. TGA has no mark of its own: it is last."""
 _WIDTH, _ORIENTATION = 0x0100, 0x0112
 _EXIF = b"Exif\0\0"
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
@@ -37,10 +37,10 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 
 
-def open_picture(data: bytes, what: str) -> tuple[Image.Image, int | None]:
-    """A picture that is not decoded yet, its first frame, and its orientation if the file's head says it.
+def open_image(data: bytes, what: str) -> tuple[Image.Image, int | None]:
+    """An image that is not decoded yet, its first frame, and its orientation if the file's head says it.
 
-    Raises ImageError for a file that is no picture, by its kind where its first bytes tell, and whatever Pillow's
+    Raises ImageError for a file that is no image, by its kind where its first bytes tell, and whatever Pillow's
     formats raise.
     """
     if _is_heic(data):
@@ -55,13 +55,13 @@ def open_picture(data: bytes, what: str) -> tuple[Image.Image, int | None]:
     return _open(data, what), None
 
 
-def orientation_of(picture: Image.Image) -> int:
-    """The orientation that a decoded picture's EXIF says, or else its XMP, or else 1."""
-    exif, profile = picture.info.get("exif"), picture.info.get("Raw profile type exif")
+def orientation_of(image: Image.Image) -> int:
+    """The orientation that a decoded image's EXIF says, or else its XMP, or else 1."""
+    exif, profile = image.info.get("exif"), image.info.get("Raw profile type exif")
     if exif is None and isinstance(profile, str):
         exif = _bytes_of_profile(profile)
     found = exif_orientation(exif) if isinstance(exif, bytes) else None
-    return _xmp_orientation(picture) if found is None else found
+    return _xmp_orientation(image) if found is None else found
 
 
 def exif_orientation(data: bytes) -> int | None:
@@ -77,8 +77,8 @@ def exif_orientation(data: bytes) -> int | None:
     return None
 
 
-def _xmp_orientation(picture: Image.Image) -> int:
-    xmp = picture.info.get("XML:com.adobe.xmp") or picture.info.get("xmp") or b""
+def _xmp_orientation(image: Image.Image) -> int:
+    xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
     match = _XMP_ORIENTATION.search(xmp.encode("utf-8", "replace") if isinstance(xmp, str) else bytes(xmp))
     return int(match[1]) if match else 1
 
@@ -123,7 +123,7 @@ def _pixels_only(data: bytes) -> bytes:
 
 
 def _without_exif(data: bytes) -> tuple[bytes, bytes]:
-    """A JPEG without its EXIF and its list of further pictures, and the EXIF."""
+    """A JPEG without its EXIF and its list of further images, and the EXIF."""
     kept, exif, place = [data[:2]], b"", 2
     while data[place : place + 1] == b"\xff" and place + 4 <= len(data):
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
@@ -139,7 +139,7 @@ def _without_exif(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _open(data: bytes, what: str) -> Image.Image:
-    """As `Image.open` does, which would warn of large pictures."""
+    """As `Image.open` does, which would warn of large images."""
     for load_plugins in (Image.preinit, Image.init):  # the second loads the rarer ones
         load_plugins()
         for name in _FORMATS:
@@ -160,39 +160,39 @@ def _is_heic(data: bytes) -> bool:
 
 
 def _open_heic(data: bytes, what: str) -> Image.Image:
-    """By pillow-heif, which turns pictures itself; it is not made known to Pillow, which belongs to the program."""
+    """By pillow-heif, which turns images itself; it is not made known to Pillow, which belongs to the program."""
     try:
         opener = importlib.import_module("pillow_heif").HeifImageFile
     except ImportError:
         raise ImageError(
-            f'{what} is a HEIC picture, which pillow-heif reads: pip install "ayaedge[heif]"; or convert it to JPEG'
+            f'{what} is a HEIC image, which pillow-heif reads: pip install "ayaedge[heif]"; or convert it to JPEG'
         ) from None
-    picture: Image.Image = opener(io.BytesIO(data), "")
-    return picture
+    image: Image.Image = opener(io.BytesIO(data), "")
+    return image
 
 
 _KINDS: tuple[tuple[bytes, str], ...] = (
-    (rb"[\s\S]{0,1024}?%PDF-", "a PDF: make pictures of its pages first, for example with pdftoppm -png -r 150"),
+    (rb"[\s\S]{0,1024}?%PDF-", "a PDF: make images of its pages first, for example with pdftoppm -png -r 150"),
     (rb"[\s\S]{0,4096}?<svg[\s>]", "an SVG drawing: render it to PNG first, in a browser or with rsvg-convert"),
-    (rb"\s*<(?:!doctype )?html", "a web page, not the picture that it may show"),
+    (rb"\s*<(?:!doctype )?html", "a web page, not the image that it may show"),
     (rb"\x1f\x8b", "compressed by gzip, as SVG drawings with the suffix .svgz are: unpack it, and render a drawing"),
-    (rb"PK\x03\x04", "a ZIP archive, as office documents are: give the pictures in it, or export pages as pictures"),
-    (rb"\xd0\xcf\x11\xe0", "an office document: export its pages as pictures first"),
+    (rb"PK\x03\x04", "a ZIP archive, as office documents are: give the images in it, or export pages as images"),
+    (rb"\xd0\xcf\x11\xe0", "an office document: export its pages as images first"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript: render it to PNG first"),
     (rb"8BPS", "a Photoshop document: export it as PNG or JPEG first"),
-    (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture, which Pillow does not read: convert it to PNG or JPEG first"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL image, which Pillow does not read: convert it to PNG or JPEG first"),
     (
         rb"....ftyp(?:avis|.{0,48}?avif)",
-        "an AVIF picture that is damaged, or that this Pillow does not read: pip install -U pillow (11.3 or newer)",
+        "an AVIF image that is damaged, or that this Pillow does not read: pip install -U pillow (11.3 or newer)",
     ),
-    (rb"....ftypcrx ", "a camera's raw picture: develop it to JPEG first"),
+    (rb"....ftypcrx ", "a camera's raw image: develop it to JPEG first"),
     (rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ", "a video: give single frames of it"),
     (
         rb"II\*\0|MM\0\*|II\+\0|MM\0\+",
         "a TIFF that is damaged, or of a kind that Pillow does not read: save it as PNG with 8 or 16 bits",
     ),
 )  # fmt: skip
-"""What files that are no pictures to us begin with, and what to do with them."""
+"""What files that are no images to us begin with, and what to do with them."""
 
 
 def foreign_kind(data: bytes) -> str | None:

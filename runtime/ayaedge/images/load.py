@@ -1,4 +1,4 @@
-"""Pictures from wherever they are to RGB arrays.
+"""Images from wherever they are to RGB arrays.
 
 One function serves paths, URLs of files, bytes, open files, PIL images, arrays and data URLs. Nothing is fetched from a
 network, and nothing is changed that other parts of the process see: no filter of warnings, no limit of Pillow's.
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ayaedge.errors import ImageError
-from ayaedge.images.formats import foreign_kind, open_picture, orientation_of
+from ayaedge.images.formats import foreign_kind, open_image, orientation_of
 from ayaedge.images.pixels import array_on_white, to_rgb, upright
 
 
@@ -42,19 +42,19 @@ ImageInput: TypeAlias = (
 (H, W, 3) or (H, W, 4) uint8."""
 
 MAX_PIXELS = 178_956_970
-"""Largest picture that is decoded: the size at which Pillow raises for a decompression bomb, 2 x its warning."""
+"""Largest image that is decoded: the size at which Pillow raises for a decompression bomb, 2 x its warning."""
 MAX_FILE_BYTES = 1 << 30
 """Largest file that is read: more than `MAX_PIXELS` take without any compression."""
 _SHOWN, _SHOWN_OF_PATH = 60, 400
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _DRIVE = re.compile(r"/?([A-Za-z])[:|](/.*)", re.DOTALL)
-_BASE64_OF_PICTURE = re.compile(r"(?:iVBORw0KGgo|/9j/4|R0lGOD|UklGR)[\w+/-]{40}")
+_BASE64_OF_IMAGE = re.compile(r"(?:iVBORw0KGgo|/9j/4|R0lGOD|UklGR)[\w+/-]{40}")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _ORIENTATION = 0x0112
 
 
 def list_images(images: Iterable[Any] | ImageInput | None) -> list[Any]:
-    """One picture, several or none, as a list."""
+    """One image, several or none, as a list."""
     if images is None:
         return []
     if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)):
@@ -63,11 +63,11 @@ def list_images(images: Iterable[Any] | ImageInput | None) -> list[Any]:
         return [images]
     if isinstance(images, Iterable):
         return list(images)
-    raise ImageError(f"pictures are given as a list, not as {type(images).__name__}")
+    raise ImageError(f"images are given as a list, not as {type(images).__name__}")
 
 
 def take_image(image: Any) -> Any:
-    """The same picture, so that nothing that its owner does from now on changes it.
+    """The same image, so that nothing that its owner does from now on changes it.
 
     Arrays are copied, PIL images loaded and converted, open files and buffers read; ImageError if that fails. Files
     that are named, and bytes, are left to be read later.
@@ -84,13 +84,13 @@ def take_image(image: Any) -> Any:
 
 
 def load_image(image: ImageInput) -> NDArray[np.uint8]:
-    """A picture as RGB, (H, W, 3) uint8, as a viewer shows it.
+    """An image as RGB, (H, W, 3) uint8, as a viewer shows it.
 
     Files and PIL images are turned upright by their EXIF orientation, values of 16 bits are divided by 257, palettes
-    and other modes are expanded. A picture of which any pixel is transparent is laid on white; the reference drops
-    alpha and shows what is hidden: for that give `picture.convert("RGB")`, or an array of three channels. An open file
+    and other modes are expanded. An image of which any pixel is transparent is laid on white; the reference drops
+    alpha and shows what is hidden: for that give `image.convert("RGB")`, or an array of three channels. An open file
     is read from its beginning, and left at the place where it was; one that cannot be rewound is read from there on.
-    Raises ImageError for anything that is not a whole picture of at least one pixel and at most `MAX_PIXELS`.
+    Raises ImageError for anything that is not a whole image of at least one pixel and at most `MAX_PIXELS`.
     """
     if isinstance(image, np.ndarray):
         return _from_array(image)
@@ -100,22 +100,22 @@ def load_image(image: ImageInput) -> NDArray[np.uint8]:
     if not data:
         raise ImageError(f"{what} is empty")
     with _faults(what):
-        picture, orientation = open_picture(data, what)
-        _check_size(picture, what)
-        picture.load()  # some EXIF stands behind the pixels
-        rgb = to_rgb(picture, what)
-        return np.asarray(upright(rgb, orientation_of(picture) if orientation is None else orientation))
+        opened, orientation = open_image(data, what)
+        _check_size(opened, what)
+        opened.load()  # some EXIF stands behind the pixels
+        rgb = to_rgb(opened, what)
+        return np.asarray(upright(rgb, orientation_of(opened) if orientation is None else orientation))
 
 
 def read_file(image: str | os.PathLike[str]) -> bytes:
-    """The bytes of a picture that is named by a path or a URL; ImageError if there are none."""
+    """The bytes of an image that is named by a path or a URL; ImageError if there are none."""
     return _file_of(image)[0]
 
 
 def file_url_path(url: str, *, windows: bool = os.name == "nt") -> str | None:
     """The path that a `file:` URL names, or None if it is relative or, except on Windows, of another computer.
 
-    Percent-encoded bytes are those of the file's name. `?` and `#` are taken as parts of the name: pictures in files
+    Percent-encoded bytes are those of the file's name. `?` and `#` are taken as parts of the name: images in files
     have neither queries nor fragments, and those who put a path behind `file://` seldom encode them.
     """
     rest = url[len("file:") :]
@@ -136,30 +136,30 @@ def file_url_path(url: str, *, windows: bool = os.name == "nt") -> str | None:
 
 
 def _file_of(image: Any) -> tuple[bytes, str]:
-    """The bytes of a picture's file, and what to call it."""
+    """The bytes of an image's file, and what to call it."""
     if isinstance(image, (bytes, bytearray, memoryview)):
         data = _bytes_of(image)
-        return data, f"the picture of {len(data)} bytes"
+        return data, f"the image of {len(data)} bytes"
     if isinstance(image, str) and _is_url(image):
         return _of_url(image.strip())
     if isinstance(image, str) and not image:
-        raise ImageError("the path of a picture is empty")
+        raise ImageError("the path of an image is empty")
     if isinstance(image, _TakenPath):
         return _read_path(image.path, image.given), image.given
     if isinstance(image, (str, os.PathLike)):
         try:
             path = os.fsdecode(image)
         except TypeError:  # of a PathLike that gives something else
-            raise ImageError(_no_picture(image)) from None
+            raise ImageError(_no_image(image)) from None
         return _read_path(Path(path), path), path
     if _is_open_file(image):
         return _read_open_file(image), "the open file"
-    raise ImageError(_no_picture(image))
+    raise ImageError(_no_image(image))
 
 
-def _no_picture(image: object) -> str:
+def _no_image(image: object) -> str:
     return (
-        "a picture is a path, bytes, an open file, a PIL image, an array, a data URL or a file URL, "
+        "an image is a path, bytes, an open file, a PIL image, an array, a data URL or a file URL, "
         f"not {type(image).__name__}"
     )
 
@@ -179,7 +179,7 @@ def _of_url(url: str) -> tuple[bytes, str]:
         raise ImageError(f"{_shorten(url)} is a URL; ayaedge works offline: give the path of a file")
     path = file_url_path(url)
     if path is None:
-        raise ImageError(f"{_shorten(url)} is not of the form file:///path/of/a/picture")
+        raise ImageError(f"{_shorten(url)} is not of the form file:///path/of/an/image")
     return _read_path(Path(path), path), path
 
 
@@ -204,7 +204,7 @@ def _bytes_of(buffer: bytes | bytearray | memoryview) -> bytes:
     try:
         return bytes(buffer)
     except ValueError as error:  # a view that was released
-        raise ImageError(f"the picture's bytes cannot be read: {error}") from None
+        raise ImageError(f"the image's bytes cannot be read: {error}") from None
 
 
 def _is_open_file(image: object) -> bool:
@@ -246,29 +246,29 @@ def _read_all(file: Any, what: str) -> bytes:
         parts.append(bytes(part))
         size += len(parts[-1])
         if size > MAX_FILE_BYTES:
-            raise ImageError(f"{what} has more than the {MAX_FILE_BYTES} bytes that a picture may have")
+            raise ImageError(f"{what} has more than the {MAX_FILE_BYTES} bytes that an image may have")
     return b"".join(parts)
 
 
 def _read_path(path: Path, name: str) -> bytes:
     shown = _shorten(name, _SHOWN_OF_PATH)
-    if _BASE64_OF_PICTURE.match(name):
+    if _BASE64_OF_IMAGE.match(name):
         shown += " (if this is base64, write data:image/png;base64, before it)"
     try:
         kind = path.stat()
         if stat.S_ISDIR(kind.st_mode):
-            raise ImageError(f"{shown} is a directory, not a picture")
+            raise ImageError(f"{shown} is a directory, not an image")
         if not stat.S_ISREG(kind.st_mode):  # a pipe or a device may never end
             raise ImageError(f"{shown} is not a file")
         if kind.st_size > MAX_FILE_BYTES:
             raise ImageError(
-                f"{shown} has {kind.st_size} bytes, more than a picture of {MAX_FILE_BYTES} may have"
+                f"{shown} has {kind.st_size} bytes, more than an image of {MAX_FILE_BYTES} may have"
             )
         return path.read_bytes()
     except ImageError:
         raise
     except FileNotFoundError:
-        raise ImageError(f"there is no picture at {shown}") from None
+        raise ImageError(f"there is no image at {shown}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ImageError(f"{shown} cannot be read: {reason}") from error
@@ -292,20 +292,20 @@ def _data_url(url: str) -> bytes:
         raise ImageError(f"the data URL {_shorten(url)} is not valid base64: {error}") from None
 
 
-def _from_pil(picture: Image.Image) -> NDArray[np.uint8]:
+def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
     """Always new pixels: the image may be closed or changed afterwards."""
     what = "the PIL image"
     with _faults(what):
-        _check_size(picture, what)
-        picture.load()
-        return np.asarray(upright(to_rgb(picture, what), _orientation_of_pil(picture)))
+        _check_size(image, what)
+        image.load()
+        return np.asarray(upright(to_rgb(image, what), _orientation_of_pil(image)))
 
 
-def _orientation_of_pil(picture: Image.Image) -> int:
+def _orientation_of_pil(image: Image.Image) -> int:
     with suppress(Exception):  # whatever Pillow has against other tags
-        found = picture.getexif().get(_ORIENTATION, 1)  # its owner may have changed it
+        found = image.getexif().get(_ORIENTATION, 1)  # its owner may have changed it
         return found if isinstance(found, int) else 1
-    return orientation_of(picture)
+    return orientation_of(image)
 
 
 def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -324,8 +324,8 @@ def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.broadcast_to(array, (*shape[:2], 3)))
 
 
-def _check_size(picture: Image.Image, what: str) -> None:
-    width, height = picture.size
+def _check_size(image: Image.Image, what: str) -> None:
+    width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(f"{what} has no pixels ({width} x {height})")
     if width * height > MAX_PIXELS:
@@ -336,13 +336,13 @@ def _check_size(picture: Image.Image, what: str) -> None:
 
 @contextmanager
 def _faults(what: str) -> Iterator[None]:
-    """Whatever is raised while a picture is decoded, as ImageError."""
+    """Whatever is raised while an image is decoded, as ImageError."""
     try:
         yield
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"{what} is not a picture in a format that Pillow reads") from None
+        raise ImageError(f"{what} is not an image in a format that Pillow reads") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{what} is too large: {error}") from None
     except MemoryError:

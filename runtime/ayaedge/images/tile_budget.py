@@ -1,4 +1,4 @@
-"""How many tiles a picture may have, and what they cost."""
+"""How many tiles an image may have, and what they cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypedDict, get_args
 
 from ayaedge.checks import check_options, make_plain, one_of, real_number, whole_number
 from ayaedge.hardware.speeds import Speeds
-from ayaedge.images.tiling import TilePolicy, picture_grid, tile_count
+from ayaedge.images.tiling import TilePolicy, image_grid, tile_count
 from ayaedge.manifest import Manifest, Tiling
 
 DEFAULT_BUDGET = 30.0
@@ -16,12 +16,12 @@ DEFAULT_BUDGET = 30.0
 
 
 TEXT_TOKENS = 64
-"""Of a question, for choosing tiles: a picture gets the same tiles whatever is asked about it."""
+"""Of a question, for choosing tiles: an image gets the same tiles whatever is asked about it."""
 
 
 @dataclass(frozen=True)
 class ImageCost:
-    """What becomes of one picture."""
+    """What becomes of one image."""
 
     width: int
     """Pixels, upright."""
@@ -48,7 +48,7 @@ class TileKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TileChoice:
-    """How many tiles pictures get."""
+    """How many tiles images get."""
 
     policy: TilePolicy = "faithful"
     max_tiles: int | None = None
@@ -69,9 +69,9 @@ class TileChoice:
 
 
 def image_cost(size: tuple[int, int], manifest: Manifest, choice: TileChoice) -> ImageCost:
-    """Grid, tiles and tokens of a picture of `size` (width, height), after `tiles_within` for the policy `auto`."""
+    """Grid, tiles and tokens of an image of `size` (width, height), after `tiles_within` for the policy `auto`."""
     native = choice.policy == "native"
-    grid = picture_grid(*size, manifest.tiling, max_tiles=choice.max_tiles, native=native)
+    grid = image_grid(*size, manifest.tiling, max_tiles=choice.max_tiles, native=native)
     tiles = tile_count(grid)
     return ImageCost(*size, *grid, tiles, tiles * manifest.image_prompt.tokens_per_tile)
 
@@ -85,9 +85,9 @@ def tiles_within(
     tokens_of: Callable[[int], int],
     around: int,
 ) -> TileChoice:
-    """A choice whose `max_tiles` keeps the pictures' first token within the budget; others than `auto` as they are.
+    """A choice whose `max_tiles` keeps the images' first token within the budget; others than `auto` as they are.
 
-    `tokens_of` a picture's tiles are its prompt tokens, `around` those of the template. Nothing is taken as known. A
+    `tokens_of` an image's tiles are its prompt tokens, `around` those of the template. Nothing is taken as known. A
     single tile is always allowed.
     """
     if choice.policy != "auto" or not sizes:
@@ -95,7 +95,7 @@ def tiles_within(
     measured, budget = speeds(), choice.budget or DEFAULT_BUDGET
     most = min(choice.max_tiles or tiling.max_tiles, tiling.max_tiles)
     for limit in range(most, 0, -1):
-        tiles = [tile_count(picture_grid(*size, tiling, max_tiles=limit)) for size in sizes]
+        tiles = [tile_count(image_grid(*size, tiling, max_tiles=limit)) for size in sizes]
         count = around + sum(map(tokens_of, tiles)) + TEXT_TOKENS
         if sum(tiles) * measured.tile + measured.prefill(0, count) <= budget:
             break

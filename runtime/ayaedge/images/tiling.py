@@ -1,4 +1,4 @@
-"""Pictures to tiles: which grid, where the cuts are, and the numbers the vision tower sees.
+"""Images to tiles: which grid, where the cuts are, and the numbers the vision tower sees.
 
 The rule is the one of the reference's image processor (GotOcr2, Pillow path), bit for bit. This module
 knows arrays only: opening files is the job of `ayaedge.images.load`, encoding tiles that of `ayaedge.vision.encoder`.
@@ -17,7 +17,7 @@ from PIL import Image
 from ayaedge.manifest import Tiling
 
 TilePolicy = Literal["faithful", "native", "auto"]
-"""How a picture's grid is chosen: by the reference's rule; never larger than the picture itself; or as large as a time
+"""How an image's grid is chosen: by the reference's rule; never larger than the image itself; or as large as a time
 allows (which is decided in `ayaedge.planning.costs`)."""
 
 
@@ -35,14 +35,14 @@ def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ..
 def choose_grid(
     width: int, height: int, *, tile_size: int, max_tiles: int, min_tiles: int = 1, native: bool = False
 ) -> tuple[int, int]:
-    """The (columns, rows) whose ratio is nearest to the picture's `width` / `height` (pixels).
+    """The (columns, rows) whose ratio is nearest to the image's `width` / `height` (pixels).
 
-    Among grids at exactly the same distance the larger one wins if the picture covers more than half of
-    its area. With `native` no side of the grid exceeds the picture's, but one tile is always allowed, whatever
+    Among grids at exactly the same distance the larger one wins if the image covers more than half of
+    its area. With `native` no side of the grid exceeds the image's, but one tile is always allowed, whatever
     `min_tiles` says. Raises ValueError if a side is not positive or no grid is allowed.
     """
     if width < 1 or height < 1:
-        raise ValueError(f"a picture needs at least one pixel, this one has {width} x {height}")
+        raise ValueError(f"an image needs at least one pixel, this one has {width} x {height}")
     grids: Sequence[tuple[int, int]] = candidate_grids(1 if native else min_tiles, max_tiles)
     if native:
         limit = max(width // tile_size, 1), max(height // tile_size, 1)
@@ -59,10 +59,10 @@ def choose_grid(
     return best
 
 
-def picture_grid(
+def image_grid(
     width: int, height: int, tiling: Tiling, *, max_tiles: int | None = None, native: bool = False
 ) -> tuple[int, int]:
-    """The (columns, rows) that `split_tiles` cuts a picture of this size into."""
+    """The (columns, rows) that `split_tiles` cuts an image of this size into."""
     limit = tiling.max_tiles if max_tiles is None else min(max_tiles, tiling.max_tiles)
     return choose_grid(
         width, height, tile_size=tiling.tile_size, max_tiles=limit, min_tiles=min(tiling.min_tiles, limit),
@@ -79,22 +79,22 @@ def tile_count(grid: tuple[int, int]) -> int:
 def split_tiles(
     image: NDArray[np.uint8], tiling: Tiling, *, max_tiles: int | None = None, native: bool = False
 ) -> NDArray[np.uint8]:
-    """Cut an RGB picture (H, W, 3) into tiles (n, S, S, 3): the grid row by row, then a thumbnail of the whole.
+    """Cut an RGB image (H, W, 3) into tiles (n, S, S, 3): the grid row by row, then a thumbnail of the whole.
 
-    The picture is stretched to the grid without keeping its ratio, as the reference does. A 1 x 1 grid is
+    The image is stretched to the grid without keeping its ratio, as the reference does. A 1 x 1 grid is
     one tile, without a thumbnail. `max_tiles` lowers the checkpoint's own limit; `native` is that of `choose_grid`.
     """
     height, width = image.shape[:2]
     size = tiling.tile_size
-    columns, rows = picture_grid(width, height, tiling, max_tiles=max_tiles, native=native)
-    picture = Image.fromarray(image)
+    columns, rows = image_grid(width, height, tiling, max_tiles=max_tiles, native=native)
+    whole = Image.fromarray(image)
     resample = Image.Resampling(tiling.resample)
-    canvas = np.asarray(picture.resize((columns * size, rows * size), resample=resample))
+    canvas = np.asarray(whole.resize((columns * size, rows * size), resample=resample))
     # (rows*S, cols*S, 3) -> (rows, S, cols, S, 3) -> (rows, cols, S, S, 3) -> (n, S, S, 3)
     tiles = canvas.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
     if len(tiles) == 1:
         return tiles
-    thumbnail = np.asarray(picture.resize((size, size), resample=resample))
+    thumbnail = np.asarray(whole.resize((size, size), resample=resample))
     return np.concatenate([tiles, thumbnail[None]])
 
 

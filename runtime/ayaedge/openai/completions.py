@@ -20,8 +20,8 @@ _LEAST_LOGPROB = -9999.0
 def completion(answer: Answer, *, model: str) -> dict[str, Any]:
     """An answer as a `chat.completion`.
 
-    Beside OpenAI's fields stand our own: `timings` in seconds, `tiles` of each picture, and in `usage` the tokens of
-    pictures and the turns that were dropped to make room. An answer that was cancelled is unfinished and has the
+    Beside OpenAI's fields stand our own: `timings` in seconds, `tiles` of each image, and in `usage` the tokens of
+    images and the turns that were dropped to make room. An answer that was cancelled is unfinished and has the
     finish_reason `length`, as OpenAI has no name for it.
     """
     choice = {

@@ -2,7 +2,7 @@
 
 Knows dictionaries only: no model, no template, no network. Whatever it is given, it either understands all of it or
 says what it does not: nothing of a conversation is left out without an error. It opens no files and decodes no
-pictures; a caller that is not trusted can therefore only ever name data that it sends along.
+images; a caller that is not trusted can therefore only ever name data that it sends along.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class ChatMessage:
     role: Role
     text: str
     images: tuple[AnyImage, ...] = ()
-    """Only a user's message has pictures; they stand before its text, wherever they stood among its parts."""
+    """Only a user's message has images; they stand before its text, wherever they stood among its parts."""
 
 
 def parse_messages(messages: object, *, trusted: bool) -> list[ChatMessage]:
     """The messages of a request; PromptError names the place of the first thing that is not understood.
 
-    Pictures are data URLs. With `trusted`, for callers of this process, they are also `file://` URLs and parts of the
+    Images are data URLs. With `trusted`, for callers of this process, they are also `file://` URLs and parts of the
     form `{"type": "image", "image": ...}` that hold any `AnyImage`. `detail` is accepted and changes nothing: the
-    options `tiles` and `max_tiles` decide how finely a picture is seen. Text parts are joined without a separator, as
+    options `tiles` and `max_tiles` decide how finely an image is seen. Text parts are joined without a separator, as
     the chat template of the reference does. Whether the roles follow each other sensibly is the template's matter.
     """
     if not isinstance(messages, (list, tuple)):
@@ -80,7 +80,7 @@ def _message(message: object, place: str, trusted: bool) -> ChatMessage:
 
 
 def _part(part: object, place: str, role: str, trusted: bool) -> tuple[str, tuple[AnyImage, ...]]:
-    """The text of one part, and its picture, if any."""
+    """The text of one part, and its image, if any."""
     fields = _fields(part, place, "a part with a type")
     kind = fields.get("type")
     if kind not in _PART_KINDS:
@@ -96,15 +96,15 @@ def _part(part: object, place: str, role: str, trusted: bool) -> tuple[str, tupl
             raise PromptError(f"{inner} must be a string, not {brief(value)}")
         return _unicode(value, inner), ()
     if role != "user":
-        raise PromptError(f"{place}: only a message of the user may have pictures, this one has role {role}")
+        raise PromptError(f"{place}: only a message of the user may have images, this one has role {role}")
     if kind == "image_url":
-        return "", (_url_picture(value, inner, trusted),)
-    _check_picture(value, inner, trusted)
+        return "", (_url_image(value, inner, trusted),)
+    _check_image(value, inner, trusted)
     return "", (value,)
 
 
-def _check_picture(image: object, place: str, trusted: bool) -> None:
-    """Only what JSON could hold is refused; whether anything else is a picture is found out when it is read."""
+def _check_image(image: object, place: str, trusted: bool) -> None:
+    """Only what JSON could hold is refused; whether anything else is an image is found out when it is read."""
     if not trusted:
         raise PromptError(f"{place}: such parts are for programs that embed ayaedge; send an image_url")
     if image is None or isinstance(image, (bool, int, float, list, tuple, Mapping)):
@@ -114,7 +114,7 @@ def _check_picture(image: object, place: str, trusted: bool) -> None:
         )
 
 
-def _url_picture(value: object, place: str, trusted: bool) -> AnyImage:
+def _url_image(value: object, place: str, trusted: bool) -> AnyImage:
     if isinstance(value, Mapping):
         _check_fields(value, place, ("url", "detail"))
         if "url" not in value:
@@ -123,10 +123,10 @@ def _url_picture(value: object, place: str, trusted: bool) -> AnyImage:
         if not (detail is None or isinstance(detail, str)):
             raise PromptError(f"{place.removesuffix('.url')}.detail must be a string, not {brief(detail)}")
     if not isinstance(value, str):
-        raise PromptError(f"{place} must be the URL of a picture, not {brief(value)}")
+        raise PromptError(f"{place} must be the URL of an image, not {brief(value)}")
     value = value.strip()
     scheme = value[: value.find(":") + 1][:_LONGEST_SCHEME].lower()
-    advice = "send the picture itself as data:image/...;base64,..."
+    advice = "send the image itself as data:image/...;base64,..."
     if scheme == "data:":
         if not value.isascii():
             raise PromptError(f"{place}: a data URL has ASCII characters only")
@@ -143,7 +143,7 @@ def _url_picture(value: object, place: str, trusted: bool) -> AnyImage:
 def _unicode_path(url: str, place: str) -> str:
     path = file_url_path(_unicode(url, place))
     if path is None:
-        raise PromptError(f"{place} is {brief(url)}, not of the form file:///path/of/a/picture")
+        raise PromptError(f"{place} is {brief(url)}, not of the form file:///path/of/an/image")
     return path
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ayaedge.checks import earlier_name
 from ayaedge.decoder.gguf_header import DecoderFigures
 from ayaedge.hardware.machine import Memory
 from ayaedge.hardware.speeds import Speeds
@@ -56,7 +57,7 @@ class MemoryCost:
 class QuestionCost:
     """A question as it would run."""
 
-    pictures: tuple[ImageCost, ...]
+    images: tuple[ImageCost, ...]
     prompt_tokens: int
     context: int
     memory: MemoryCost
@@ -69,6 +70,8 @@ class QuestionCost:
     gpu: GpuPlan | None = None
     """What goes to graphics memory; `memory` is the rest."""
 
+    pictures = earlier_name("pictures", "images")
+
     @property
     def faults(self) -> list[str]:
         """Why the question cannot run here, with advice; empty if it can."""
@@ -76,12 +79,12 @@ class QuestionCost:
         if self.prompt_tokens >= self.context:
             found.append(
                 f"the prompt has {self.prompt_tokens} tokens and the context holds {self.context}: lower max_tiles, "
-                "send fewer pictures, or raise context_size"
+                "send fewer images, or raise context_size"
             )
         if self.memory.total > self.available_bytes:
             found.append(
                 f"{self.memory.total / 1e9:.1f} GB of memory are needed and {self.available_bytes / 1e9:.1f} GB are "
-                f"free: close other programs, lower max_tiles or send fewer pictures (the KV cache takes "
+                f"free: close other programs, lower max_tiles or send fewer images (the KV cache takes "
                 f"{self.memory.kv_cache / 1e9:.1f} GB), or export with a smaller quant"
             )
         return found
@@ -135,7 +138,7 @@ def without_gpu_part(memory: MemoryCost, figures: DecoderFigures, gpu: GpuPlan) 
 
 
 def question_cost(
-    pictures: Sequence[ImageCost],
+    images: Sequence[ImageCost],
     prompt_tokens: int,
     memory: MemoryCost,
     machine: Memory,
@@ -147,11 +150,11 @@ def question_cost(
     """The whole of it, nothing of the prompt being known yet."""
     vision = prefill = first = rate = None
     if speeds is not None:
-        vision = sum(picture.tiles for picture in pictures) * speeds.tile
+        vision = sum(image.tiles for image in images) * speeds.tile
         prefill = speeds.prefill(0, prompt_tokens)
         first, rate = vision + prefill, 1 / max(speeds.answer(prompt_tokens, 1), 1e-9)
     return QuestionCost(
-        tuple(pictures), prompt_tokens, context, memory, machine.available, vision, prefill, first, rate, gpu
+        tuple(images), prompt_tokens, context, memory, machine.available, vision, prefill, first, rate, gpu
     )
 
 

@@ -60,7 +60,7 @@ def plan_gpu(
     processor anyway; `vision_first` sets its memory aside before layers are counted.
 
     Layers come first where not everything fits. They pay with every token of every answer; the tower pays once for a
-    picture that was never seen before, since embeddings and decoder states are kept. For 8B its 1.8 GB are worth 11
+    image that was never seen before, since embeddings and decoder states are kept. For 8B its 1.8 GB are worth 11
     layers: about 1.4 GB less to read from main memory for each token.
     """
     room, of = free_bytes - reserve(free_bytes), figures.layers + 1

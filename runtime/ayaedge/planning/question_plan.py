@@ -32,7 +32,7 @@ def plan_question(
     vision: VisionOptions | None = None,
     cache: CacheOptions | None = None,
 ) -> QuestionCost:
-    """What `question` about pictures of these sizes (width, height) takes on this machine.
+    """What `question` about images of these sizes (width, height) takes on this machine.
 
     Times are known where the bundle was measured before; the policy `auto` cannot choose without them and raises
     AyaEdgeError. Nothing of the prompt is taken as known.
@@ -54,12 +54,12 @@ def plan_question(
             sizes,
             manifest.tiling,
             speeds,
-            tokens_of=prompts.picture_tokens,
+            tokens_of=prompts.tokens_of_image,
             around=before,
         )
-        pictures = [image_cost(size, manifest, chosen) for size in sizes]
-        message = Message("user", question, len(pictures))
-        prompt = prompts.build([message], [picture.tiles for picture in pictures])
+        images = [image_cost(size, manifest, chosen) for size in sizes]
+        message = Message("user", question, len(images))
+        prompt = prompts.build([message], [image.tiles for image in images])
     context = options.context_of(manifest.decoder.context_length)
     figures, gpu = read_figures(bundle.decoder_path), placed.gpu
     needed = memory_cost(
@@ -74,9 +74,7 @@ def plan_question(
     if gpu is not None:
         needed = without_gpu_part(needed, figures, gpu)
     measured = profile.speeds if profile else None
-    return question_cost(
-        pictures, len(prompt.ids), needed, memory(), context=context, speeds=measured, gpu=gpu
-    )
+    return question_cost(images, len(prompt.ids), needed, memory(), context=context, speeds=measured, gpu=gpu)
 
 
 @contextmanager

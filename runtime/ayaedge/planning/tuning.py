@@ -34,9 +34,9 @@ from ayaedge.vision.encoder import VisionEncoder, open_encoder
 logger = logging.getLogger(__name__)
 
 ANSWER_TOKENS = 200
-"""Of the work that is tuned for: a question about a picture with most tiles, and an answer of this length."""
+"""Of the work that is tuned for: a question about an image with most tiles, and an answer of this length."""
 _TEXT_TOKENS = 600
-"""Template and question around the picture."""
+"""Template and question around the image."""
 _PROMPT_SAMPLE, _ANSWER_SAMPLE = 256, 12
 _QUICK_SAMPLE = 96
 _GROWTH = 1.5e-4

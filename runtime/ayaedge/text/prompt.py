@@ -1,6 +1,6 @@
-"""Conversations to token ids: the chat template, the places of pictures, and text that cannot pose as either.
+"""Conversations to token ids: the chat template, the places of images, and text that cannot pose as either.
 
-The ids equal those of the reference's processor. The template decides where turns begin and pictures go; what
+The ids equal those of the reference's processor. The template decides where turns begin and images go; what
 a user writes is plain text, even where it spells a turn marker or an image marker. Other added tokens, as those of a
 fine-tune, may stand in any text.
 """
@@ -29,7 +29,7 @@ class Message:
     role: Role
     text: str
     images: int = 0
-    """Pictures in this turn; they stand before its text."""
+    """Images in this turn; they stand before its text."""
     ids: tuple[int, ...] | None = None
     """The tokens in which the model itself wrote this text; None to tokenise it."""
 
@@ -45,11 +45,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, and the spans among them that belong to pictures and to earlier answers."""
+    """Token ids, and the spans among them that belong to images and to earlier answers."""
 
     ids: tuple[int, ...]
     images: tuple[Span, ...]
-    """Of each picture: its markers, tile tags and image tokens."""
+    """Of each image: its markers, tile tags and image tokens."""
     answers: tuple[Span, ...] = ()
     """What the model wrote, or would have written, in its earlier turns, but for their last token."""
 
@@ -74,10 +74,10 @@ class PromptBuilder:
         self._first_characters = re.compile("[" + re.escape("".join(sorted(first))) + "]")
 
     def build(self, messages: Sequence[Message], tiles: Sequence[int], *, generate: bool = True) -> Prompt:
-        """The prompt of a conversation whose pictures have that many tiles each, in order.
+        """The prompt of a conversation whose images have that many tiles each, in order.
 
         With `generate` it ends where the answer begins; or, if the last turn is the assistant's, at the end of its
-        text, where the model goes on. Raises PromptError if the number of pictures does not fit, if the template
+        text, where the model goes on. Raises PromptError if the number of images does not fit, if the template
         refuses the conversation or changes a text that is to go on, or if a text is not valid Unicode.
         """
         for message in messages:
@@ -85,7 +85,7 @@ class PromptBuilder:
                 raise PromptError(f"the text of a turn must be a string, not {type(message.text).__name__}")
         wanted = sum(message.images for message in messages)
         if wanted != len(tiles):
-            raise PromptError(f"the conversation has places for {wanted} pictures, {len(tiles)} were given")
+            raise PromptError(f"the conversation has places for {wanted} images, {len(tiles)} were given")
         guard, edge, end = _unused_characters(messages)
         if generate and messages and messages[-1].role == "assistant":
             rendered = self._render_unfinished(messages, guard, edge, end)
@@ -108,21 +108,21 @@ class PromptBuilder:
                     next(written)
             if marker == self._image.placeholder:
                 if len(spans) == wanted:
-                    raise PromptError(f"the chat template has written more pictures than the {wanted} given")
+                    raise PromptError(f"the chat template has written more images than the {wanted} given")
                 start = len(ids)
                 ids += self._image_ids(tiles[len(spans)])
                 spans.append(Span(start, len(ids)))
             elif marker is not None:
                 ids.append(self._tokens.special[marker])
         if len(spans) != wanted:
-            raise PromptError(f"the chat template has written {len(spans)} of {wanted} pictures")
+            raise PromptError(f"the chat template has written {len(spans)} of {wanted} images")
         return Prompt(tuple(ids), tuple(spans), tuple(self._whole_answer(ids, span) for span in answers))
 
     def preamble(self) -> tuple[int, ...]:
         """The token ids with which the template begins every conversation that has no system turn."""
         try:
             first, second = (self.build([Message("user", text)], []).ids for text in "ab")
-        except PromptError:  # a template that wants something else, a picture for example
+        except PromptError:  # a template that wants something else, an image for example
             return ()
         return common_start(first, second)
 
@@ -144,8 +144,8 @@ class PromptBuilder:
             stop += 1
         return Span(start, stop)
 
-    def picture_tokens(self, tiles: int) -> int:
-        """Tokens of a picture of so many tiles, tags and markers included."""
+    def tokens_of_image(self, tiles: int) -> int:
+        """Tokens of an image of so many tiles, tags and markers included."""
         return len(self._image_ids(tiles))
 
     def _image_ids(self, tiles: int) -> list[int]:

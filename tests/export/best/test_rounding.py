@@ -93,7 +93,7 @@ def round_all(
 
 
 def rounded_rows(text: Passages, found: Rounding) -> list[FloatArray]:
-    """The text as the rounded table embeds it; pictures as they are."""
+    """The text as the rounded table embeds it; images as they are."""
     rows = np.concatenate(text.rows)
     table = found.weights[f"{EMBEDDINGS}.weight"]
     rows = np.where(text.ids[:, None] < 0, rows, table[text.ids])
@@ -118,7 +118,7 @@ def rounded_wide(
     return text, round_all(checkpoint, text, MIXED, state=state), state
 
 
-def test_the_text_has_pictures_and_words(
+def test_the_text_has_images_and_words(
     wide: Path, rounded_wide: tuple[Passages, Rounding, StateFile]
 ) -> None:
     text, _, _ = rounded_wide

@@ -97,11 +97,11 @@ def test_the_matrix_has_the_width_of_every_linear_and_fits_the_checkpoint(tiny: 
     assert load_importance(tmp_path / "m.gguf", checkpoint).entries.keys() == matrix.entries.keys()
 
 
-def test_every_language_weighs_the_same_and_pictures_little(exact_bundle: Bundle) -> None:
+def test_every_language_weighs_the_same_and_images_little(exact_bundle: Bundle) -> None:
     text = CalibrationText("t", {"en": ("short",), "hi": PASSAGES["hi"], "zh": PASSAGES["zh"]})
-    pictures, others = [], []
+    images, others = [], []
     for sequence in sequences_of(exact_bundle, text):
-        (others if sequence.tiles is None else pictures).append(sequence)
+        (others if sequence.tiles is None else images).append(sequence)
     bos = exact_bundle.manifest.tokens.bos
     assert all(sequence.ids[0] == bos for sequence in others)
     by_length = sorted(float(s.weights.sum()) for s in others if len(s.ids) < 10)
@@ -109,17 +109,17 @@ def test_every_language_weighs_the_same_and_pictures_little(exact_bundle: Bundle
     assert float(sum(s.weights.sum() for s in others)) == pytest.approx(3 * of_language, rel=1e-5)
     patch = exact_bundle.manifest.tokens.image_patch
     spoken = 0.0
-    for sequence in pictures:
+    for sequence in images:
         assert sequence.tiles is not None
         at_image = np.asarray(sequence.ids) == patch
         assert at_image.sum() == len(sequence.tiles) * exact_bundle.manifest.image_prompt.tokens_per_tile
         assert np.all(sequence.weights[at_image] == np.float32(0.2))
         spoken += float(sequence.weights[sequence.weights != np.float32(0.2)].sum())
-    assert len(pictures) == 2
+    assert len(images) == 2
     assert spoken == pytest.approx(of_language, rel=1e-5)
 
 
-def test_no_more_positions_than_asked_and_none_of_pictures_at_weight_zero(exact_bundle: Bundle) -> None:
+def test_no_more_positions_than_asked_and_none_of_images_at_weight_zero(exact_bundle: Bundle) -> None:
     for most in (1500, 2000, 8192):
         sequences = sequences_of(exact_bundle, BUILTIN, max_tokens=most)
         assert 0.5 * min(most, 6000) < sum(len(s.ids) for s in sequences) <= most
@@ -127,7 +127,7 @@ def test_no_more_positions_than_asked_and_none_of_pictures_at_weight_zero(exact_
     assert all(s.tiles is None for s in sequences_of(exact_bundle, BUILTIN, image_weight=0))
 
 
-def test_picture_positions_change_the_matrix_by_their_weight(tiny: Path) -> None:
+def test_image_positions_change_the_matrix_by_their_weight(tiny: Path) -> None:
     checkpoint = open_checkpoint(tiny)
     name = "blk.0.attn_q.weight"
 
@@ -390,7 +390,7 @@ def test_many_languages_have_enough_positions_and_probes(tiny: Path) -> None:
 def test_a_long_passage_is_no_longer_a_question_than_others(exact_bundle: Bundle) -> None:
     """A file without empty lines is one passage."""
     lines = CalibrationText("lines", {"?": ("\n".join(PASSAGES["en"] * 20),)})
-    pictures = [part for part in sequences_of(exact_bundle, lines, max_tokens=4096) if part.tiles is not None]
+    images = [part for part in sequences_of(exact_bundle, lines, max_tokens=4096) if part.tiles is not None]
     usual = [part for part in sequences_of(exact_bundle, THREE, max_tokens=4096) if part.tiles is not None]
-    assert len(pictures) == len(usual) > 0
-    assert all(len(part.ids) < len(other.ids) + 200 for part, other in zip(pictures, usual, strict=True))
+    assert len(images) == len(usual) > 0
+    assert all(len(part.ids) < len(other.ids) + 200 for part, other in zip(images, usual, strict=True))

@@ -396,8 +396,8 @@ def test_a_decoder_that_llama_cpp_cannot_run_is_refused(
     assert says in refusal(checkpoint)
 
 
-@pytest.mark.parametrize("template", ["{% if %}", "no picture at all", "{{ raise_exception('no') }}"])
-def test_a_template_that_cannot_ask_about_a_picture_is_refused(checkpoint: Path, template: str) -> None:
+@pytest.mark.parametrize("template", ["{% if %}", "no image at all", "{{ raise_exception('no') }}"])
+def test_a_template_that_cannot_ask_about_an_image_is_refused(checkpoint: Path, template: str) -> None:
     for name in ("chat_template.jinja", "chat_template.json"):
         (checkpoint / name).unlink(missing_ok=True)
     (checkpoint / "chat_template.jinja").write_text(template)

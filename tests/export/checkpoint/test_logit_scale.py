@@ -212,7 +212,7 @@ def test_a_bundle_that_does_not_say_its_scale_must_have_the_checkpoints(
     report = verify_bundle(stating(rescaled_bundle, tmp_path / "copy", None), checkpoint)
     missed = [check for check in report.checks if not check.passed]
     assert {check.name for check in missed} == {
-        f"decoder, {what}: mean KL divergence (nats)" for what in ("text", "picture", "two pictures")
+        f"decoder, {what}: mean KL divergence (nats)" for what in ("text", "image", "two images")
     }
     assert all(check.value > 100 * DECODER_KL["f32"] for check in missed)
 

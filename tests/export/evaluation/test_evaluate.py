@@ -74,7 +74,7 @@ def test_a_quantized_bundle_is_farther_from_the_checkpoint_than_an_exact_one(
     assert evaluation.overall.positions == sum(part.positions for part in evaluation.languages.values())
 
 
-def test_pictures_can_be_left_out(small_bundle: Bundle, exact_bundle: Bundle, text: Path) -> None:
+def test_images_can_be_left_out(small_bundle: Bundle, exact_bundle: Bundle, text: Path) -> None:
     result = evaluate_bundle(small_bundle, exact_bundle, text=text, images=False)
     assert result.after_image is None
     assert result.languages_after_image == {}

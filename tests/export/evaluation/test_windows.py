@@ -10,7 +10,7 @@ from ayaedge import AyaVision, InvalidOptionError
 from ayaedge_export.evaluation.sample_text import SENTENCES
 from ayaedge_export.evaluation.windows import (
     BUILTIN,
-    PICTURE_TEXT,
+    IMAGE_TEXT,
     UNNAMED,
     draw_image,
     drawn_tiles,
@@ -72,15 +72,15 @@ def test_long_text_becomes_several_windows_and_no_token_is_lost(demo_model: AyaV
     assert len({window.key for window in windows}) == len(windows)
 
 
-def test_a_window_behind_a_picture_begins_where_the_picture_ends(demo_model: AyaVision) -> None:
+def test_a_window_behind_an_image_begins_where_the_image_ends(demo_model: AyaVision) -> None:
     manifest, tokenize = demo_model.bundle.manifest, demo_model._engine.decoder.vocabulary.tokenize
     texts = {"fr": ["mot " * 1000], "de": ["kurz"]}
     windows = [w for w in make_windows(texts, manifest, tokenize) if w.image is not None]
-    assert [w.key for w in windows] == ["fr/picture", "de/picture"]
+    assert [w.key for w in windows] == ["fr/image", "de/image"]
     long, short = windows
     assert long.first == long.prompt.images[0].stop
-    assert len(long.prompt.ids) - long.first == PICTURE_TEXT
-    assert 0 < len(short.prompt.ids) - short.first < PICTURE_TEXT
+    assert len(long.prompt.ids) - long.first == IMAGE_TEXT
+    assert 0 < len(short.prompt.ids) - short.first < IMAGE_TEXT
     ranges = list(long.ranges(10))
     assert [p for start, stop in ranges for p in range(start, stop)] == list(range(len(long.prompt.ids)))
     for start, stop in ranges:
@@ -88,7 +88,7 @@ def test_a_window_behind_a_picture_begins_where_the_picture_ends(demo_model: Aya
         assert len({long.in_image(position) for position in range(start, stop)}) == 1
 
 
-def test_pictures_are_always_the_same_and_differ(demo_model: AyaVision) -> None:
+def test_images_are_always_the_same_and_differ(demo_model: AyaVision) -> None:
     manifest = demo_model.bundle.manifest
     first = drawn_tiles(0, manifest)
     assert first.shape == (1, manifest.tiling.tile_size, manifest.tiling.tile_size, 3)

@@ -33,7 +33,7 @@ from ayaedge_quant.recipes import DecoderFormat
 
 PHOTO = Image.new("RGB", (640, 480), (40, 90, 160))
 TEMPLATE_TOKENS: dict[Shape, int] = {"8b": 557, "32b": 75}
-"""What the released templates and tokenizers make of the question "Describe" about a picture, the picture left out."""
+"""What the released templates and tokenizers make of the question "Describe" about an image, the image left out."""
 
 
 def miniature(shape: Shape) -> SyntheticModel:
@@ -76,7 +76,7 @@ def write_miniature(
 
 
 @pytest.mark.parametrize("shape", get_args(Shape))
-def test_a_synthetic_bundle_answers_about_a_picture_of_true_length(shape: Shape, tmp_path: Path) -> None:
+def test_a_synthetic_bundle_answers_about_an_image_of_true_length(shape: Shape, tmp_path: Path) -> None:
     bundle = write_miniature(tmp_path / "b", shape)
     with AyaVision.load(bundle, cache=NO_CACHE) as model:
         answer = model.ask("Describe", images=[PHOTO], max_tokens=8)

@@ -50,7 +50,7 @@ from ayaedge_export.vision.int8 import (
     write_int8_vision_graph,
 )
 
-PICTURES = Path(__file__).parents[3] / "examples" / "pictures"
+IMAGES = Path(__file__).parents[3] / "examples" / "pictures"
 FLOAT_ROUNDING = 1e-5
 """Largest difference over largest activation: the sums are the same, in another order."""
 HALF_ROUNDING = 3e-3
@@ -102,13 +102,13 @@ def random_tower(config: VisionConfig) -> Tower:
 
 @pytest.fixture(scope="session")
 def trained(tiny: Path) -> Tower:
-    """The trained checkpoint's tower, with the tiles of real pictures."""
+    """The trained checkpoint's tower, with the tiles of real images."""
     if not (tiny / "model.safetensors").exists():
         pytest.skip(f"no trained checkpoint in {tiny}")
     config = parse_config(json.loads((tiny / "config.json").read_text("utf-8")), []).vision
     tiling = Tiling(tile_size=config.image_size, max_tiles=6)
-    pictures = [load_image(path) for path in sorted(PICTURES.glob("*.png"))]
-    tiles = np.concatenate([normalize(split_tiles(picture, tiling), tiling) for picture in pictures])
+    images = [load_image(path) for path in sorted(IMAGES.glob("*.png"))]
+    tiles = np.concatenate([normalize(split_tiles(image, tiling), tiling) for image in images])
     return Tower(config, TensorIndex(tiny).read, tiles)
 
 

@@ -72,7 +72,7 @@ def test_every_figure_was_measured(measured: Measured) -> None:
     limited = [figure for figure in figures if figure.limit_share is not None]
     assert len(limited) == 6
     assert all(0 < (figure.limit_share or 0) < 1.5 for figure in limited)
-    assert [part.kind for part in measured.prefill] == ["text", "picture"]
+    assert [part.kind for part in measured.prefill] == ["text", "image"]
     assert measured.tile_work.int8 > measured.tile_work.float32 > 1e6
     assert (measured.first_token.tiles, measured.computer.threads) == (13, 2)
     assert measured.memory.total > measured.first_token.stored_bytes
@@ -84,10 +84,10 @@ def test_steps_are_told_as_they_begin(measured: Measured, steps: list[tuple[int,
     assert of == {len(steps)}
 
 
-def test_the_plan_is_that_of_a_picture_as_far_as_the_context_holds() -> None:
+def test_the_plan_is_that_of_an_image_as_far_as_the_context_holds() -> None:
     bundle = read_bundle(demo_bundle())
     assert decoder_plan(bundle, 8) == {
-        "prompts": [("text", 512), ("picture", 13 * 16)],
+        "prompts": [("text", 512), ("image", 13 * 16)],
         "contexts": [500, 2040],
     }
     manifest = bundle.manifest
@@ -99,7 +99,7 @@ def test_the_plan_is_that_of_a_picture_as_far_as_the_context_holds() -> None:
             image_prompt=replace(manifest.image_prompt, tokens_per_tile=169),
         ),
     )
-    assert decoder_plan(large, 32) == {"prompts": [("text", 512), ("picture", 2197)], "contexts": [500, 2200]}
+    assert decoder_plan(large, 32) == {"prompts": [("text", 512), ("image", 2197)], "contexts": [500, 2200]}
 
 
 def test_shares_are_those_of_the_limits(made_up: Measured) -> None:
@@ -116,7 +116,7 @@ def test_other_programs_stand_beside_the_same_figure(made_up: Measured) -> None:
     figures = {figure.name: figure.beside for figure in list_figures(made_up, [BF16, FP32])}
     assert figures["vision, a tile"] == {BF16.name: 2000.0}
     assert figures["prefill, text, 512 tokens"] == {LLAMA: 25.0, BF16.name: 22.0}
-    assert figures["prefill, picture, 208 tokens"] == {LLAMA: 25.0}
+    assert figures["prefill, image, 208 tokens"] == {LLAMA: 25.0}
     long = next(beside for name, beside in figures.items() if name.startswith("decode behind 2,"))
     assert long == {LLAMA: 3.0, BF16.name: 0.7}
     assert figures["memory"] == pytest.approx({BF16.name: 18.4})
@@ -150,7 +150,7 @@ def test_json_holds_everything(made_up: Measured) -> None:
     assert {"name", "value", "unit", "limit_share", "cold_share", "beside"} == set(data["figures"][0])
 
 
-def test_the_chart_is_a_picture(made_up: Measured, tmp_path: Path) -> None:
+def test_the_chart_is_an_image(made_up: Measured, tmp_path: Path) -> None:
     draw_benchmark(tmp_path / "alone.png", made_up)
     draw_benchmark(tmp_path / "both.png", made_up, [BF16, FP32])
     with Image.open(tmp_path / "alone.png") as alone, Image.open(tmp_path / "both.png") as both:

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from ayaedge.cache.user_secret import user_secret
 from ayaedge.chat_file import archive as chat_file
 from ayaedge.chat_file.archive import read_chat, write_chat
-from ayaedge.chat_file.saved_chat import SavedChat, SavedPicture, SavedState, SavedTurn, tiles_sha256
+from ayaedge.chat_file.saved_chat import SavedChat, SavedImage, SavedState, SavedTurn, tiles_sha256
 from ayaedge.errors import ChatFileError
 
 SECRET = bytes(range(32))
@@ -53,8 +53,8 @@ def tiles(count: int = 2, side: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
-def picture(seed: int = 0, **facts: object) -> SavedPicture:
-    return SavedPicture.of(tiles(seed=seed), (640, 480), facts)
+def image(seed: int = 0, **facts: object) -> SavedImage:
+    return SavedImage.of(tiles(seed=seed), (640, 480), facts)
 
 
 def state(size: int = 300) -> SavedState:
@@ -67,7 +67,7 @@ def conversation(*, with_state: bool = True) -> SavedChat:
         "Sei höflich.",
         (
             SavedTurn(
-                "ما هذا؟", (picture(policy="faithful", grid=[3, 4]),), "一只猫 🐈", (5, 0, 255_000), "stop"
+                "ما هذا؟", (image(policy="faithful", grid=[3, 4]),), "一只猫 🐈", (5, 0, 255_000), "stop"
             ),
             SavedTurn("और यह?", (), "", None, "cancelled"),
         ),
@@ -89,7 +89,7 @@ def assert_equal(found: SavedChat, expected: SavedChat) -> None:
     """All of it, to the last pixel."""
     assert found == expected
     for turn, other in zip(found.turns, expected.turns, strict=True):
-        for one, two in zip(turn.pictures, other.pictures, strict=True):
+        for one, two in zip(turn.images, other.images, strict=True):
             np.testing.assert_array_equal(one.tiles, two.tiles)
             assert one.tiles.dtype == np.uint8
     if found.state is not None and expected.state is not None:
@@ -153,8 +153,8 @@ facts = st.dictionaries(
         st.none() | st.booleans() | st.integers() | texts, lambda inner: st.lists(inner, max_size=3)
     ),
 )
-pictures = st.builds(
-    lambda seed, count, side, size, known: SavedPicture.of(tiles(count, side, seed), size, known),
+images = st.builds(
+    lambda seed, count, side, size, known: SavedImage.of(tiles(count, side, seed), size, known),
     st.integers(0, 3),
     st.integers(1, 3),
     st.integers(1, 5),
@@ -163,7 +163,7 @@ pictures = st.builds(
 )
 ids = st.none() | st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
 reasons = st.sampled_from(["stop", "length", "cancelled"])
-turns = st.builds(SavedTurn, texts, st.lists(pictures, max_size=2).map(tuple), texts, ids, reasons)
+turns = st.builds(SavedTurn, texts, st.lists(images, max_size=2).map(tuple), texts, ids, reasons)
 states = st.builds(
     SavedState,
     st.binary(min_size=32, max_size=32).map(bytes.hex),
@@ -195,23 +195,23 @@ def test_a_state_in_many_pieces_and_not_contiguous_comes_back(tmp_path: Path) ->
     np.testing.assert_array_equal(found.state.data, data)
 
 
-def test_a_picture_of_real_size_comes_back(tmp_path: Path) -> None:
-    one = SavedPicture.of(tiles(13, 364), (4000, 3000))
+def test_an_image_of_real_size_comes_back(tmp_path: Path) -> None:
+    one = SavedImage.of(tiles(13, 364), (4000, 3000))
     chat = SavedChat("m", None, (SavedTurn("?", (one,), "!", (), "stop"),))
     assert_equal(read_chat(saved(tmp_path / "a", chat), SECRET), chat)
 
 
-def test_a_picture_that_was_used_twice_is_stored_once(tmp_path: Path) -> None:
-    first, again = picture(policy="auto"), picture(policy="native")
+def test_an_image_that_was_used_twice_is_stored_once(tmp_path: Path) -> None:
+    first, again = image(policy="auto"), image(policy="native")
     chat = SavedChat("m", None, (SavedTurn("a", (first, again), "b", (), "stop"),) * 2)
     path = saved(tmp_path / "a", chat)
     assert list(members_of(path)) == ["chat.json", f"pictures/{first.sha256}.png"]
     found = read_chat(path, SECRET)
     assert_equal(found, chat)
-    assert len({id(one.tiles) for turn in found.turns for one in turn.pictures}) == 1
+    assert len({id(one.tiles) for turn in found.turns for one in turn.images}) == 1
 
 
-def test_the_same_bytes_in_another_shape_are_another_picture() -> None:
+def test_the_same_bytes_in_another_shape_are_another_image() -> None:
     assert tiles_sha256(np.zeros((4, 1, 1, 3), np.uint8)) != tiles_sha256(np.zeros((1, 2, 2, 3), np.uint8))
 
 
@@ -223,10 +223,10 @@ def test_people_can_read_the_text(file: Path) -> None:
     assert set(map(type, json.loads(members_of(file)["chat.json"])["turns"])) == {dict}
 
 
-def test_any_program_can_show_the_pictures(file: Path) -> None:
+def test_any_program_can_show_the_images(file: Path) -> None:
     from PIL import Image
 
-    expected = conversation().turns[0].pictures[0]
+    expected = conversation().turns[0].images[0]
     with Image.open(io.BytesIO(members_of(file)[f"pictures/{expected.sha256}.png"])) as image:
         np.testing.assert_array_equal(np.asarray(image), expected.tiles.reshape(6, 3, 3))
 
@@ -267,7 +267,7 @@ def test_only_the_user_may_read_it_also_where_others_could_before(tmp_path: Path
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, most: int) -> None:
     path = saved(tmp_path / "a")
     old = path.read_bytes()
-    large = SavedPicture.of(tiles(3, 200), (1, 1))
+    large = SavedImage.of(tiles(3, 200), (1, 1))
     chat = SavedChat("m", None, (SavedTurn("?" * 100, (large,), "", (), "stop"),), state(1_000_000))
     with files_below(most), pytest.raises(ChatFileError, match=r"cannot be saved as .*too large") as caught:
         write_chat(path, chat, SECRET)
@@ -309,12 +309,12 @@ def test_places_where_no_file_can_be_are_named(tmp_path: Path) -> None:
 
 
 def turn_with(**changes: Any) -> SavedChat:
-    turn = SavedTurn("?", (picture(),), "!", (1,), "stop")
+    turn = SavedTurn("?", (image(),), "!", (1,), "stop")
     return SavedChat("m", None, (dataclasses.replace(turn, **changes),))
 
 
-def one_picture(**changes: Any) -> SavedChat:
-    return turn_with(pictures=(dataclasses.replace(picture(), **changes),))
+def one_image(**changes: Any) -> SavedChat:
+    return turn_with(images=(dataclasses.replace(image(), **changes),))
 
 
 @pytest.mark.parametrize(
@@ -328,20 +328,20 @@ def one_picture(**changes: Any) -> SavedChat:
         (turn_with(ids=(True,)), "a token of turn 1"),
         (turn_with(ids=(2**31,)), "a token of turn 1"),
         (turn_with(ids=(np.int64(1),)), "not JSON serializable"),
-        (one_picture(facts={"a": float("nan")}), "not JSON compliant"),
-        (one_picture(facts={"a": {1: 2}}), "named by text, not by 1"),
-        (one_picture(facts={"a": [({1: 2},)]}), "named by text, not by 1"),
-        (one_picture(facts={"a": object()}), "not JSON serializable"),
-        (one_picture(facts={"\udfff": 1}), "not valid Unicode"),
-        (one_picture(size=(0, 5)), "size of turn 1, picture 1"),
-        (one_picture(size=(5,)), "width and height"),
-        (one_picture(sha256="0" * 64), "SHA-256 of a picture"),
-        (one_picture(sha256="../../etc"), "SHA-256 of a picture"),
-        (turn_with(pictures=(SavedPicture.of(tiles()[:, :, :2], (1, 1)),)), "shape"),
-        (turn_with(pictures=(SavedPicture.of(tiles()[0], (1, 1)),)), "shape"),
-        (turn_with(pictures=(SavedPicture.of(tiles()[:0], (1, 1)),)), "tiles of turn 1, picture 1"),
-        (turn_with(pictures=(SavedPicture.of(tiles(300, 1), (1, 1)),)), "tiles of turn 1, picture 1"),
-        (turn_with(pictures=(SavedPicture.of(tiles().astype(np.int8), (1, 1)),)), "int8"),  # type: ignore[arg-type]
+        (one_image(facts={"a": float("nan")}), "not JSON compliant"),
+        (one_image(facts={"a": {1: 2}}), "named by text, not by 1"),
+        (one_image(facts={"a": [({1: 2},)]}), "named by text, not by 1"),
+        (one_image(facts={"a": object()}), "not JSON serializable"),
+        (one_image(facts={"\udfff": 1}), "not valid Unicode"),
+        (one_image(size=(0, 5)), "size of turn 1, image 1"),
+        (one_image(size=(5,)), "width and height"),
+        (one_image(sha256="0" * 64), "SHA-256 of an image"),
+        (one_image(sha256="../../etc"), "SHA-256 of an image"),
+        (turn_with(images=(SavedImage.of(tiles()[:, :, :2], (1, 1)),)), "shape"),
+        (turn_with(images=(SavedImage.of(tiles()[0], (1, 1)),)), "shape"),
+        (turn_with(images=(SavedImage.of(tiles()[:0], (1, 1)),)), "tiles of turn 1, image 1"),
+        (turn_with(images=(SavedImage.of(tiles(300, 1), (1, 1)),)), "tiles of turn 1, image 1"),
+        (turn_with(images=(SavedImage.of(tiles().astype(np.int8), (1, 1)),)), "int8"),  # type: ignore[arg-type]
         (SavedChat("m", None, (), SavedState("abc", 1, np.zeros(3, np.uint8))), "key of state"),
         (SavedChat("m", None, (), SavedState(KEY, -1, np.zeros(3, np.uint8))), "count of state"),
         (SavedChat("m", None, (), SavedState(KEY, 1, np.zeros((3, 1), np.uint8))), "shape"),
@@ -358,7 +358,7 @@ def test_facts_that_are_nested_without_end_are_not_written(tmp_path: Path) -> No
     endless: dict[str, object] = {}
     endless["self"] = [endless]
     with pytest.raises(ChatFileError):
-        write_chat(tmp_path / "a", one_picture(facts=endless), SECRET)
+        write_chat(tmp_path / "a", one_image(facts=endless), SECRET)
     assert not list(tmp_path.iterdir())
 
 
@@ -632,7 +632,7 @@ def test_wrong_values_anywhere_are_refused_or_text(file: Path) -> None:
         assert free or path == ("turns", 1) or found.state is None, f"{odd!r} was taken at {path}"
 
 
-def change_picture(path: Path, content: bytes, **changes: object) -> str:
+def change_image(path: Path, content: bytes, **changes: object) -> str:
     """Put another PNG in the place of the only one, and other figures; returns the reason for which it is refused."""
     members = members_of(path)
     (name,) = (name for name in members if name.startswith("pictures/"))
@@ -676,17 +676,17 @@ ROWS = (b"\0" + bytes(9)) * 6
         (b"\0", "is not a PNG of 3 x 6 pixels"),
     ],
 )
-def test_pictures_that_are_not_as_they_were_written_are_refused(
+def test_images_that_are_not_as_they_were_written_are_refused(
     file: Path, content: bytes, reason: str
 ) -> None:
-    assert reason in change_picture(file, content)
+    assert reason in change_image(file, content)
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"tiles": 258}, "tiles of turn 1, picture 1 must be"),
-        ({"tile_size": 4097}, "tile_size of turn 1, picture 1 must be"),
+        ({"tiles": 258}, "tiles of turn 1, image 1 must be"),
+        ({"tile_size": 4097}, "tile_size of turn 1, image 1 must be"),
         ({"tiles": 200, "tile_size": 4096}, "pixels in its tiles"),
         ({"tiles": 10, "tile_size": 4096}, "is not a PNG of 4096 x 40960 pixels"),
         ({"sha256": "A" * 64}, "is not a SHA-256"),
@@ -694,33 +694,33 @@ def test_pictures_that_are_not_as_they_were_written_are_refused(
         ({"sha256": "/" * 64}, "is not a SHA-256"),
     ],
 )
-def test_pictures_that_are_described_wrongly_are_refused(
+def test_images_that_are_described_wrongly_are_refused(
     file: Path, changes: dict[str, object], reason: str
 ) -> None:
-    assert reason in change_picture(file, b"", **changes)
+    assert reason in change_image(file, b"", **changes)
 
 
-def test_one_picture_cannot_have_two_shapes(file: Path) -> None:
+def test_one_image_cannot_have_two_shapes(file: Path) -> None:
     def again(document: Any) -> None:
         first = document["turns"][0]["pictures"][0]
         document["turns"][0]["pictures"].append({**first, "tiles": 1})
 
     change_json(file, again)
-    assert "turn 1, picture 2 is said to have 1 tiles" in refused(file)
+    assert "turn 1, image 2 is said to have 1 tiles" in refused(file)
 
 
-def test_pictures_that_are_too_large_together_are_neither_written_nor_read(
+def test_images_that_are_too_large_together_are_neither_written_nor_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chat = turn_with(pictures=tuple(picture(seed) for seed in range(3)))
+    chat = turn_with(images=tuple(image(seed) for seed in range(3)))
     path = saved(tmp_path / "a", chat)
-    monkeypatch.setattr(chat_file, "_MOST_PICTURE_BYTES", 3 * 2 * 27 - 1)
-    assert "its pictures have more than" in refused(path)
-    with pytest.raises(ChatFileError, match="its pictures have more than"):
+    monkeypatch.setattr(chat_file, "_MOST_IMAGE_BYTES", 3 * 2 * 27 - 1)
+    assert "its images have more than" in refused(path)
+    with pytest.raises(ChatFileError, match="its images have more than"):
         saved(tmp_path / "b", chat)
 
 
-def test_a_picture_larger_than_pillow_warns_of_is_read(
+def test_an_image_larger_than_pillow_warns_of_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1)

@@ -5,7 +5,7 @@ import pytest
 from ayaedge.cli.chat_commands import (
     COMMANDS,
     Command,
-    DroppedPictures,
+    DroppedImages,
     Question,
     describe_tiles,
     help_text,
@@ -16,11 +16,11 @@ from ayaedge.cli.chat_commands import (
 from ayaedge.errors import InvalidOptionError
 from ayaedge.images.tile_budget import TileChoice
 
-PICTURES = {"a.png", "/home/x/a b.png", "/tmp/ا.jpg", "/clear"}
+IMAGES = {"a.png", "/home/x/a b.png", "/tmp/ا.jpg", "/clear"}
 
 
 def read(line: str) -> object:
-    return read_line(line, PICTURES.__contains__, windows=False)
+    return read_line(line, IMAGES.__contains__, windows=False)
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,14 @@ def read(line: str) -> object:
         ("/image\u3000写真.png", Command("image", "写真.png")),
         ("/system  Be brief.\nVery. ", Command("system", "Be brief.\nVery.")),
         ("/clear", Command("clear", "")),
-        ("a.png", DroppedPictures(("a.png",))),
-        ("'/home/x/a b.png' /tmp/ا.jpg ", DroppedPictures(("/home/x/a b.png", "/tmp/ا.jpg"))),
-        ("/home/x/a b.png", DroppedPictures(("/home/x/a b.png",))),
+        ("a.png", DroppedImages(("a.png",))),
+        ("'/home/x/a b.png' /tmp/ا.jpg ", DroppedImages(("/home/x/a b.png", "/tmp/ا.jpg"))),
+        ("/home/x/a b.png", DroppedImages(("/home/x/a b.png",))),
         ("What is in a.png", Question("What is in a.png")),
         ("a.png b.png", Question("a.png b.png")),
     ],
 )
-def test_a_line_is_a_question_a_command_or_dropped_pictures(line: str, meaning: object) -> None:
+def test_a_line_is_a_question_a_command_or_dropped_images(line: str, meaning: object) -> None:
     assert read(line) == meaning
 
 
@@ -61,8 +61,8 @@ def test_an_unknown_command_names_the_others_the_nearest_first() -> None:
         assert "//" in message
 
 
-def test_a_path_of_no_picture_is_not_taken_for_a_question() -> None:
-    with pytest.raises(InvalidOptionError, match="neither a command nor a picture file: /image PATH"):
+def test_a_path_of_no_image_is_not_taken_for_a_question() -> None:
+    with pytest.raises(InvalidOptionError, match="neither a command nor an image file: /image PATH"):
         read("/home/x/none.png")
 
 

@@ -15,8 +15,8 @@ from ayaedge.cli.chat_loop import ChatLoop, attach, stats_text
 from ayaedge.errors import ChatFileError, ImageError
 from ayaedge.images.tile_budget import TileChoice
 
-PICTURES = Path(__file__).parents[3] / "examples" / "pictures"
-SIX = PICTURES / "six-cells.png"
+IMAGES = Path(__file__).parents[3] / "examples" / "pictures"
+SIX = IMAGES / "six-cells.png"
 NUMBER = "What number is at the bottom left?"
 
 
@@ -48,7 +48,7 @@ class Chat:
         self.conversation = model.chat()
 
     def say(self, *lines: Any) -> tuple[str, str]:
-        """Answers and messages; attached pictures do not outlive it."""
+        """Answers and messages; attached images do not outlive it."""
         self.lines = Typed(*map(_text, lines))
         self.loop = ChatLoop(self._model, self.conversation, self.lines, **self._settings)
         self.loop.run()
@@ -64,65 +64,65 @@ def chat(demo_model: AyaVision, capsys: pytest.CaptureFixture[str]) -> Chat:
     return Chat(demo_model, capsys)
 
 
-def test_a_picture_is_attached_for_one_question_and_stays_in_the_chat(chat: Chat) -> None:
+def test_an_image_is_attached_for_one_question_and_stays_in_the_chat(chat: Chat) -> None:
     answers, messages = chat.say(f"/image {SIX}", NUMBER, "What shape is at the top right?")
     assert answers == "2675\nstar\n"
     assert "attached" in messages
     assert "480 x 320 pixels" in messages
-    assert chat.lines.prompts == ["> ", "[1 picture] > ", "> ", "> "]
-    assert [len(turn.pictures) for turn in chat.conversation.turns] == [1, 0]
+    assert chat.lines.prompts == ["> ", "[1 image] > ", "> ", "> "]
+    assert [len(turn.images) for turn in chat.conversation.turns] == [1, 0]
     assert not chat.loop.failed
 
 
 def test_a_line_of_paths_attaches_them(chat: Chat) -> None:
-    chat.say(f"'{SIX}' '{PICTURES / 'one-heart.png'}' ")
-    assert chat.lines.prompts[-1] == "[2 pictures] > "
+    chat.say(f"'{SIX}' '{IMAGES / 'one-heart.png'}' ")
+    assert chat.lines.prompts[-1] == "[2 images] > "
 
 
-def test_a_picture_may_go_once_it_is_attached(chat: Chat, tmp_path: Path) -> None:
+def test_an_image_may_go_once_it_is_attached(chat: Chat, tmp_path: Path) -> None:
     copy = tmp_path / "صورة ١.png"
     copy.write_bytes(SIX.read_bytes())
     answers, _ = chat.say(f"/image {tmp_path}/صورة\\ ١.png", copy.unlink, NUMBER)
     assert answers == "2675\n"
 
 
-def test_an_unreadable_picture_is_reported_and_the_others_are_kept(chat: Chat, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_reported_and_the_others_are_kept(chat: Chat, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(SIX.read_bytes()[:100])
     answers, messages = chat.say(f'/image "{broken}" none.png "{SIX}" https://example.org/a.png', "/image")
     assert answers == ""
     assert "broken.png is damaged" in messages
-    assert "no picture at none.png" in messages
+    assert "no image at none.png" in messages
     assert "works offline" in messages
     assert messages.count(f"{SIX} (480 x 320 pixels)") == 2
-    assert chat.lines.prompts[-1] == "[1 picture] > "
+    assert chat.lines.prompts[-1] == "[1 image] > "
     assert chat.loop.failed
 
 
-def test_attached_pictures_are_shown_and_dropped(chat: Chat) -> None:
+def test_attached_images_are_shown_and_dropped(chat: Chat) -> None:
     _, messages = chat.say("/image", f"/image {SIX}", "/image clear", "/image")
-    assert chat.lines.prompts == ["> ", "> ", "[1 picture] > ", "> ", "> "]
-    assert messages.count("no picture is attached") == 3
+    assert chat.lines.prompts == ["> ", "> ", "[1 image] > ", "> ", "> "]
+    assert messages.count("no image is attached") == 3
 
 
-def test_an_error_keeps_the_pictures_for_another_try(chat: Chat) -> None:
+def test_an_error_keeps_the_images_for_another_try(chat: Chat) -> None:
     answers, messages = chat.say("/image " + f"{SIX} " * 16, NUMBER, "/tiles 1", "Describe the picture.")
     assert "only" in messages
     assert "fit" in messages
-    assert chat.lines.prompts == ["> ", *["[16 pictures] > "] * 3, "> "]
+    assert chat.lines.prompts == ["> ", *["[16 images] > "] * 3, "> "]
     assert len(answers.splitlines()) == 1
     (turn,) = chat.conversation.turns
-    assert {len(picture.tiles) for picture in turn.pictures} == {1}
+    assert {len(image.tiles) for image in turn.images} == {1}
 
 
-def test_a_forgotten_question_gives_its_pictures_back(chat: Chat) -> None:
+def test_a_forgotten_question_gives_its_images_back(chat: Chat) -> None:
     answers, messages = chat.say(
         f"/image {SIX}", "What is this?", "/undo", NUMBER, "/undo", "/image clear", "/undo"
     )
     assert answers.splitlines()[-1] == "2675"
     assert "forgotten: What is this?" in messages
     assert "there is no question to forget" in messages
-    assert chat.lines.prompts[3] == "[1 picture] > "
+    assert chat.lines.prompts[3] == "[1 image] > "
     assert chat.conversation.turns == ()
 
 
@@ -135,20 +135,20 @@ def test_clear_forgets_the_questions_and_keeps_the_instruction(chat: Chat) -> No
     assert "the instruction stays" in messages
 
 
-def test_tiles_change_what_the_next_pictures_cost(chat: Chat) -> None:
+def test_tiles_change_what_the_next_images_cost(chat: Chat) -> None:
     _, messages = chat.say(
         "/tiles", "/tiles 2", f"/image {SIX}", "x", "/stats", "/tiles native", SIX, "x", "/stats", "/tiles x"
     )
     assert "tiles: faithful" in messages
     assert "at most 2" in messages
-    assert [len(turn.pictures[0].tiles) for turn in chat.conversation.turns] == [3, 7]
+    assert [len(turn.images[0].tiles) for turn in chat.conversation.turns] == [3, 7]
     assert "/tiles takes" in messages
 
 
 def test_stats_tell_tokens_tiles_and_seconds(chat: Chat) -> None:
     _, messages = chat.say("/stats", f"/image {SIX}", NUMBER, "/stats")
     assert messages.startswith("there is no answer yet")
-    for part in ("of pictures", "known", "grid 3 x 2, 7 tiles", "a second", "vision", "prefill", "decode"):
+    for part in ("of images", "known", "grid 3 x 2, 7 tiles", "a second", "vision", "prefill", "decode"):
         assert part in messages
 
 
@@ -173,7 +173,7 @@ def test_a_chat_is_saved_and_opened(chat: Chat, tmp_path: Path) -> None:
     chat.conversation.clear()
     answers, messages = chat.say(f"/open {name}", "/system", "What shape is at the top right?")
     assert answers == "star\n"
-    assert "1 question, 1 picture" in messages
+    assert "1 question, 1 image" in messages
     assert f"last: {NUMBER} → 2675" in messages
     assert "instruction: Be brief." in messages
 
@@ -212,7 +212,7 @@ def test_an_unknown_command_goes_nowhere(chat: Chat) -> None:
     answers, messages = chat.say("/imgae x", "/home/nobody/a.png", "//bye", "/help", "/bye", "never read")
     assert len(answers.splitlines()) == 1
     assert "there is no command /imgae, but /image" in messages
-    assert "neither a command nor a picture file" in messages
+    assert "neither a command nor an image file" in messages
     assert [turn.question for turn in chat.conversation.turns] == ["/bye"]
 
 
@@ -231,7 +231,7 @@ def test_where_nobody_types_the_first_interrupt_leaves(chat: Chat) -> None:
 
 
 class Interrupted(Conversation):
-    """Somebody presses Ctrl-C while the first picture is read."""
+    """Somebody presses Ctrl-C while the first image is read."""
 
     pressed = False
 
@@ -248,16 +248,16 @@ class Interrupted(Conversation):
         return super().stream(question, on_progress=on_progress, **settings)
 
 
-def test_an_interrupt_while_a_picture_is_read_forgets_the_question_and_keeps_the_picture(chat: Chat) -> None:
+def test_an_interrupt_while_an_image_is_read_forgets_the_question_and_keeps_the_image(chat: Chat) -> None:
     chat.conversation.__class__ = Interrupted
     answers, messages = chat.say(f"/image {SIX}", "What is this?", NUMBER)
     assert answers == "2675\n"
     assert "stopped, and the question forgotten" in messages
-    assert chat.lines.prompts[1:] == ["[1 picture] > ", "[1 picture] > ", "> "]
+    assert chat.lines.prompts[1:] == ["[1 image] > ", "[1 image] > ", "> "]
     assert [turn.question for turn in chat.conversation.turns] == [NUMBER]
 
 
-def test_only_pictures_can_be_attached(tmp_path: Path) -> None:
+def test_only_images_can_be_attached(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(path)
     assert attach(str(path)).name == f"{path} (3 x 2 pixels)"
@@ -265,7 +265,7 @@ def test_only_pictures_can_be_attached(tmp_path: Path) -> None:
         attach(str(tmp_path))
 
 
-def test_stats_of_an_answer_without_pictures_or_following_tokens(demo_model: AyaVision) -> None:
+def test_stats_of_an_answer_without_images_or_following_tokens(demo_model: AyaVision) -> None:
     assert "a second" not in stats_text(demo_model.ask("Hi", max_tokens=1))
 
 
@@ -283,4 +283,4 @@ def test_tiles_of_the_command_line_hold_from_the_start(
 ) -> None:
     chat = Chat(demo_model, capsys, attached=[attach(str(SIX))], tiles=TileChoice(max_tiles=1))
     assert "at most 1" in chat.say("/tiles", NUMBER)[1]
-    assert chat.conversation.turns[0].pictures[0].cost.tiles == 1
+    assert chat.conversation.turns[0].images[0].cost.tiles == 1

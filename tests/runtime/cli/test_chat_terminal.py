@@ -16,8 +16,8 @@ import termios
 
 from pseudo_terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, TAB, UP, Terminal
 
-PICTURES = Path(__file__).parents[3] / "examples" / "pictures"
-SIX = PICTURES / "six-cells.png"
+IMAGES = Path(__file__).parents[3] / "examples" / "pictures"
+SIX = IMAGES / "six-cells.png"
 NUMBER = "What number is at the bottom left?"
 EDITOR = """
 from ayaedge.cli.chat_input import open_lines
@@ -38,7 +38,7 @@ def chat(*arguments: str | Path, **settings: object) -> Terminal:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures and other files with all sorts of names."""
+    """Images and other files with all sorts of names."""
     folder = tmp_path_factory.mktemp("files")
     for name in (
         "صورة من البحر.png",
@@ -148,14 +148,14 @@ def test_a_terminal_that_cannot_draw_gets_plain_lines(term: str, folder: Path) -
         assert b"\x1b[" not in editor.raw
 
 
-def test_answers_stream_about_pictures_and_what_was_said_before(folder: Path) -> None:
+def test_answers_stream_about_images_and_what_was_said_before(folder: Path) -> None:
     with chat(cwd=folder) as terminal:
         terminal.wait_for("demonstration model", "/help")
         terminal.wait_for_prompt()
         terminal.type(f"/image ص{TAB}")
         terminal.wait_for_prompt("> /image صورة\\ من\\ البحر.png")
         terminal.type(ENTER)
-        terminal.wait_for_prompt("[1 picture] >")
+        terminal.wait_for_prompt("[1 image] >")
         terminal.enter(NUMBER)
         terminal.wait_for_prompt()
         assert f"> {NUMBER}\n2675\n>" in terminal.screen
@@ -168,7 +168,7 @@ def test_answers_stream_about_pictures_and_what_was_said_before(folder: Path) ->
         terminal.wait_for("at most 4")
         terminal.wait_for_prompt()
         terminal.enter(f"'{folder}/one.png' ")  # a file that is dropped on the terminal
-        terminal.wait_for_prompt("[1 picture] >")
+        terminal.wait_for_prompt("[1 image] >")
         terminal.enter("/bye")
         assert terminal.finish() == 0
 
@@ -199,8 +199,8 @@ def test_an_answer_is_stopped_and_the_chat_goes_on(folder: Path, endless: list[s
         terminal.type(CTRL_C)
         assert terminal.finish() == 130
     with chat("--open", file, "--image", folder / "one.png") as terminal:
-        terminal.wait_for("1 question, 0 pictures")
-        terminal.wait_for_prompt("[1 picture] >")
+        terminal.wait_for("1 question, 0 images")
+        terminal.wait_for_prompt("[1 image] >")
         terminal.enter(NUMBER)
         terminal.wait_for(f"{NUMBER}\n2675\n")
         terminal.wait_for_prompt()
@@ -208,23 +208,23 @@ def test_an_answer_is_stopped_and_the_chat_goes_on(folder: Path, endless: list[s
         assert terminal.finish() == 0
 
 
-def test_the_reading_of_pictures_is_stopped_and_they_are_kept(tmp_path: Path) -> None:
+def test_the_reading_of_images_is_stopped_and_they_are_kept(tmp_path: Path) -> None:
     noise = np.random.default_rng(1)
     for number in range(8):
         Image.fromarray(noise.integers(0, 256, (768, 1024, 3), np.uint8)).save(tmp_path / f"{number}.png")
     with chat(cwd=tmp_path) as terminal:
         terminal.wait_for_prompt()
         terminal.enter(" ".join(f"{number}.png" for number in range(8)))
-        terminal.wait_for_prompt("[8 pictures] >")
+        terminal.wait_for_prompt("[8 images] >")
         terminal.enter("What is this?")
         terminal.wait_for("tiles")
         terminal.type(CTRL_C)
         terminal.wait_for("stopped, and the question forgotten")
-        terminal.wait_for_prompt("[8 pictures] >")
+        terminal.wait_for_prompt("[8 images] >")
         terminal.enter("/image clear")
         terminal.wait_for_prompt()
         terminal.enter(f"/image {SIX}")
-        terminal.wait_for_prompt("[1 picture] >")
+        terminal.wait_for_prompt("[1 image] >")
         terminal.enter(NUMBER)
         terminal.wait_for(f"{NUMBER}\n2675\n")
         terminal.wait_for_prompt()
@@ -264,7 +264,7 @@ def test_the_answers_alone_go_to_a_redirected_stdout(tmp_path: Path) -> None:
     with Terminal("-c", command) as terminal:
         terminal.wait_for_prompt()
         terminal.enter(f"/image {SIX}")
-        terminal.wait_for_prompt("[1 picture] >")
+        terminal.wait_for_prompt("[1 image] >")
         terminal.enter(NUMBER)
         terminal.wait_for_prompt()
         terminal.enter("/bye")

@@ -74,14 +74,14 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures") / "rot é 图.png"
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "rot é 图.png"
     Image.new("RGB", (100, 100), (214, 32, 38)).save(path)
     return path
 
 
-def test_the_demonstration_model_answers_without_a_bundle(picture: Path) -> None:
-    result = process("ask", "--image", picture, "What color is in the picture?")
+def test_the_demonstration_model_answers_without_a_bundle(image: Path) -> None:
+    result = process("ask", "--image", image, "What color is in the picture?")
     assert result.returncode == 0
     assert result.stdout.strip()
     assert result.stdout.count("\n") == 1
@@ -91,32 +91,32 @@ def test_the_demonstration_model_answers_without_a_bundle(picture: Path) -> None
         assert noise not in result.stderr
 
 
-def test_a_named_bundle_answers_quietly(picture: Path, exact_bundle: Bundle) -> None:
-    result = process("ask", "-m", exact_bundle.directory, "--image", picture, "What color is in the picture?")
+def test_a_named_bundle_answers_quietly(image: Path, exact_bundle: Bundle) -> None:
+    result = process("ask", "-m", exact_bundle.directory, "--image", image, "What color is in the picture?")
     assert result.returncode == 0
     assert result.stderr == ""
     same = process(
-        "ask", "What color is in the picture?", "--image", picture, "--model", exact_bundle.directory
+        "ask", "What color is in the picture?", "--image", image, "--model", exact_bundle.directory
     )
     assert same.stdout == result.stdout
 
 
-def test_a_picture_may_be_the_url_of_a_file(picture: Path) -> None:
+def test_an_image_may_be_the_url_of_a_file(image: Path) -> None:
     question = "What color is in the picture?"
-    expected = ayaedge("ask", "--image", picture, question)
-    assert ayaedge("ask", "--image", picture.as_uri(), question).stdout == expected.stdout != ""
+    expected = ayaedge("ask", "--image", image, question)
+    assert ayaedge("ask", "--image", image.as_uri(), question).stdout == expected.stdout != ""
     planned = [
-        json.loads(ayaedge("plan", "--json", "--image", one).stdout) for one in (picture, picture.as_uri())
+        json.loads(ayaedge("plan", "--json", "--image", one).stdout) for one in (image, image.as_uri())
     ]
-    assert planned[0]["pictures"] == planned[1]["pictures"]
+    assert planned[0]["images"] == planned[1]["images"]
     missing = ayaedge("ask", "--image", "file:///no/such.png", question)
     assert (missing.returncode, missing.stdout) == (1, "")
-    assert "no picture at /no/such.png" in missing.stderr
+    assert "no image at /no/such.png" in missing.stderr
 
 
-def test_json_is_one_object_on_stdout(picture: Path) -> None:
+def test_json_is_one_object_on_stdout(image: Path) -> None:
     result = ayaedge(
-        "ask", "--image", picture, "--image", picture, "--json", "-n", "3", "--max-tiles", "1", "-s", "Be brief.",
+        "ask", "--image", image, "--image", image, "--json", "-n", "3", "--max-tiles", "1", "-s", "Be brief.",
         "--temperature", "0.5", "--top-p", "0.9", "--min-p", "0.1", "--top-k", "5", "--seed", "1", "What?",
     )  # fmt: skip
     data = json.loads(result.stdout)
@@ -125,8 +125,8 @@ def test_json_is_one_object_on_stdout(picture: Path) -> None:
     assert set(data["timings"]) == {"vision", "prefill", "first_token", "decode", "predicted", "queued"}
 
 
-def test_verbose_shows_figures_and_messages_on_stderr(picture: Path) -> None:
-    result = process("ask", "-v", "--image", picture, "What?")
+def test_verbose_shows_figures_and_messages_on_stderr(image: Path) -> None:
+    result = process("ask", "-v", "--image", image, "What?")
     assert "prompt tokens" in result.stderr
     assert "llama" in result.stderr
 
@@ -134,7 +134,7 @@ def test_verbose_shows_figures_and_messages_on_stderr(picture: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["ask", "--image", "no.png", "x"], "no picture at no.png"),
+        (["ask", "--image", "no.png", "x"], "no image at no.png"),
         (["ask", "-m", "nowhere", "x"], "no bundle at nowhere"),
         (["ask", "--temperature", "-1", "x"], "temperature must be 0 or more"),
         (["ask", "-c", "10", "a longer question than that"], "only 9 fit"),
@@ -193,14 +193,14 @@ def test_verify_against_a_checkpoint_reports_and_judges(
     assert {"direct against traced"} <= {check["name"].split(", ")[-1] for check in report["checks"]}
     manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
     manifest["formats"] = {"vision": "fp32", "decoder": "f32"}
-    manifest["tiling"]["mean"] = [0.4, 0.4, 0.4]  # a bundle whose pictures are not the reference's
+    manifest["tiling"]["mean"] = [0.4, 0.4, 0.4]  # a bundle whose images are not the reference's
     (copy / "manifest.json").write_text(json.dumps(manifest))
     result = ayaedge("verify", copy, "--against", tiny)
     assert result.returncode == 1
     assert "missed" in result.stdout
 
 
-def test_export_writes_a_bundle_named_after_its_formats(tiny: Path, tmp_path: Path, picture: Path) -> None:
+def test_export_writes_a_bundle_named_after_its_formats(tiny: Path, tmp_path: Path, image: Path) -> None:
     checkpoint = tmp_path / "my checkpoint"
     shutil.copytree(tiny, checkpoint)
     result = subprocess.run(
@@ -210,7 +210,7 @@ def test_export_writes_a_bundle_named_after_its_formats(tiny: Path, tmp_path: Pa
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
     bundle = tmp_path / "my checkpoint-q8_0-fp16"
-    assert ayaedge("ask", "-m", bundle, "--image", picture, "What color is in the picture?").returncode == 0
+    assert ayaedge("ask", "-m", bundle, "--image", image, "What color is in the picture?").returncode == 0
     again = ayaedge("export", checkpoint, "-o", bundle)
     assert again.returncode == 1
     assert "--force" in again.stderr
@@ -241,9 +241,9 @@ def test_help_lists_every_command() -> None:
         assert command in result.stdout
 
 
-def test_answers_are_utf8_whatever_the_terminals_encoding(picture: Path) -> None:
+def test_answers_are_utf8_whatever_the_terminals_encoding(image: Path) -> None:
     result = process(
-        "ask", "--image", picture, "画像の色は何ですか？", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+        "ask", "--image", image, "画像の色は何ですか？", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     )
     assert result.returncode == 0
     assert np.any([ord(c) > 127 for c in result.stdout])

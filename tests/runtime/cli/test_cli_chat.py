@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-PICTURES = Path(__file__).parents[3] / "examples" / "pictures"
-SIX = PICTURES / "six-cells.png"
+IMAGES = Path(__file__).parents[3] / "examples" / "pictures"
+SIX = IMAGES / "six-cells.png"
 NUMBER = "What number is at the bottom left?"
 COMMAND = [sys.executable, "-m", "ayaedge", "chat"]
 
@@ -32,7 +32,7 @@ def chat(
 
 def test_lines_of_a_pipe_are_questions_and_commands() -> None:
     result = chat(
-        "/image six-cells.png\nWhat number is at\\\nthe bottom left?\n\n/bye\nnever read\n", cwd=PICTURES
+        "/image six-cells.png\nWhat number is at\\\nthe bottom left?\n\n/bye\nnever read\n", cwd=IMAGES
     )
     assert (result.returncode, result.stdout) == (0, "2675\n"), result.stderr
     assert "attached" in result.stderr
@@ -40,10 +40,10 @@ def test_lines_of_a_pipe_are_questions_and_commands() -> None:
     assert "demonstration" not in result.stderr
 
 
-def test_a_picture_may_be_the_url_of_a_file_or_the_file_itself() -> None:
+def test_an_image_may_be_the_url_of_a_file_or_the_file_itself() -> None:
     data = "data:image/png;base64," + base64.b64encode(SIX.read_bytes()).decode()
-    for picture in (SIX.as_uri(), SIX.as_uri().replace("file:///", "FILE://localhost/"), data):
-        result = chat(f"{NUMBER}\n", "--image", picture)
+    for image in (SIX.as_uri(), SIX.as_uri().replace("file:///", "FILE://localhost/"), data):
+        result = chat(f"{NUMBER}\n", "--image", image)
         assert (result.returncode, result.stdout) == (0, "2675\n"), result.stderr
     result = chat(f"/image {SIX.as_uri()}\n{NUMBER}\n")
     assert (result.returncode, result.stdout) == (0, "2675\n"), result.stderr
@@ -63,7 +63,7 @@ def test_a_mistake_is_told_at_once_and_by_the_exit_code_at_the_end() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--image", "none.png"], "no picture at none.png"),
+        (["--image", "none.png"], "no image at none.png"),
         (["--temperature", "-1"], "temperature must be 0 or more"),
         (
             ["--tiles", "native", "--budget", "3"],
@@ -80,10 +80,10 @@ def test_a_mistake_of_the_command_ends_it_before_the_first_line(arguments: list[
 
 
 def test_questions_come_in_all_languages_whatever_the_locale() -> None:
-    examples = json.loads((PICTURES / "pictures.json").read_text("utf-8"))
+    examples = json.loads((IMAGES / "pictures.json").read_text("utf-8"))
     lines, answers = "", ""
     for example in examples:
-        if example["picture"] == SIX.name:
+        if example["image"] == SIX.name:
             lines += f"/clear\n/image {SIX}\n{example['question']}\n"
             answers += example["answer"] + "\n"
     result = chat(lines, env={"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})

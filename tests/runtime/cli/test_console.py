@@ -61,4 +61,4 @@ def test_every_advice_that_has_a_flag_is_given_and_every_flag_exists(name: str) 
 def test_advice_is_repeated_in_flags() -> None:
     error = ContextLengthError(needed=9, available=5, image_tokens=7)
     assert with_flags(str(error)).endswith("raise context_size (on the command line: -c N, --max-tiles N)")
-    assert with_flags("my_max_tiles.png is no picture") == "my_max_tiles.png is no picture"
+    assert with_flags("my_max_tiles.png is no image") == "my_max_tiles.png is no image"

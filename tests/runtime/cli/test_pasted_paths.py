@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from ayaedge.cli.pasted_paths import find_path, find_paths, is_file, is_picture_file, quote_path, split_words
+from ayaedge.cli.pasted_paths import find_path, find_paths, is_file, is_image_file, quote_path, split_words
 
 NAMES = (
     "/home/x/plain.png",
     "/home/x/with blank.png",
-    '/home/x/Bob\'s "best" picture.png',
+    '/home/x/Bob\'s "best" image.png',
     "/home/x/صورة من البحر.png",
     "/home/x/海の 写真.jpg",
     "/home/x/Screenshot at 9.41\u202fAM.png",
@@ -66,7 +66,7 @@ def test_a_pasted_line_is_read_on_posix(line: str, paths: list[str]) -> None:
     [
         ("C:\\a\\b.png", ["C:\\a\\b.png"]),
         ('"C:\\a b\\c d.png" E:\\f.png', ["C:\\a b\\c d.png", "E:\\f.png"]),
-        ("& 'C:\\it''s a picture.png'", ["C:\\it's a picture.png"]),  # dropped on a PowerShell
+        ("& 'C:\\it''s an image.png'", ["C:\\it's an image.png"]),  # dropped on a PowerShell
         ("Bob's.png", ["Bob's.png"]),
         ("relative\\a.png", ["relative\\a.png"]),
         ("file:///C:/a%20b.png", ["C:/a b.png"]),
@@ -108,10 +108,10 @@ def test_one_path_may_have_blanks_and_need_not_exist() -> None:
 def test_text_that_cannot_be_a_path_is_no_file(tmp_path: Path) -> None:
     for text in ("", "x" * 5000, "a\0b", "\udcff", str(tmp_path)):
         assert not is_file(text)
-        assert not is_picture_file(text + ".png")
+        assert not is_image_file(text + ".png")
 
 
-def test_a_picture_is_known_by_its_name(tmp_path: Path) -> None:
+def test_an_image_is_known_by_its_name(tmp_path: Path) -> None:
     for name, expected in [
         ("a.PNG", True),
         ("b.heic", True),
@@ -120,4 +120,4 @@ def test_a_picture_is_known_by_its_name(tmp_path: Path) -> None:
         ("e", False),
     ]:
         (tmp_path / name).touch()
-        assert is_picture_file(str(tmp_path / name)) is expected, name
+        assert is_image_file(str(tmp_path / name)) is expected, name

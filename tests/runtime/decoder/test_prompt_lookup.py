@@ -13,12 +13,12 @@ from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.prompt_lookup import LookupDecoder, PromptLookup, Worth
 from ayaedge.errors import BackendError
 
-PICTURE = 7
+IMAGE = 7
 CASES = 200
 
 
 def test_what_followed_the_same_run_is_guessed() -> None:
-    lookup = PromptLookup([1, 2, 3, 4, 5, 6, 1, 2, 3], PICTURE)
+    lookup = PromptLookup([1, 2, 3, 4, 5, 6, 1, 2, 3], IMAGE)
     assert lookup.guess(2) == [4, 5]
     assert lookup.guess(10) == [4, 5, 6, 1, 2, 3]
     lookup.push(9)
@@ -28,15 +28,15 @@ def test_what_followed_the_same_run_is_guessed() -> None:
     assert lookup.guess(1) == [9]  # the latest place counts
 
 
-def test_pictures_are_never_guessed_and_end_runs() -> None:
-    assert PromptLookup([1, 2, 3, PICTURE, 8, 1, 2, 3], PICTURE).guess(4) == []
-    assert PromptLookup([1, 2, 3, 4, PICTURE, 8, 1, 2, 3], PICTURE).guess(4) == [4]
-    assert PromptLookup([PICTURE, PICTURE, PICTURE, 5, PICTURE, PICTURE, PICTURE], PICTURE).guess(2) == []
+def test_images_are_never_guessed_and_end_runs() -> None:
+    assert PromptLookup([1, 2, 3, IMAGE, 8, 1, 2, 3], IMAGE).guess(4) == []
+    assert PromptLookup([1, 2, 3, 4, IMAGE, 8, 1, 2, 3], IMAGE).guess(4) == [4]
+    assert PromptLookup([IMAGE, IMAGE, IMAGE, 5, IMAGE, IMAGE, IMAGE], IMAGE).guess(2) == []
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3])
 def test_short_texts_give_no_guess(size: int) -> None:
-    assert PromptLookup([1] * size, PICTURE).guess(3) == []
+    assert PromptLookup([1] * size, IMAGE).guess(3) == []
 
 
 def test_guessing_rests_where_it_does_not_pay() -> None:
@@ -75,7 +75,7 @@ def greedy(decoder: Decoder, ids: list[int], limit: int) -> tuple[list[int], int
 
 def guessed(decoder: Decoder, ids: list[int], limit: int) -> list[int]:
     """The same tokens behind ids that the decoder holds, with guesses."""
-    lookup, tokens = LookupDecoder(decoder, ids, PICTURE), [decoder.likeliest()[-1]]
+    lookup, tokens = LookupDecoder(decoder, ids, IMAGE), [decoder.likeliest()[-1]]
     while len(tokens) < limit:
         tokens += lookup.decode(tokens[-1], limit - len(tokens))
     return tokens
@@ -103,12 +103,12 @@ def test_answers_are_the_same_with_and_without_guesses(decoders: tuple[AyaVision
 
 
 def test_a_question_is_answered_the_same_with_guesses() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (320, 480, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (320, 480, 3), dtype=np.uint8)
     questions = ["What is here?", "Describe the picture.", "形は？"]
     answers = []
     for draft in (0, 5):
         with AyaVision.load(decoder=DecoderOptions(draft_tokens=draft)) as model:
-            answers.append([model.ask(q, images=[picture], max_tokens=30).ids for q in questions])
+            answers.append([model.ask(q, images=[image], max_tokens=30).ids for q in questions])
     assert answers[0] == answers[1]
 
 

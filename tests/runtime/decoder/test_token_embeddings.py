@@ -98,13 +98,13 @@ NAMES = ["نموذج", "模型 视觉", "मॉडल", "🦜 parrot", "two word
 @pytest.mark.parametrize("name", NAMES)
 def test_directories_and_files_may_have_any_name(tmp_path: Path, name: str) -> None:
     bundle = shutil.copytree(demo_bundle(), tmp_path / name / "bundle")
-    picture = shutil.copy(SIX, tmp_path / f"{name}.png")
+    image = shutil.copy(SIX, tmp_path / f"{name}.png")
     options = CacheOptions(directory=tmp_path / f"cache {name}")
     with AyaVision.load(bundle, cache=options) as model:
-        assert model.ask(QUESTION, images=[picture]).text == "2675"
+        assert model.ask(QUESTION, images=[image]).text == "2675"
         model.ask("Hello", max_tokens=1)
         chat = model.chat()
-        chat.ask(QUESTION, images=[picture])
+        chat.ask(QUESTION, images=[image])
         chat.save(tmp_path / f"{name}.ayachat")
         assert model.open_chat(tmp_path / f"{name}.ayachat").turns[0].answer == "2675"
 

@@ -15,7 +15,7 @@ from ayaedge.engine.prefix_cache import KnownPrefix
 from ayaedge.engine.segments import Segment, split_prompt
 from ayaedge.text.prompt import Prompt, Span, common_start
 
-PICTURES = sorted((Path(__file__).parents[3] / "examples" / "pictures").glob("*.png"))
+IMAGES = sorted((Path(__file__).parents[3] / "examples" / "pictures").glob("*.png"))
 QUESTIONS = [
     "What number is at the bottom left?", "右下の形は何ですか？", "Describe the picture.", "ما لون الشكل؟", "Hello",
 ]  # fmt: skip
@@ -39,31 +39,29 @@ def test_a_second_question_computes_only_its_own_tokens(
     wide_bundle: Path, tmp_path: Path, computed: list[int]
 ) -> None:
     with AyaVision.load(wide_bundle, cache=CacheOptions(directory=tmp_path)) as model:
-        first = model.ask(QUESTIONS[0], images=[PICTURES[0]], max_tokens=1)
+        first = model.ask(QUESTIONS[0], images=[IMAGES[0]], max_tokens=1)
         assert first.usage.cached_tokens == 0
         assert sum(computed) == first.usage.prompt_tokens
         computed.clear()
-        second = model.ask(QUESTIONS[1], images=[PICTURES[0]], max_tokens=1)
+        second = model.ask(QUESTIONS[1], images=[IMAGES[0]], max_tokens=1)
         assert sum(computed) == second.usage.prompt_tokens - second.usage.cached_tokens
         assert second.usage.cached_tokens > second.usage.image_tokens
 
 
-def test_another_process_and_another_picture_between_them_do_not_matter(
+def test_another_process_and_another_image_between_them_do_not_matter(
     wide_bundle: Path, tmp_path: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = CacheOptions(directory=tmp_path)
     with AyaVision.load(wide_bundle, cache=options) as model:
-        first = model.ask(QUESTIONS[0], images=[PICTURES[0]])
-        model.ask(QUESTIONS[0], images=[PICTURES[1]])
+        first = model.ask(QUESTIONS[0], images=[IMAGES[0]])
+        model.ask(QUESTIONS[0], images=[IMAGES[1]])
     with AyaVision.load(wide_bundle, cache=options) as model:
-        monkeypatch.setattr(
-            model._engine.vision, "run", lambda _: pytest.fail("the picture was encoded again")
-        )
+        monkeypatch.setattr(model._engine.vision, "run", lambda _: pytest.fail("the image was encoded again"))
         computed.clear()
-        again = model.ask(QUESTIONS[0], images=[PICTURES[0]])
+        again = model.ask(QUESTIONS[0], images=[IMAGES[0]])
         assert sum(computed[:1]) == again.usage.prompt_tokens - again.usage.cached_tokens
         assert again.ids == first.ids
-        assert model.ask(QUESTIONS[0], images=[PICTURES[1]]).usage.cached_tokens > 0
+        assert model.ask(QUESTIONS[0], images=[IMAGES[1]]).usage.cached_tokens > 0
 
 
 @pytest.mark.parametrize("disk", [True, False])
@@ -80,7 +78,7 @@ def test_answers_do_not_depend_on_what_is_known(
             model.close()
             model = AyaVision.load(wide_bundle, cache=options)
         given: dict[str, Any] = {
-            "images": chance.choices(PICTURES, k=chance.choice([0, 1, 1, 1, 2])),
+            "images": chance.choices(IMAGES, k=chance.choice([0, 1, 1, 1, 2])),
             "system": chance.choice([None, None, None, "Be brief."]),
             "max_tiles": chance.choice([None, None, 2]),
             "max_tokens": chance.choice([1, 4, 8]),
@@ -100,31 +98,31 @@ def test_a_state_of_other_options_is_not_used(wide_bundle: Path, tmp_path: Path)
         (False, DecoderOptions(batch_size=64)), (True, DecoderOptions(threads=1)),
     ):  # fmt: skip
         with AyaVision.load(wide_bundle, decoder=options, cache=CacheOptions(directory=tmp_path)) as model:
-            answer = model.ask(QUESTIONS[0], images=[PICTURES[0]], max_tokens=2)
+            answer = model.ask(QUESTIONS[0], images=[IMAGES[0]], max_tokens=2)
             assert (answer.usage.cached_tokens > 0) == cached, options
 
 
 def test_a_state_that_llama_cpp_refuses_is_computed_again(wide_bundle: Path, tmp_path: Path) -> None:
     options = CacheOptions(directory=tmp_path)
     with AyaVision.load(wide_bundle, cache=options) as model:
-        expected = model.ask(QUESTIONS[0], images=[PICTURES[0]])
+        expected = model.ask(QUESTIONS[0], images=[IMAGES[0]])
         store = model._engine.prefix._states
         for entry in tmp_path.iterdir():
             store.save(entry.stem, np.zeros(1000, np.uint8))  # intact, but no state
     with AyaVision.load(wide_bundle, cache=options) as model:
-        answer = model.ask(QUESTIONS[0], images=[PICTURES[0]])
+        answer = model.ask(QUESTIONS[0], images=[IMAGES[0]])
         assert answer.usage.cached_tokens == 0
         assert answer.ids == expected.ids
 
 
 def test_an_answer_that_was_closed_early_leaves_its_prefix(wide_bundle: Path, forgetful: AyaVision) -> None:
     with AyaVision.load(wide_bundle, cache=NO_CACHE) as model:
-        stream = model.stream(QUESTIONS[2], images=[PICTURES[0]])
+        stream = model.stream(QUESTIONS[2], images=[IMAGES[0]])
         next(stream)
         stream.close()
-        answer = model.ask(QUESTIONS[0], images=[PICTURES[0]])
+        answer = model.ask(QUESTIONS[0], images=[IMAGES[0]])
         assert answer.usage.cached_tokens > 0
-        assert answer.ids == forgetful.ask(QUESTIONS[0], images=[PICTURES[0]]).ids
+        assert answer.ids == forgetful.ask(QUESTIONS[0], images=[IMAGES[0]]).ids
 
 
 def test_a_sliding_window_that_was_cut_off_is_not_looked_back_into() -> None:
@@ -178,18 +176,18 @@ def test_a_prefix_longer_than_the_window_is_kept_in_the_context_alone(tmp_path: 
     """Of sliding layers a state has the last window only; logits behind it would be rounded in another way."""
     options = CacheOptions(directory=tmp_path)
     with AyaVision.load(cache=options) as model:
-        expected = model.ask(QUESTIONS[0], images=[PICTURES[0]])
+        expected = model.ask(QUESTIONS[0], images=[IMAGES[0]])
         assert expected.usage.prompt_tokens > (model.bundle.manifest.decoder.sliding_window or 0)
         assert list(tmp_path.iterdir()) == []
-        again = model.ask(QUESTIONS[0], images=[PICTURES[0]])
+        again = model.ask(QUESTIONS[0], images=[IMAGES[0]])
         assert again.usage.cached_tokens > 0
         assert again.ids == expected.ids
 
 
-def test_segments_end_at_the_preamble_and_around_pictures() -> None:
+def test_segments_end_at_the_preamble_and_around_images() -> None:
     prompt = Prompt(tuple(range(100)), (Span(20, 50), Span(50, 80)))
     segments = split_prompt(prompt, [b"one", b"two"], model=b"m", preamble=range(8))
-    assert [(s.start, s.stop, s.picture) for s in segments] == [
+    assert [(s.start, s.stop, s.image) for s in segments] == [
         (0, 8, None), (8, 20, None), (20, 50, 0), (50, 80, 1), (80, 100, None),
     ]  # fmt: skip
     assert len({s.key for s in segments}) == 5

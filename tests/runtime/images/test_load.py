@@ -28,9 +28,9 @@ CASES = Path(__file__).parents[4] / "shared" / "cases"
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
 
-def encoded(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, form, **options)
+    image.save(stream, form, **options)
     return stream.getvalue()
 
 
@@ -68,18 +68,18 @@ SMOOTH = np.linspace(0, 200, 24 * 16 * 3).astype(np.uint8).reshape(16, 24, 3)
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(("form", "options"), WAYS_TO_SAVE)
-def test_pictures_are_turned_upright(form: str, options: dict[str, Any], orientation: int) -> None:
+def test_images_are_turned_upright(form: str, options: dict[str, Any], orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     plain = load_image(encoded(Image.fromarray(SMOOTH), form, **options))
     file = encoded(Image.fromarray(SMOOTH), form, exif=exif, **options)
     np.testing.assert_array_equal(load_image(file), UPRIGHT[orientation](plain))
-    with Image.open(io.BytesIO(file)) as picture:
-        np.testing.assert_array_equal(load_image(picture), UPRIGHT[orientation](plain))
+    with Image.open(io.BytesIO(file)) as image:
+        np.testing.assert_array_equal(load_image(image), UPRIGHT[orientation](plain))
 
 
 def odd_exif(tag: int, kind: int, *, order: str = "<") -> bytes:
-    """EXIF of a picture that is to be turned to the right, and of one tag whose value is not what it should be."""
+    """EXIF of an image that is to be turned to the right, and of one tag whose value is not what it should be."""
     odd = struct.pack(f"{order}HHI4s", tag, kind, 4, b"abc\0")
     turned = struct.pack(f"{order}HHIHH", 0x0112, 3, 1, 6, 0)
     entries = odd + turned if tag < 0x0112 else turned + odd
@@ -99,20 +99,20 @@ def test_an_odd_tag_of_exif_does_not_hinder_turning(form: str, tag: int, kind: i
 
 
 @pytest.mark.parametrize("name", ["ImageWidth.jpg", "XResolution.jpg"])
-def test_pictures_of_people_with_an_odd_tag_are_turned(name: str) -> None:
+def test_images_of_people_with_an_odd_tag_are_turned(name: str) -> None:
     if not (CASES / name).is_file():
-        pytest.skip("the collected pictures are not here")
+        pytest.skip("the collected images are not here")
     assert load_image(CASES / name).shape == (480, 320, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(CASES / name) as picture:
-            np.testing.assert_array_equal(load_image(picture), load_image(CASES / name))
+        with Image.open(CASES / name) as image:
+            np.testing.assert_array_equal(load_image(image), load_image(CASES / name))
 
 
 def test_a_pil_image_is_turned_as_its_owner_says_now() -> None:
-    picture = Image.fromarray(PIXELS)
-    picture.getexif()[0x0112] = 6
-    np.testing.assert_array_equal(load_image(picture), np.rot90(PIXELS, -1))
+    image = Image.fromarray(PIXELS)
+    image.getexif()[0x0112] = 6
+    np.testing.assert_array_equal(load_image(image), np.rot90(PIXELS, -1))
 
 
 def test_an_orientation_in_xmp_counts_where_exif_has_none() -> None:
@@ -132,7 +132,7 @@ def test_gray_is_spread() -> None:
     np.testing.assert_array_equal(load_image(Image.fromarray(gray)), np.dstack([gray] * 3))
 
 
-def test_a_palette_and_one_bit_pictures_are_expanded() -> None:
+def test_a_palette_and_one_bit_images_are_expanded() -> None:
     assert load_image(Image.fromarray(PIXELS).convert("P")).shape == PIXELS.shape
     assert set(np.unique(load_image(Image.fromarray(PIXELS).convert("1")))) <= {0, 255}
 
@@ -147,19 +147,19 @@ def on_white(pixels: np.ndarray) -> np.ndarray:
     return np.rint(pixels[:, :, :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
 
-def test_a_cut_out_picture_is_laid_on_white() -> None:
-    picture, expected = Image.fromarray(CUT_OUT), on_white(CUT_OUT)
+def test_a_cut_out_image_is_laid_on_white() -> None:
+    opened, expected = Image.fromarray(CUT_OUT), on_white(CUT_OUT)
     assert (expected[:10] == 255).all()
     for image in (
-        picture, CUT_OUT, encoded(picture), encoded(picture, "WEBP", lossless=True, exact=True),
-        encoded(picture, "TIFF"), encoded(picture, "TIFF", compression="tiff_lzw"), encoded(picture, "TGA"),
+        opened, CUT_OUT, encoded(opened), encoded(opened, "WEBP", lossless=True, exact=True),
+        encoded(opened, "TIFF"), encoded(opened, "TIFF", compression="tiff_lzw"), encoded(opened, "TGA"),
     ):  # fmt: skip
         np.testing.assert_allclose(load_image(image).astype(int), expected, atol=1)
-    gray = picture.convert("LA")
+    gray = opened.convert("LA")
     assert (load_image(gray)[:10] == 255).all()
     assert (load_image(encoded(gray))[:10] == 255).all()
-    assert (load_image(picture.convert("RGBa"))[:10] == 255).all()
-    assert (load_image(picture.convert("LA").convert("La"))[:10] == 255).all()
+    assert (load_image(opened.convert("RGBa"))[:10] == 255).all()
+    assert (load_image(opened.convert("LA").convert("La"))[:10] == 255).all()
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB", "1", "I;16"])
@@ -167,15 +167,15 @@ def test_a_transparent_colour_is_laid_on_white(mode: str) -> None:
     """A file may name one colour, or give each of a palette its alpha."""
     dark = np.zeros((4, 6), np.uint16 if mode == "I;16" else np.uint8)
     dark[2:] = 255 if mode == "1" else 200  # nothing to dither
-    picture = Image.fromarray(dark) if mode in ("L", "I;16") else Image.fromarray(dark).convert(mode)
+    image = Image.fromarray(dark) if mode in ("L", "I;16") else Image.fromarray(dark).convert(mode)
     colour: Any = (0, 0, 0) if mode == "RGB" else 0
-    found = load_image(encoded(picture, transparency=colour))
+    found = load_image(encoded(image, transparency=colour))
     assert (found[:2] == 255).all()
-    np.testing.assert_array_equal(found[2:], load_image(picture)[2:])
+    np.testing.assert_array_equal(found[2:], load_image(image)[2:])
     if mode == "P":
-        found = load_image(encoded(picture, transparency=bytes([0] + [255] * 255)))
+        found = load_image(encoded(image, transparency=bytes([0] + [255] * 255)))
         assert (found[:2] == 255).all()
-        np.testing.assert_array_equal(found[2:], load_image(picture)[2:])
+        np.testing.assert_array_equal(found[2:], load_image(image)[2:])
 
 
 def test_the_references_way_with_alpha_can_be_had() -> None:
@@ -194,12 +194,12 @@ def test_alpha_that_hides_nothing_changes_nothing() -> None:
     "mode", ["1", "L", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "LA", "PA"]
 )
 def test_a_pil_image_without_transparency_is_converted_as_in_the_reference(mode: str) -> None:
-    picture = Image.fromarray(PIXELS)
-    picture = picture.convert("P").convert(mode) if mode == "PA" else picture.convert(mode)
-    expected = np.asarray(picture.convert("RGB"))
-    before = picture.tobytes(), picture.info.copy(), picture.getpalette() if mode == "P" else None
-    np.testing.assert_array_equal(load_image(picture), expected)
-    assert (picture.tobytes(), picture.info, picture.getpalette() if mode == "P" else None) == before
+    image = Image.fromarray(PIXELS)
+    image = image.convert("P").convert(mode) if mode == "PA" else image.convert(mode)
+    expected = np.asarray(image.convert("RGB"))
+    before = image.tobytes(), image.info.copy(), image.getpalette() if mode == "P" else None
+    np.testing.assert_array_equal(load_image(image), expected)
+    assert (image.tobytes(), image.info, image.getpalette() if mode == "P" else None) == before
 
 
 DEEP = np.array([[0, 128, 129, 257, 32_896, 65_535]], np.uint16)
@@ -231,8 +231,8 @@ def test_values_of_sixteen_bits_are_divided_by_257() -> None:
     ):  # fmt: skip
         np.testing.assert_array_equal(load_image(image), np.dstack([SHALLOW[None]] * 3))
         if isinstance(image, bytes):
-            with Image.open(io.BytesIO(image)) as picture:
-                np.testing.assert_array_equal(load_image(picture), np.dstack([SHALLOW[None]] * 3))
+            with Image.open(io.BytesIO(image)) as opened:
+                np.testing.assert_array_equal(load_image(opened), np.dstack([SHALLOW[None]] * 3))
 
 
 def test_values_of_other_known_ranges_are_scaled() -> None:
@@ -294,12 +294,12 @@ def bomb() -> bytes:
     ("image", "says"),
     [
         (b"", "is empty"),
-        (b"not a picture at all", "not a picture in a format"),
+        (b"not an image at all", "not an image in a format"),
         (png()[:-40], "damaged or incomplete"),
-        (png()[:30], "not a picture in a format"),
-        ("", "path of a picture is empty"),
+        (png()[:30], "not an image in a format"),
+        ("", "path of an image is empty"),
         ("HTTP://example.org/a.png", "works offline"),
-        ("file:///no/such/a.png", "no picture at /no/such/a.png"),
+        ("file:///no/such/a.png", "no image at /no/such/a.png"),
         ("file:a.png", "not of the form file:///path"),
         ("file://elsewhere", "not of the form file:///path"),
         ("x" * 5000, "cannot be read"),
@@ -316,7 +316,7 @@ def bomb() -> bytes:
         (io.BytesIO(), "the open file is empty"),
     ],
 )
-def test_what_is_no_picture_gives_one_clear_error(image: ImageInput, says: str) -> None:
+def test_what_is_no_image_gives_one_clear_error(image: ImageInput, says: str) -> None:
     with pytest.raises(ImageError, match=says):
         load_image(image)
 
@@ -324,7 +324,7 @@ def test_what_is_no_picture_gives_one_clear_error(image: ImageInput, says: str) 
 def test_a_missing_or_odd_path_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     for path, says in [
-        (tmp_path / "no.png", "no picture at"),
+        (tmp_path / "no.png", "no image at"),
         (tmp_path, "a directory"),
         (tmp_path / "empty.png", "empty"),
     ]:
@@ -352,7 +352,7 @@ def test_the_limit_is_where_pillow_itself_refuses() -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"%PDF-1.7\n", "a PDF: make pictures of its pages"),
+        (b"%PDF-1.7\n", "a PDF: make images of its pages"),
         (b"\r\nleading\n%PDF-1.4", "a PDF"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing: render it"),
         (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- by hand -->\n<svg\n/>", "an SVG drawing"),
@@ -364,11 +364,11 @@ def test_the_limit_is_where_pillow_itself_refuses() -> None:
         (b"%!PS-Adobe", "PostScript"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
         (b"\0\0\0\x18ftypisom\0\0\0\0", "a video"),
-        (b"\0\0\0\x18ftypavif\0\0\0\0", "an AVIF picture"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0", "an AVIF image"),
         (b"II*\0\x08\0\0\0\0\0", "a TIFF that is damaged, or of a kind"),
     ],
 )
-def test_files_that_are_no_pictures_are_named_by_their_first_bytes(
+def test_files_that_are_no_images_are_named_by_their_first_bytes(
     data: bytes, says: str, tmp_path: Path
 ) -> None:
     (tmp_path / "photo.png").write_bytes(data)
@@ -483,8 +483,8 @@ def test_open_files_that_cannot_be_read_say_so(tmp_path: Path) -> None:
                 take_image(file)
 
 
-def test_taken_pictures_do_not_change_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    array, buffer, picture = PIXELS.copy(), bytearray(png()), Image.fromarray(PIXELS.copy())
+def test_taken_images_do_not_change_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array, buffer, opened = PIXELS.copy(), bytearray(png()), Image.fromarray(PIXELS.copy())
     (tmp_path / "a.png").write_bytes(png())
     monkeypatch.chdir(tmp_path)
     with Image.open("a.png") as lazy, Path("a.png").open("rb") as file:
@@ -493,7 +493,7 @@ def test_taken_pictures_do_not_change_any_more(tmp_path: Path, monkeypatch: pyte
             array[:, :, :3],
             buffer,
             memoryview(buffer),
-            picture,
+            opened,
             lazy,
             file,
             "a.png",
@@ -502,7 +502,7 @@ def test_taken_pictures_do_not_change_any_more(tmp_path: Path, monkeypatch: pyte
         taken = [take_image(image) for image in given]
     array[:] = 0
     buffer[:] = bytes(len(buffer))
-    picture.paste((0, 0, 0), (0, 0, *picture.size))
+    opened.paste((0, 0, 0), (0, 0, *opened.size))
     monkeypatch.chdir("/")
     for image in taken:
         np.testing.assert_array_equal(load_image(image), PIXELS)
@@ -510,12 +510,12 @@ def test_taken_pictures_do_not_change_any_more(tmp_path: Path, monkeypatch: pyte
 
 def test_taking_a_pil_image_leaves_it_as_it_is() -> None:
     palette = encoded(Image.fromarray(PIXELS).convert("P"), transparency=bytes([0, 7]))
-    with Image.open(io.BytesIO(palette)) as picture, Image.open(io.BytesIO(palette)) as untouched:
-        take_image(picture)
+    with Image.open(io.BytesIO(palette)) as image, Image.open(io.BytesIO(palette)) as untouched:
+        take_image(image)
         untouched.load()
-        assert picture == untouched
-        assert picture.info == untouched.info
-        assert picture.getpalette("RGBA") == untouched.getpalette("RGBA")
+        assert image == untouched
+        assert image.info == untouched.info
+        assert image.getpalette("RGBA") == untouched.getpalette("RGBA")
 
 
 def shared_state() -> dict[str, Any]:
@@ -529,19 +529,19 @@ def shared_state() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def unusual_pictures() -> list[tuple[str, bytes]]:
+def unusual_images() -> list[tuple[str, bytes]]:
     """Those about which Pillow warns."""
     smooth, palette = Image.fromarray(SMOOTH), Image.fromarray(PIXELS).convert("P")
     beyond = b"Exif\0\0II" + struct.pack("<HIHHHIII", 42, 8, 1, 0x011A, 5, 1, 99_999, 0)
-    pictures = b"MPF\0II" + struct.pack("<HIHHHIII", 42, 8, 1, 0xB002, 7, 9999, 8, 0)
+    images = b"MPF\0II" + struct.pack("<HIHHHIII", 42, 8, 1, 0xB002, 7, 9999, 8, 0)
     jpeg = encoded(smooth, "JPEG")
     return [
         ("large", png()),
         ("palette with alpha", encoded(palette, transparency=bytes(range(256)))),
         ("EXIF beyond its end", encoded(smooth, "JPEG", exif=beyond)),
         (
-            "further pictures",
-            jpeg[:2] + b"\xff\xe2" + struct.pack(">H", len(pictures) + 2) + pictures + jpeg[2:],
+            "further images",
+            jpeg[:2] + b"\xff\xe2" + struct.pack(">H", len(images) + 2) + images + jpeg[2:],
         ),
         ("a tag with several values", tiff(DEEP, more=struct.pack("<HHIHH", 0x0132 + 0x7000, 3, 2, 1, 2))),
         ("a tag beyond the end", tiff(DEEP, more=struct.pack("<HHII", 0x0153 + 0x7000, 2, 500, 99_999))),
@@ -558,18 +558,18 @@ def test_reading_neither_warns_nor_changes_what_the_whole_process_sees(
         warnings.simplefilter(action)
         warnings.showwarning = lambda *args, **_: pytest.fail(f"warned: {args[0]}")
         before = shared_state()
-        for name, data in unusual_pictures():
+        for name, data in unusual_images():
             assert load_image(data).size, name
         assert shared_state() == before
 
 
-def test_a_filter_that_is_set_while_a_picture_is_read_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_filter_that_is_set_while_an_image_is_read_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, go, convert = threading.Event(), threading.Event(), Image.Image.convert
 
-    def slow(picture: Image.Image, *mode: Any, **options: Any) -> Image.Image:
+    def slow(image: Image.Image, *mode: Any, **options: Any) -> Image.Image:
         reading.set()
         assert go.wait(30)
-        return convert(picture, *mode, **options)
+        return convert(image, *mode, **options)
 
     monkeypatch.setattr(Image.Image, "convert", slow)
     gray = png(PIXELS[:, :, 0])

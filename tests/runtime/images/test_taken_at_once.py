@@ -1,4 +1,4 @@
-"""Pictures are what they were when the question was asked, whatever their owner does before it is answered."""
+"""Images are what they were when the question was asked, whatever their owner does before it is answered."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def wait_until_one_waits(model: AyaVision) -> None:
         time.sleep(0.001)
 
 
-def completion(picture: Any) -> dict[str, Any]:
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]
+def completion(image: Any) -> dict[str, Any]:
+    content = [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]
     return {"messages": [{"role": "user", "content": content}]}
 
 
@@ -103,8 +103,8 @@ def test_an_array_that_is_overwritten_afterwards_was_taken_before(demo_model: Ay
 @pytest.mark.parametrize("way", WAYS)
 def test_a_pil_image_may_be_closed_afterwards(demo_model: AyaVision, way: str) -> None:
     ask, text = WAYS[way]
-    with busy(demo_model), Image.open(SIX) as picture:
-        asked = ask(demo_model, picture)
+    with busy(demo_model), Image.open(SIX) as image:
+        asked = ask(demo_model, image)
     assert text(asked) == ANSWER
 
 
@@ -143,13 +143,13 @@ def test_a_named_file_is_the_one_of_the_directory_in_which_it_was_named(
         monkeypatch.chdir(tmp_path)
         missing = demo_model.submit(QUESTION, images=["no.png"])
     assert [handle.result(60).text for handle in handles] == [ANSWER] * 2
-    with pytest.raises(ImageError, match=r"no picture at no\.png"):
+    with pytest.raises(ImageError, match=r"no image at no\.png"):
         missing.result(60)
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["PIL", "array", "open file"])
-def test_what_is_no_picture_is_said_where_it_is_given(demo_model: AyaVision, way: str, kind: str) -> None:
+def test_what_is_no_image_is_said_where_it_is_given(demo_model: AyaVision, way: str, kind: str) -> None:
     broken = SIX.read_bytes()[:-1000]
     image: Any = {
         "PIL": lambda: Image.open(io.BytesIO(broken)),
@@ -160,15 +160,15 @@ def test_what_is_no_picture_is_said_where_it_is_given(demo_model: AyaVision, way
         WAYS[way][0](demo_model, image)
 
 
-def test_counting_takes_every_kind_of_picture(demo_model: AyaVision) -> None:
+def test_counting_takes_every_kind_of_image(demo_model: AyaVision) -> None:
     counts = set()
-    with Image.open(SIX) as picture, SIX.open("rb") as file:
+    with Image.open(SIX) as opened, SIX.open("rb") as file:
         for image in (
             SIX,
             str(SIX),
             SIX.as_uri(),
             SIX.read_bytes(),
-            picture,
+            opened,
             file,
             io.BytesIO(SIX.read_bytes()),
             pixels(),
@@ -177,7 +177,7 @@ def test_counting_takes_every_kind_of_picture(demo_model: AyaVision) -> None:
     assert len(counts) == 1
 
 
-def test_a_url_of_a_file_is_a_picture_everywhere(demo_model: AyaVision) -> None:
+def test_a_url_of_a_file_is_an_image_everywhere(demo_model: AyaVision) -> None:
     url = SIX.as_uri()
     assert demo_model.ask(QUESTION, images=url).text == ANSWER
     assert demo_model.chat().ask(QUESTION, images=[url]).text == ANSWER
@@ -187,8 +187,8 @@ def test_a_url_of_a_file_is_a_picture_everywhere(demo_model: AyaVision) -> None:
 
 
 @pytest.mark.parametrize("way", ["submit", "aask", "chat.aask"])
-def test_a_picture_that_was_taken_goes_with_its_request(demo_model: AyaVision, way: str) -> None:
-    """An error that somebody keeps keeps no pictures."""
+def test_an_image_that_was_taken_goes_with_its_request(demo_model: AyaVision, way: str) -> None:
+    """An error that somebody keeps keeps no images."""
     taken: list[weakref.ref[Any]] = []
     from ayaedge import conversation
 

@@ -44,7 +44,7 @@ def png() -> bytes:
 DATA_URL = "data:image/png;base64," + base64.b64encode(png()).decode()
 
 
-def picture(url: object, **fields: object) -> dict[str, object]:
+def image(url: object, **fields: object) -> dict[str, object]:
     return {"type": "image_url", "image_url": {"url": url, **fields}}
 
 
@@ -52,7 +52,7 @@ def text(content: object) -> dict[str, object]:
     return {"type": "text", "text": content}
 
 
-def assert_same_picture(image: Any) -> None:
+def assert_same_image(image: Any) -> None:
     np.testing.assert_array_equal(load_image(image), PIXELS)
 
 
@@ -105,15 +105,15 @@ def test_texts_and_roles_come_out_as_they_went_in() -> None:
     ]
 
 
-def test_text_parts_are_joined_without_a_separator_and_pictures_keep_their_order() -> None:
-    parts = [text("a"), picture(DATA_URL), text(" b"), picture("data:,2", detail="low"), text("")]
+def test_text_parts_are_joined_without_a_separator_and_images_keep_their_order() -> None:
+    parts = [text("a"), image(DATA_URL), text(" b"), image("data:,2", detail="low"), text("")]
     assert parse_one(parts, trusted=False) == ChatMessage("user", "a b", (DATA_URL, "data:,2"))
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "assistant", "tool"])
-def test_every_role_may_have_text_parts_but_only_the_user_pictures(role: str) -> None:
+def test_every_role_may_have_text_parts_but_only_the_user_images(role: str) -> None:
     assert parse_one([text("x"), text("y")], role=role).text == "xy"
-    for part in picture(DATA_URL), {"type": "image", "image": b"x"}:
+    for part in image(DATA_URL), {"type": "image", "image": b"x"}:
         with pytest.raises(PromptError, match=r"^messages\[0\]\.content\[1\]: only a message of the user"):
             parse_one([text("x"), part], role=role)
 
@@ -123,30 +123,28 @@ def test_a_url_may_stand_directly_in_its_part() -> None:
 
 
 def test_a_data_url_is_one_whatever_the_case_of_its_scheme() -> None:
-    (image,) = parse_one([picture("DATA" + DATA_URL[4:])], trusted=False).images
-    assert_same_picture(image)
+    (taken,) = parse_one([image("DATA" + DATA_URL[4:])], trusted=False).images
+    assert_same_image(taken)
 
 
 @pytest.mark.parametrize("trusted", [True, False])
 @pytest.mark.parametrize("url", ["http://localhost/a.png", "HTTPS://example.org/é.png"])
 def test_nothing_is_fetched(url: str, trusted: bool) -> None:
-    with pytest.raises(
-        PromptError, match=r"content\[0\]\.image_url\.url: .*fetches nothing: send the picture"
-    ):
-        parse_one([picture(url)], trusted=trusted)
+    with pytest.raises(PromptError, match=r"content\[0\]\.image_url\.url: .*fetches nothing: send the image"):
+        parse_one([image(url)], trusted=trusted)
 
 
 @pytest.mark.parametrize(
     "part",
     [
-        picture("file:///etc/passwd"),
-        picture("FILE:///etc/passwd"),
-        picture(" file:///etc/passwd"),
-        picture("/etc/passwd"),
-        picture("passwd"),
-        picture("\\\\server\\share"),
-        picture(""),
-        picture("C:/x.png"),
+        image("file:///etc/passwd"),
+        image("FILE:///etc/passwd"),
+        image(" file:///etc/passwd"),
+        image("/etc/passwd"),
+        image("passwd"),
+        image("\\\\server\\share"),
+        image(""),
+        image("C:/x.png"),
         {"type": "image_url", "image_url": "file:///etc/passwd"},
         {"type": "image", "image": "/etc/passwd"},
         {"type": "image", "image": DATA_URL},
@@ -168,8 +166,8 @@ def test_file_urls_open_files_in_any_script(tmp_path: Path, name: str) -> None:
     if "%" not in name:
         urls.append(f"file://{path}")  # as those write it who encode nothing
     for url in urls:
-        (image,) = parse_one([picture(url)]).images
-        assert_same_picture(image)
+        (taken,) = parse_one([image(url)]).images
+        assert_same_image(taken)
 
 
 @pytest.mark.parametrize(
@@ -200,19 +198,19 @@ def test_file_urls_name_paths(url: str, posix: str | None, windows: str | None) 
 
 def test_a_file_url_that_is_no_absolute_path_is_refused() -> None:
     with pytest.raises(PromptError, match=r"'file:a\.png', not of the form file:///path"):
-        parse_one([picture("file:a.png")])
+        parse_one([image("file:a.png")])
 
 
-def test_this_process_may_hand_over_pictures_of_any_kind(tmp_path: Path) -> None:
+def test_this_process_may_hand_over_images_of_any_kind(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png())
     for image in [path, str(path), png(), bytearray(png()), Image.fromarray(PIXELS), PIXELS, DATA_URL]:
         (parsed,) = parse_one([{"type": "image", "image": image}]).images
         assert parsed is image
-        assert_same_picture(parsed)
+        assert_same_image(parsed)
 
 
-def test_a_picture_that_was_encoded_before_is_handed_on() -> None:
+def test_an_image_that_was_encoded_before_is_handed_on() -> None:
     cost = ImageCost(7, 5, 1, 1, 1, 10)
     encoded = EncodedImage(cost, np.zeros((1, 4, 4, 3), np.uint8), b"")
     assert parse_one([{"type": "image", "image": encoded}, text("x")]) == ChatMessage("user", "x", (encoded,))
@@ -264,20 +262,20 @@ def test_what_is_wrong_with_messages_is_said_with_its_place(messages: object, pl
         ({"type": "refusal", "refusal": ""}, "[1].type must be one of text, image_url, image, not 'refusal'"),
         ({"type": "file", "file": {"file_id": "x"}}, "[1].type must be"),
         ({**text("x"), "image_url": DATA_URL}, "[1] has an unknown field 'image_url'"),
-        (picture("data:", file_id="x"), "[1].image_url has an unknown field 'file_id'"),
+        (image("data:", file_id="x"), "[1].image_url has an unknown field 'file_id'"),
         ({"type": "text"}, "[1].text is missing"),
         (text(None), "[1].text must be a string, not None"),
         (text(["x"]), "[1].text must be a string, not list"),
         (text("ab\udc00"), "[1].text is not valid Unicode: half of a surrogate pair at character 2"),
         ({"type": "image_url"}, "[1].image_url is missing"),
         ({"type": "image_url", "image_url": {}}, "[1].image_url.url is missing"),
-        ({"type": "image_url", "image_url": None}, "[1].image_url must be the URL of a picture, not None"),
-        (picture(7), "[1].image_url.url must be the URL of a picture, not 7"),
-        (picture(b"data:"), "[1].image_url.url must be the URL of a picture, not bytes"),
-        (picture("data:image/png;base64,é"), "[1].image_url.url: a data URL has ASCII characters only"),
-        (picture("blob:x" * 1000), "..."),
-        (picture("file:///\ud800"), "[1].image_url.url is not valid Unicode"),
-        (picture(DATA_URL, detail=3), "[1].image_url.detail must be a string, not 3"),
+        ({"type": "image_url", "image_url": None}, "[1].image_url must be the URL of an image, not None"),
+        (image(7), "[1].image_url.url must be the URL of an image, not 7"),
+        (image(b"data:"), "[1].image_url.url must be the URL of an image, not bytes"),
+        (image("data:image/png;base64,é"), "[1].image_url.url: a data URL has ASCII characters only"),
+        (image("blob:x" * 1000), "..."),
+        (image("file:///\ud800"), "[1].image_url.url is not valid Unicode"),
+        (image(DATA_URL, detail=3), "[1].image_url.detail must be a string, not 3"),
         ({"type": "image"}, "[1].image is missing"),
         ({"type": "image", "image": None}, "[1].image must be a path"),
         ({"type": "image", "image": [PIXELS]}, "[1].image must be a path"),

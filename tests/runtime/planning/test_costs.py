@@ -41,6 +41,17 @@ def seconds(choice: TileChoice, *sizes: tuple[int, int]) -> float:
     return sum(tiles) * SPEEDS.tile + SPEEDS.prefill(0, 550 + sum(172 * count + 2 for count in tiles) + 64)
 
 
+def test_earlier_names_give_the_same_and_name_the_new_ones(demo_model: AyaVision) -> None:
+    chat = demo_model.chat()
+    usage = chat.ask("Hi", images=[PHOTO], max_tiles=1, max_tokens=1).usage
+    for owner in (usage, chat.turns[0], plan_question(DEMO, [(640, 480)])):
+        name = type(owner).__name__
+        with pytest.warns(DeprecationWarning, match=rf"^{name}\.pictures is now {name}\.images$") as warned:
+            assert owner.pictures is owner.images
+        assert warned[0].filename == __file__
+        assert len(owner.images) == 1
+
+
 def test_speeds_add_up_whatever_the_parts() -> None:
     whole = SPEEDS.prefill(0, 3000)
     assert whole == pytest.approx(SPEEDS.prefill(0, 1000) + SPEEDS.prefill(1000, 2000))
@@ -109,7 +120,7 @@ def test_a_plan_is_what_happens(tmp_path: Path) -> None:
     with AyaVision.load(cache=cache) as model:
         usage = model.ask("What is it?", images=[PHOTO], max_tokens=1).usage
         assert usage.prompt_tokens == plan.prompt_tokens
-        assert usage.pictures == plan.pictures
+        assert usage.images == plan.images
         model.measure()
     assert plan_question(DEMO, [(640, 480)], "What is it?", cache=cache).first_token_seconds is not None
 
@@ -133,7 +144,7 @@ def test_auto_measures_once_and_reports_what_it_expected(tmp_path: Path) -> None
         assert first.usage.tiles == (1,)
         assert first.timings.predicted is not None
         generous = model.ask("What is it?", images=[PHOTO], tiles="auto", budget=1000.0, max_tokens=1)
-        assert generous.usage.pictures == model.ask("?", images=[PHOTO], max_tokens=1).usage.pictures
+        assert generous.usage.images == model.ask("?", images=[PHOTO], max_tokens=1).usage.images
     with AyaVision.load(cache=cache) as model:  # remembered
         assert model.ask("Hi", max_tokens=1).timings.predicted is not None
 
@@ -149,8 +160,8 @@ def test_native_tiles_are_reported(tmp_path: Path) -> None:
     side = DEMO.manifest.tiling.tile_size
     small = np.zeros((side, 2 * side, 3), np.uint8)
     with AyaVision.load(cache=CacheOptions(directory=tmp_path)) as model:
-        native = model.ask("?", images=[small], tiles="native", max_tokens=1).usage.pictures[0]
-        faithful = model.ask("?", images=[small], max_tokens=1).usage.pictures[0]
+        native = model.ask("?", images=[small], tiles="native", max_tokens=1).usage.images[0]
+        faithful = model.ask("?", images=[small], max_tokens=1).usage.images[0]
     assert (native.columns, native.rows, native.tiles) == (2, 1, 3)
     assert faithful.tiles >= native.tiles
     assert str(native).startswith(f"{2 * side} x {side} pixels, grid 2 x 1, 3 tiles")
@@ -161,16 +172,16 @@ def test_the_command_line_plans_and_refuses(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "ayaedge", "plan", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    picture = Path(__file__).parents[3] / "examples" / "pictures" / "six-cells.png"
-    done = plan("--image", str(picture), "--json")
+    image = Path(__file__).parents[3] / "examples" / "pictures" / "six-cells.png"
+    done = plan("--image", str(image), "--json")
     data = json.loads(done.stdout)
     assert done.returncode == 0
     assert data["fits"]
-    assert data["pictures"][0]["tiles"] == 7
-    refused = plan("--image", str(picture), "-c", "100")
+    assert data["images"][0]["tiles"] == 7
+    refused = plan("--image", str(image), "-c", "100")
     assert refused.returncode == 1
     assert "raise context_size (on the command line: -c N, --max-tiles N)" in refused.stderr
-    mixed = plan("--export", str(tmp_path), "--image", str(picture))
+    mixed = plan("--export", str(tmp_path), "--image", str(image))
     assert mixed.returncode == 1
     assert "without -m and --image" in mixed.stderr
 
@@ -223,14 +234,14 @@ def test_measuring_takes_its_turn(tmp_path: Path) -> None:
 
 def test_no_cache_writes_nothing_at_all(tmp_path: Path) -> None:
     environment = {**os.environ, "AYAEDGE_CACHE_DIR": str(tmp_path / "cache")}
-    picture = Path(__file__).parents[3] / "examples" / "pictures" / "six-cells.png"
+    image = Path(__file__).parents[3] / "examples" / "pictures" / "six-cells.png"
     command = [
         sys.executable,
         "-m",
         "ayaedge",
         "ask",
         "--image",
-        str(picture),
+        str(image),
         "--no-cache",
         "--tiles",
         "auto",

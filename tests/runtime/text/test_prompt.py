@@ -24,9 +24,9 @@ LANGUAGES = sorted(SENTENCES)
 SIZES = [(640, 480), (56, 56), (300, 100)]
 CONVERSATIONS = {
     "text": [Message("user", "Hello, how are you? 12345")],
-    "one picture": [Message("user", "Describe it.", 1)],
-    "two pictures": [Message("user", " What differs?\n\nSay it. ", 2)],
-    "three pictures in two turns": [
+    "one image": [Message("user", "Describe it.", 1)],
+    "two images": [Message("user", " What differs?\n\nSay it. ", 2)],
+    "three images in two turns": [
         Message("user", "A", 1),
         Message("assistant", "B"),
         Message("user", "C", 2),
@@ -58,7 +58,7 @@ def release(
 
 
 def tiles_of(bundle: Bundle, messages: list[Message]) -> list[int]:
-    """Tiles of each picture of the conversation, pictures taken from SIZES in turn."""
+    """Tiles of each image of the conversation, images taken from SIZES in turn."""
     tiling = bundle.manifest.tiling
     counts = []
     for number in range(sum(m.images for m in messages)):
@@ -75,8 +75,8 @@ def reference_ids(processor: Any, messages: list[Message], *, generate: bool = T
     ]
     text = processor.apply_chat_template(conversation, add_generation_prompt=generate, tokenize=False)
     count = sum(m.images for m in messages)
-    pictures = [Image.new("RGB", SIZES[number % len(SIZES)]) for number in range(count)]
-    batch = processor(text=[text], images=pictures or None, add_special_tokens=False, return_tensors="np")
+    images = [Image.new("RGB", SIZES[number % len(SIZES)]) for number in range(count)]
+    batch = processor(text=[text], images=images or None, add_special_tokens=False, return_tensors="np")
     ids: list[int] = batch["input_ids"][0].tolist()
     return ids
 
@@ -135,7 +135,7 @@ def test_the_published_vocabulary_cases_have_the_published_ids(
         assert builder._tokenize(text) == [int(token) for token in expected.split()], text
 
 
-def test_a_picture_of_four_to_three_is_2197_image_tokens(release: tuple[PromptBuilder, Any, Bundle]) -> None:
+def test_an_image_of_four_to_three_is_2197_image_tokens(release: tuple[PromptBuilder, Any, Bundle]) -> None:
     builder, _, bundle = release
     prompt = builder.build([Message("user", "Describe.", 1)], [13])
     assert prompt.ids.count(bundle.manifest.tokens.image_patch) == 13 * 169
@@ -144,7 +144,7 @@ def test_a_picture_of_four_to_three_is_2197_image_tokens(release: tuple[PromptBu
 
 UNFINISHED = {
     "a word": [Message("user", "One?"), Message("assistant", "The answer")],
-    "a picture": [Message("user", "One?", 1), Message("assistant", '{"number": 1')],
+    "an image": [Message("user", "One?", 1), Message("assistant", '{"number": 1')],
     "blanks inside": [Message("user", "One?"), Message("assistant", "- a\n\n-  b\n c")],
     "marks": [Message("user", "One?"), Message("assistant", '"<image> <|END_RESPONSE|')],
     "composed": [Message("user", "One?"), Message("assistant", unicodedata.normalize("NFD", "Tiếng Việt"))],
@@ -168,8 +168,8 @@ def continued_ids(processor: Any, messages: list[Message]) -> list[int]:
     ]
     text = processor.apply_chat_template(conversation, continue_final_message=True, tokenize=False)
     count = sum(m.images for m in messages)
-    pictures = [Image.new("RGB", SIZES[number % len(SIZES)]) for number in range(count)]
-    batch = processor(text=[text], images=pictures or None, add_special_tokens=False, return_tensors="np")
+    images = [Image.new("RGB", SIZES[number % len(SIZES)]) for number in range(count)]
+    batch = processor(text=[text], images=images or None, add_special_tokens=False, return_tensors="np")
     ids: list[int] = batch["input_ids"][0].tolist()
     return ids
 
@@ -396,7 +396,7 @@ def test_a_marker_split_over_turns_and_parts_stays_text(
     assert found == [i for i in builder.build(harmless, []).ids if i in special]
 
 
-def test_a_users_placeholder_makes_no_picture(builder: PromptBuilder) -> None:
+def test_a_users_placeholder_makes_no_image(builder: PromptBuilder) -> None:
     prompt = builder.build([Message("user", "<image> what is <image>?", 1)], [5])
     assert len(prompt.images) == 1
 
@@ -408,7 +408,7 @@ def test_what_a_user_writes_survives_as_text(builder: PromptBuilder, exact_model
     assert text.encode() in spelled
 
 
-def test_spans_hold_exactly_the_pictures(builder: PromptBuilder, exact_model: AyaVision) -> None:
+def test_spans_hold_exactly_the_images(builder: PromptBuilder, exact_model: AyaVision) -> None:
     manifest = exact_model.bundle.manifest
     special, patch = manifest.tokens.special, manifest.tokens.image_patch
     prompt = builder.build([Message("user", "x", 2)], [5, 1])
@@ -420,8 +420,8 @@ def test_spans_hold_exactly_the_pictures(builder: PromptBuilder, exact_model: Ay
     assert prompt.image_tokens == sum(span.stop - span.start for span in prompt.images)
 
 
-def test_pictures_and_places_must_agree(builder: PromptBuilder) -> None:
-    with pytest.raises(PromptError, match="places for 1 pictures, 2 were given"):
+def test_images_and_places_must_agree(builder: PromptBuilder) -> None:
+    with pytest.raises(PromptError, match="places for 1 images, 2 were given"):
         builder.build([Message("user", "x", 1)], [1, 1])
 
 
@@ -452,8 +452,8 @@ def test_a_hostile_or_faulty_template_gets_nowhere(exact_model: AyaVision, templ
         with_template(exact_model, template).build([Message("user", "x")], [])
 
 
-def test_a_template_that_writes_too_many_pictures_is_an_error(exact_model: AyaVision) -> None:
-    with pytest.raises(PromptError, match="more pictures than the 0 given"):
+def test_a_template_that_writes_too_many_images_is_an_error(exact_model: AyaVision) -> None:
+    with pytest.raises(PromptError, match="more images than the 0 given"):
         with_template(exact_model, "<image>{{ messages[0].content }}").build([Message("user", "x")], [])
 
 
@@ -483,6 +483,6 @@ def test_templates_find_what_transformers_gives_them(
     assert ChatTemplate(template).render(messages=[], **named) == text
 
 
-def test_a_template_that_drops_pictures_is_an_error(exact_model: AyaVision) -> None:
-    with pytest.raises(PromptError, match="0 of 1 pictures"):
+def test_a_template_that_drops_images_is_an_error(exact_model: AyaVision) -> None:
+    with pytest.raises(PromptError, match="0 of 1 images"):
         with_template(exact_model, "{{ bos_token }}").build([Message("user", "x", 1)], [1])

@@ -121,10 +121,10 @@ def test_int8_does_not_saturate_on_processors_without_byte_products(
 
 
 def test_the_progress_of_a_question_counts_tiles_and_tokens() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (320, 480, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (320, 480, 3), dtype=np.uint8)
     steps: list[tuple[str, int, int]] = []
     with AyaVision.load() as model:
-        answer = model.ask("?", images=[picture], max_tokens=1, on_progress=lambda *step: steps.append(step))
+        answer = model.ask("?", images=[image], max_tokens=1, on_progress=lambda *step: steps.append(step))
     tiles = answer.usage.tiles[0]
     assert [step for step in steps if step[0] == "vision"] == [
         ("vision", done, tiles) for done in range(1, tiles + 1)
