@@ -11,6 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
+from ayaedge.files import replacing
+
 _CHUNK = 1 << 20
 
 
@@ -63,10 +65,9 @@ class Journal:
         self._rewrite()
 
     def _rewrite(self) -> None:
-        temporary = self._path.with_suffix(".new")
         lines = [json.dumps({"fingerprint": self.fingerprint}), *map(_line, self.pieces)]
-        temporary.write_text("\n".join(lines) + "\n", "utf-8")
-        temporary.replace(self._path)
+        with replacing(self._path, private=True) as stream:
+            stream.write(("\n".join(lines) + "\n").encode())
 
     def of(self, file: str) -> list[Piece]:
         """The finished pieces of one file, which are its beginning."""

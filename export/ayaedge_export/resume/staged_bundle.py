@@ -13,10 +13,13 @@ from filelock import FileLock, Timeout
 
 from ayaedge.bundle import FILES, MANIFEST, hash_file, read_bundle
 from ayaedge.errors import CheckpointError, ExportError, InvalidOptionError
+from ayaedge.files import forget_abandoned, replacing
 from ayaedge.manifest import FileInfo, Manifest
 from ayaedge_export.resume.journal import Journal, has_pieces
+from ayaedge_export.resume.own_directory import follows_a_strangers_link, make_own
 
-_JOURNAL, _OLD, _DISCARDED = "journal.jsonl", "old", "discarded"
+_JOURNAL, _LOCK, _OLD, _DISCARDED = "journal.jsonl", "lock", "old", "discarded"
+_LOCK_TRIES = 10
 
 
 @contextmanager
@@ -29,7 +32,8 @@ def staged_bundle(
     holds what an interrupted export of the same fingerprint has finished. An existing target is an error unless
     `force`; then it is replaced only after the new one is complete and has been read. When the block fails the target
     is as it was, and finished pieces stay for the next try, unless the checkpoint or an option is at fault.
-    ExportError if another export has the same target.
+    Until then everything lies in a directory that only this user can look into or change (`own_directory`).
+    ExportError if another export has the same target, or others could change what is unfinished.
     """
     check_target(target, force=force)
     staging = staging_place(target)
@@ -37,7 +41,7 @@ def staged_bundle(
     with _alone(staging, target):
         journal = None
         try:
-            staging.mkdir(exist_ok=True)
+            forget_abandoned(staging, 0.0)
             _put_back(staging / _OLD, target)  # a run was killed while it exchanged the bundles
             shutil.rmtree(staging / _DISCARDED, ignore_errors=True)
             check_target(target, force=force)
@@ -50,9 +54,9 @@ def staged_bundle(
                 journal is not None and not journal.pieces
             )
             if useless if journal and journal.begun else not (staging / _JOURNAL).exists():
-                shutil.rmtree(staging, ignore_errors=True)
+                _clear(staging)
             raise
-        shutil.rmtree(staging, ignore_errors=True)
+        _clear(staging)
 
 
 def staging_place(target: Path) -> Path:
@@ -76,30 +80,51 @@ def what_is_left(target: Path, *, resume: bool = True) -> str:
 @contextmanager
 def _alone(staging: Path, target: Path) -> Iterator[None]:
     """Hold the lock of this target, which the system releases when the process ends in any way."""
-    staging.parent.mkdir(parents=True, exist_ok=True)
-    path = staging.with_suffix(".lock")
-    lock = FileLock(path, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ExportError(
-            f"another export to {target} is at work; wait for it or choose another place"
-        ) from None
+    lock = _locked(staging, target)
     try:
         yield
     finally:
-        if os.name != "nt":  # there an open file cannot be removed
-            path.unlink(missing_ok=True)
+        if os.name == "nt":  # there an open file cannot be removed
+            lock.release()
+        with suppress(OSError):
+            (staging / _LOCK).unlink()
+            staging.rmdir()  # unless something is kept for the next try
         lock.release()
-        if os.name == "nt":
+
+
+def _clear(staging: Path) -> None:
+    """Remove everything but the lock, which goes last."""
+    for path in staging.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != _LOCK:
             with suppress(OSError):
                 path.unlink()
+
+
+def _locked(staging: Path, target: Path) -> FileLock:
+    """The lock, which lies in `staging`, where nobody else can put one."""
+    for _ in range(_LOCK_TRIES):
+        make_own(staging, but=_OLD)
+        lock = FileLock(staging / _LOCK, blocking=False)
+        try:
+            lock.acquire()
+        except FileNotFoundError:  # an export that ended now has removed the directory
+            continue
+        except Timeout:
+            break
+        if (staging / _LOCK).exists():
+            return lock
+        lock.release()
+    raise ExportError(f"another export to {target} is at work; wait for it or choose another place")
 
 
 def check_target(target: Path, *, force: bool) -> None:
     """Raise ExportError if `target` exists and may not be replaced, or cannot be a bundle's place."""
     if not target.name and not target.resolve().name:
         raise ExportError(f"{target} is the root of the file system; choose another target")
+    if follows_a_strangers_link(target):
+        raise ExportError(f"{target} is a link that another user has made; choose another target")
     if not target.exists():
         return
     if not target.is_dir():
@@ -121,9 +146,8 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
 
 def replace_manifest(directory: Path, manifest: Manifest) -> Manifest:
     """Put `manifest` in the place of the one that `directory` has, at once."""
-    temporary = directory / f"{MANIFEST}.partial"
-    temporary.write_text(manifest.to_json(), "utf-8")
-    temporary.replace(directory / MANIFEST)
+    with replacing(directory / MANIFEST, private=False) as stream:
+        stream.write(manifest.to_json().encode())
     return manifest
 
 

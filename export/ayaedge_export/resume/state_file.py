@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ayaedge.files import replacing
+
 _HEADER = "header"
 _SUFFIX = ".npz"
 
@@ -28,11 +30,9 @@ class StateFile:
 
     def write(self, values: Values, arrays: Arrays) -> None:
         """Put this state in the place of the file's; OSError if it cannot be written."""
-        temporary = self.path.with_suffix(".new")
         header = np.array(json.dumps({"mark": self.mark, "values": values}))
-        with temporary.open("wb") as stream:
+        with replacing(self.path, private=True) as stream:
             np.savez(stream, **{_HEADER: header, **arrays})  # type: ignore[arg-type]
-        temporary.replace(self.path)
 
     def read(self) -> tuple[Values, Arrays] | None:
         """The last state; None if there is none, or none of this computation that is whole."""
