@@ -15,9 +15,11 @@ class TransformersAnswerer:
     """Greedy answers of a checkpoint directory through transformers, in float32."""
 
     def __init__(self, checkpoint: Path, *, system: str | None = None, batch_size: int = 24) -> None:
-        self._processor = AutoProcessor.from_pretrained(checkpoint)
+        self._processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
         self._system = system
-        model = AyaVisionForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+        model = AyaVisionForConditionalGeneration.from_pretrained(
+            checkpoint, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
         self._model = model.eval()
         self._batch_size = batch_size
 

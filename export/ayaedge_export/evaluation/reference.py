@@ -1,4 +1,8 @@
-"""The reference: transformers' own Aya Vision, to measure bundles against. Needs the extra `trace`."""
+"""The reference: transformers' own Aya Vision, to measure bundles against. Needs the extra `trace`.
+
+Every class is named here. A checkpoint may name others, and hold their code (`auto_map`, `custom_generate`): none of it
+is loaded, asked about or run, and no pickle is opened.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from PIL import Image
 from ayaedge.errors import MissingExtraError
 from ayaedge.hardware.machine import usable_threads
 from ayaedge.text.prompt import Message
+from ayaedge_export.checkpoint.files import CheckpointFiles
 from ayaedge_export.offline import stay_offline
 
 
@@ -27,25 +32,18 @@ class Reference:
         stay_offline()
         try:
             import torch
-            from transformers import (
-                AutoConfig,
-                AutoProcessor,
-                AyaVisionForConditionalGeneration,
-                GotOcr2ImageProcessor,
-            )
+            import transformers
         except ImportError as error:
             raise MissingExtraError("comparing with a checkpoint", "trace") from error
         self._torch = torch
         torch.set_num_threads(min(torch.get_num_threads(), usable_threads()))
-        self.processor: Any = AutoProcessor.from_pretrained(directory, local_files_only=True)
-        # the Pillow image processor: the one whose numbers do not depend on the machine
-        self.processor.image_processor = GotOcr2ImageProcessor.from_pretrained(
-            directory, local_files_only=True
-        )
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        self.model: Any = AyaVisionForConditionalGeneration.from_pretrained(
-            directory, config=config, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-        ).eval()
+        self.processor: Any = _processor(transformers, directory)
+        config = transformers.AyaVisionConfig.from_pretrained(directory, local_files_only=True)
+        self.model: Any = transformers.AyaVisionForConditionalGeneration.from_pretrained(
+            directory, config=config, generation_config=_generation_config(transformers, directory, config),
+            dtype=torch.float32, attn_implementation="eager", local_files_only=True, use_safetensors=True,
+            trust_remote_code=False,
+        ).eval()  # fmt: skip
         self._logit_scale = float(config.text_config.logit_scale if logit_scale is None else logit_scale)
 
     def inputs(
@@ -112,3 +110,24 @@ class Reference:
         with self._torch.no_grad():
             output = self.model.generate(**arguments, do_sample=False, max_new_tokens=max_tokens)
         return cast("list[int]", output[0, len(ids) :].tolist())
+
+
+def _processor(transformers: Any, directory: Path) -> Any:
+    """The processor with its parts, the Pillow image processor: the one whose numbers do not depend on the machine."""
+    settings = CheckpointFiles(directory).read_tokenizer_settings()
+    plain = settings.get("tokenizer_class") in ("PreTrainedTokenizerFast", "PreTrainedTokenizer")
+    tokenizer = transformers.PreTrainedTokenizerFast if plain else transformers.CohereTokenizerFast
+    parts = [
+        kind.from_pretrained(directory, local_files_only=True)
+        for kind in (transformers.GotOcr2ImageProcessor, tokenizer)
+    ]
+    options, _ = transformers.AyaVisionProcessor.get_processor_dict(directory, local_files_only=True)
+    return transformers.AyaVisionProcessor.from_args_and_dict(parts, options)
+
+
+def _generation_config(transformers: Any, directory: Path, config: Any) -> Any:
+    """How the checkpoint generates; where none is given, transformers runs custom_generate/generate.py, unasked."""
+    try:
+        return transformers.GenerationConfig.from_pretrained(directory, local_files_only=True)
+    except OSError:  # there is none
+        return transformers.GenerationConfig.from_model_config(config)

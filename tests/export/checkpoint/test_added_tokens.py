@@ -57,7 +57,7 @@ def tuned(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     target = tmp_path_factory.mktemp("tuned") / "c"
     write_random_checkpoint(target, tiny, Shape(text={"vocab_size": 2100}))
-    tokenizer = AutoTokenizer.from_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(target, trust_remote_code=False)
     for text, flags in ADDED.items():
         tokenizer.add_tokens([AddedToken(text, **flags)], special_tokens=flags.get("special", False))
     tokenizer.chat_template = tokenizer.chat_template.replace(
@@ -88,7 +88,7 @@ def builder(bundle: Bundle) -> Iterator[PromptBuilder]:
 def processor(tuned: Path) -> Any:
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(tuned)
+    return AutoProcessor.from_pretrained(tuned, trust_remote_code=False)
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -235,7 +235,7 @@ def loaded(checkpoint: Path, text: str) -> tuple[list[int], list[int]]:
     """Ids of a text by the checkpoint as the exporter reads it, and by transformers."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     bare = json.loads((checkpoint / "tokenizer.json").read_text("utf-8"))
     from tokenizers import Tokenizer
 

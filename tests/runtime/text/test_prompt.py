@@ -52,7 +52,7 @@ def release(
     """A prompt builder over a released tokenizer and template, and the reference's processor for them."""
     transformers = pytest.importorskip("transformers")
     bundle = shrunk_release_bundle
-    processor = transformers.AutoProcessor.from_pretrained(shrunk_release)
+    processor = transformers.AutoProcessor.from_pretrained(shrunk_release, trust_remote_code=False)
     with Decoder(bundle.decoder_path, bundle.manifest, DecoderOptions(context_size=64)) as decoder:
         yield PromptBuilder(bundle.manifest, decoder.vocabulary.tokenize), processor, bundle
 
