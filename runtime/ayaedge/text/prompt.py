@@ -8,7 +8,7 @@ fine-tune, may stand in any text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -213,14 +213,13 @@ class PromptBuilder:
         return rendered
 
 
-def _split(pattern: re.Pattern[str], text: str) -> list[tuple[str, str | None]]:
+def _split(pattern: re.Pattern[str], text: str) -> Iterator[tuple[str, str | None]]:
     """Plain text and the marker that follows it, in turn; the last has none."""
-    parts: list[tuple[str, str | None]] = []
     end = 0
     for match in pattern.finditer(text):
-        parts.append((text[end : match.start()], match[0]))
+        yield text[end : match.start()], match[0]
         end = match.end()
-    return [*parts, (text[end:], None)]
+    yield text[end:], None
 
 
 def _unused_characters(messages: Sequence[Message]) -> tuple[str, str, str]:

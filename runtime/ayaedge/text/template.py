@@ -1,17 +1,21 @@
 """A checkpoint's chat template, rendered in a sandbox; jinja2 is loaded with the first conversation.
 
 The environment is the one that transformers gives templates (its chat_template_utils), so that what renders there
-renders here.
+renders here; but work, memory and text are bounded, since a template may be anybody's (`template_meter`).
 """
 
 from __future__ import annotations
 
-import json
-from datetime import datetime
+import threading
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from ayaedge.errors import PromptError
+from ayaedge.text.template_meter import Meter
+
+_LONGEST, _MOST_TOKENS = 1 << 20, 10_000
+"""Characters of a template, and words and signs in it, which take 40 us each to compile."""
 
 
 class ChatTemplate:
@@ -19,48 +23,31 @@ class ChatTemplate:
 
     def __init__(self, source: str):
         self._source = source
+        self._lock = threading.Lock()
 
     def render(self, **variables: object) -> str:
-        """The rendered text; PromptError if the template is faulty or refuses the conversation."""
+        """The rendered text; PromptError if the template is faulty, refuses the conversation or takes too much."""
         try:
-            return str(self._compiled.render(tools=None, documents=None, **variables))
+            with self._lock:  # the environment has one meter
+                template = self._compiled
+                template.environment.meter = Meter(variables)
+                try:
+                    return str(template.render(tools=None, documents=None, **variables))
+                finally:
+                    template.environment.meter = Meter({})  # the conversation is held no longer
+        except RecursionError:
+            raise PromptError("the chat template is nested too deeply, or calls itself without end") from None
         except Exception as error:
             raise PromptError(f"the chat template refuses this conversation: {error}") from error
 
     @cached_property
     def _compiled(self) -> Any:
-        from jinja2 import TemplateError
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from ayaedge.text.template_sandbox import MeteredEnvironment
 
-        class Generation(Extension):
-            """`{% generation %}` marks what the assistant writes, for training; here it changes nothing."""
-
-            tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
-
-            def parse(self, parser: Any) -> Any:
-                next(parser.stream)
-                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-        def refuse(message: str) -> None:
-            raise TemplateError(message)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        environment = MeteredEnvironment()
+        if len(self._source) > _LONGEST:
+            raise PromptError(f"it has more than {_LONGEST:,} characters")
+        words = (kind for _, kind, _ in environment.lex(self._source) if kind != "whitespace")
+        if next(islice(words, _MOST_TOKENS, None), None) is not None:
+            raise PromptError(f"it has more than {_MOST_TOKENS:,} words and signs")
         return environment.from_string(self._source)
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
