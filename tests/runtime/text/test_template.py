@@ -164,7 +164,7 @@ def test_a_template_writes_no_more_images_than_were_given(images: int) -> None:
 
     def refused() -> None:
         builder = PromptBuilder(replace(manifest, chat_template=template), lambda text: [1] * len(text))
-        with pytest.raises(PromptError, match=f"more pictures than the {images} given"):
+        with pytest.raises(PromptError, match=f"more images than the {images} given"):
             builder.build([Message("user", "a", images)], [1] * images)
 
     assert seconds_of(refused) < CPU_SECONDS
