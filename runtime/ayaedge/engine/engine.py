@@ -100,7 +100,7 @@ class Engine:
         """How fast this machine is with this bundle: what was remembered, or else measured now, in seconds."""
         if self._profile is None:
             self.prefix.forget()
-            self.decoder.watch(flag or Cancellation())
+            self._watch(flag or Cancellation())
             self._profile = Profile(measure_speeds(self.vision, self.decoder, self.bundle.manifest))
             if (root := self._cache.root) and self.decoder.options.is_usual:
                 save_profile(profile_path(root, self.bundle), self._profile)
@@ -135,11 +135,12 @@ class Engine:
     def encode(self, image: EncodedImage, flag: Cancellation, report: OnProgress) -> EncodedImage:
         """The same image with its embeddings."""
         flag.check()
+        self._watch(flag)
         return replace(image, embeddings=self._embeddings([image], flag, report)[0])
 
     def snapshot(self, dialogue: Dialogue) -> tuple[Segment, State] | None:
         """What the decoder knows of a finished dialogue, and up to which segment; None if nothing can be kept."""
-        self.decoder.watch(Cancellation())
+        self._watch(Cancellation())
         return self.prefix.snapshot(self._segments(dialogue))
 
     def adopt(self, dialogue: Dialogue, key: str, count: int, state: State) -> bool:
@@ -148,7 +149,7 @@ class Engine:
         place = next((i for i, one in enumerate(segments, 1) if (one.key, one.stop) == (key, count)), None)
         if place is None or count >= self.decoder.context_size:
             return False
-        self.decoder.watch(Cancellation())
+        self._watch(Cancellation())
         return self.prefix.adopt(segments[:place], state)
 
     def answer(
@@ -168,7 +169,7 @@ class Engine:
         flag.check()
         # A faulty grammar is said before minutes of work.
         with self._open_sampler(options, flag) as sampler:
-            self.decoder.watch(flag)
+            self._watch(flag)
             laps.end("vision")
             if options.tiles.policy == "auto" and dialogue.images:
                 self.speeds(flag)
@@ -204,6 +205,11 @@ class Engine:
         if answer.stop_reason == "cancelled":
             raise CancelledError(answer)
         return answer
+
+    def _watch(self, flag: Cancellation) -> None:
+        """Let this flag end what either half computes."""
+        self.vision.watch(flag)
+        self.decoder.watch(flag)
 
     def _open_sampler(self, options: AnswerOptions, flag: Cancellation) -> Sampler:
         matcher = None if options.grammar is None else Matcher(options.grammar, self._forms, flag.check)

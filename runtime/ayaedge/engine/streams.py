@@ -21,7 +21,7 @@ class AnswerHandle:
         self._request = request
 
     def cancel(self) -> None:
-        """Stop: between two tiles, inside prefill or between two tokens. A finished answer stays as it is."""
+        """Stop: inside a tile, inside prefill or between two tokens. A finished answer stays as it is."""
         self._request.cancel()
 
     def done(self) -> bool:

@@ -57,7 +57,7 @@ class Request(Generic[Item, Result]):
         self._watchers: list[Callable[[], None]] = []
 
     def cancel(self) -> None:
-        """Ask for an end: between two tiles, inside prefill or between two tokens; nothing happens if it is over."""
+        """Ask for an end: inside a tile, inside prefill or between two tokens; nothing happens if it is over."""
         with self._changed:
             if self._over:
                 return
@@ -206,7 +206,7 @@ class Request(Generic[Item, Result]):
         except KeyboardInterrupt:
             self.cancel()
             with self._changed:
-                self._changed.wait_for(lambda: self._over)  # within a tile; a second Ctrl-C does not wait
+                self._changed.wait_for(lambda: self._over)  # at once; a second Ctrl-C does not wait
             raise
 
 

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from ayaedge import ort
 from ayaedge.bundle import Bundle
 from ayaedge.cache.prepared_graphs import PreparedGraphs
 from ayaedge.cache.stores import RecentArrays
+from ayaedge.cancellation import Cancellation, interruptible
 from ayaedge.errors import BackendError, BundleError, ClosedError, OutOfMemoryError
 from ayaedge.hardware.machine import processor
 from ayaedge.images.tiling import normalize
@@ -46,6 +48,7 @@ class VisionEncoder:
         prepared: PreparedGraphs | None = None,
     ):
         self._tiling = manifest.tiling
+        self._flag = Cancellation()
         self._seen = RecentArrays(keep_bytes)
         self._session: Any = open_session(path, manifest, options or VisionOptions(), prepared)
         expected = (manifest.image_prompt.tokens_per_tile, manifest.decoder.hidden_size)
@@ -70,6 +73,10 @@ class VisionEncoder:
         """What decides about the embeddings beside the bundle and the pixels, for keys."""
         cpu = processor()
         return repr((self.provider, ort.library().__version__, cpu.name, sorted(cpu.features))).encode()
+
+    def watch(self, flag: Cancellation) -> None:
+        """Let this flag end what is computed from now on, also inside a tile."""
+        self._flag = flag
 
     def warm_up(self) -> None:
         """Run one empty tile: the first run after loading reads the weights from the disk."""
@@ -98,12 +105,21 @@ class VisionEncoder:
         return np.stack(rows)
 
     def run(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The graph itself: normalised tiles (n, 3, S, S) to image embeddings (n, T, hidden)."""
+        """The graph itself: normalised tiles (n, 3, S, S) to image embeddings (n, T, hidden).
+
+        CancelledError between two operators if the flag is set that `watch` was given.
+        """
         if self._session is None:
             raise ClosedError
+        flag, settings = self._flag, ort.library().RunOptions()
+        flag.check()
+        end = partial(setattr, settings, "terminate", True)
         try:
-            (embeddings,) = self._session.run(None, {self._session.get_inputs()[0].name: pixel_values})
+            with flag.ending(end):
+                inputs = {self._session.get_inputs()[0].name: pixel_values}
+                (embeddings,) = interruptible(partial(self._session.run, None, inputs, settings), end)
         except Exception as error:
+            flag.check()
             kind = OutOfMemoryError if _NO_MEMORY.search(str(error)) else BackendError
             raise kind(f"ONNX Runtime could not encode a tile: {error}") from error
         if not np.isfinite(embeddings).all():

@@ -7,11 +7,13 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from ayaedge import ort
 from ayaedge.cache.prepared_graphs import DATA, GRAPH, PreparedGraphs
+from ayaedge.cancellation import interruptible
 from ayaedge.checks import check_options, make_plain, one_of, whole_number
 from ayaedge.decoder.options import MAX_THREADS
 from ayaedge.errors import BackendError, BundleError, InvalidOptionError
@@ -184,12 +186,19 @@ def _prepared_session(
         return None
 
 
+def _end_loading(settings: Any) -> None:
+    if hasattr(settings, "set_load_cancellation_flag"):  # since 1.21
+        settings.set_load_cancellation_flag(True)
+
+
 def make_session(path: Path, settings: Any, providers: Sequence[str] = (CPU_PROVIDER,)) -> Any:
     """An InferenceSession; BundleError if ONNX Runtime cannot load the graph."""
     try:
         # a fallback of ONNX Runtime's own would be announced on stdout
-        return ort.library().InferenceSession(
-            os.fspath(path), settings, providers=list(providers), enable_fallback=False
-        )
+        start = partial(
+            ort.library().InferenceSession,
+            os.fspath(path), settings, providers=list(providers), enable_fallback=False,
+        )  # fmt: skip
+        return interruptible(start, partial(_end_loading, settings))
     except Exception as error:
         raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error
