@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads that wait spin, next to another worker's tests
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from ayaedge import AyaVision, DecoderOptions
-from ayaedge.bundle import Bundle
+from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.hardware.machine import processor
 from ayaedge_export.evaluation.reference import Reference
@@ -41,6 +43,17 @@ if not (TINY / "model.safetensors").exists():
     TINY = ROOT.parent / "shared" / "tiny-aya-vision" / "checkpoint"
 REFERENCE_FILES = ROOT.parent / "shared" / "reference"
 """Configurations and tokenizers of the released checkpoints; they are not part of this repository."""
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A directory that the first worker that needs it makes, for all of them; nobody may change what is in it."""
+    root = factory.getbasetemp()
+    place = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "made_once" / name
+    place.parent.mkdir(exist_ok=True)
+    with FileLock(place.with_suffix(".lock")):
+        if not place.exists():
+            make(place)
+    return place
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,7 +84,8 @@ def reference(tiny: Path) -> Reference:
 @pytest.fixture(scope="session")
 def exact_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The trained checkpoint in full precision."""
-    return export_checkpoint(tiny, tmp_path_factory.mktemp("exact") / "b", quant="f32", vision="fp32")
+    export = partial(export_checkpoint, tiny, quant="f32", vision="fp32")
+    return read_bundle(made_once(tmp_path_factory, "exact", export))
 
 
 @pytest.fixture(scope="session")
@@ -83,19 +97,17 @@ def exact_model(exact_bundle: Bundle) -> Iterator[AyaVision]:
 @pytest.fixture(scope="session")
 def wide_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained checkpoint with a sliding window as long, against its prompts, as the released one's."""
-    directory = tmp_path_factory.mktemp("wide")
-    checkpoint = shutil.copytree(tiny, directory / "c")
+    checkpoint = shutil.copytree(tiny, tmp_path_factory.mktemp("wide") / "c")
     config = json.loads((checkpoint / "config.json").read_text("utf-8"))
     config["text_config"]["sliding_window"] = WIDE_WINDOW
     (checkpoint / "config.json").write_text(json.dumps(config))
-    return export_checkpoint(checkpoint, directory / "b").directory
+    return made_once(tmp_path_factory, "wide", partial(export_checkpoint, checkpoint))
 
 
 @pytest.fixture(scope="session")
 def endless(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Options with which every answer goes on for minutes, on the fastest machine and on a busy one."""
-    directory = tmp_path_factory.mktemp("endless")
-    checkpoint = shutil.copytree(tiny, directory / "c")
+    checkpoint = shutil.copytree(tiny, tmp_path_factory.mktemp("endless") / "c")
     config = json.loads((checkpoint / "config.json").read_text("utf-8"))
     config["text_config"]["max_position_embeddings"] = 1 << 17
     (checkpoint / "config.json").write_text(json.dumps(config))
@@ -103,7 +115,7 @@ def endless(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     (name,) = (name for name in weights if name.endswith("embed_tokens.weight"))
     weights[name][config["text_config"]["eos_token_id"]] = 0  # the end of a turn is never the likeliest token
     save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
-    bundle = export_checkpoint(checkpoint, directory / "b").directory
+    bundle = made_once(tmp_path_factory, "endless", partial(export_checkpoint, checkpoint))
     return ["-m", str(bundle), "-c", "100000"]
 
 
@@ -147,14 +159,15 @@ def shrunk_release(
     request: pytest.FixtureRequest, released_files: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A released checkpoint's configuration and tokenizer around tiny random weights."""
-    target = tmp_path_factory.mktemp("release") / str(request.param)
-    return write_shrunk_release(target, released_files / str(request.param))
+    name = str(request.param)
+    write = partial(write_shrunk_release, released=released_files / name)
+    return made_once(tmp_path_factory, name, write)
 
 
 @pytest.fixture(scope="session")
 def shrunk_release_bundle(shrunk_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    target = tmp_path_factory.mktemp("release-bundle") / shrunk_release.name
-    return export_checkpoint(shrunk_release, target, quant="f16", vision="fp32")
+    export = partial(export_checkpoint, shrunk_release, quant="f16", vision="fp32")
+    return read_bundle(made_once(tmp_path_factory, f"{shrunk_release.name}-bundle", export))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

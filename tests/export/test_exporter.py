@@ -152,17 +152,29 @@ def test_a_really_full_disk_says_so(tiny: Path, tmp_path: Path) -> None:
     assert contents(bundle.directory) == contents(export_checkpoint(tiny, tmp_path / "c").directory)
 
 
+@pytest.fixture(scope="module")
+def long(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose export takes a while."""
+    shape = Shape(text={"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16})
+    return write_random_checkpoint(tmp_path_factory.mktemp("long") / "c", tiny, shape)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(long: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What is in its bundle."""
+    return contents(export_checkpoint(long, tmp_path_factory.mktemp("undisturbed") / "b").directory)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_export_says_how_to_go_on(tiny: Path, tmp_path: Path, number: signal.Signals) -> None:
-    shape = Shape(text={"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16})
-    checkpoint = write_random_checkpoint(tmp_path / "c", tiny, shape)
-    status, said = stop_export(checkpoint, tmp_path / "b", number)
+def test_a_stopped_export_says_how_to_go_on(
+    long: Path, undisturbed: dict[str, bytes], tmp_path: Path, number: signal.Signals
+) -> None:
+    status, said = stop_export(long, tmp_path / "b", number)
     assert status == 128 + number
     assert "what is finished lies in" in said
-    assert {path.name for path in tmp_path.iterdir()} == {"c", ".b.partial"}
-    bundle = export_checkpoint(checkpoint, tmp_path / "b")
-    assert contents(bundle.directory) == contents(export_checkpoint(checkpoint, tmp_path / "d").directory)
+    assert {path.name for path in tmp_path.iterdir()} == {".b.partial"}
+    assert contents(export_checkpoint(long, tmp_path / "b").directory) == undisturbed
 
 
 def stop_export(checkpoint: Path, target: Path, number: signal.Signals) -> tuple[int, str]:

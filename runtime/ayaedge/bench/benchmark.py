@@ -193,6 +193,7 @@ def measure_bundle(
     )
     bundle = read_bundle(path)
     threads, answer_tokens, tiles, rounds = map(plain, (threads, answer_tokens, tiles, rounds))
+    decoder_plan(bundle, answer_tokens)  # says what is too much before anything is measured
     steps = _Steps(on_step)
     steps.next()
     limits = measure_limits()

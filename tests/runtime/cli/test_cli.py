@@ -2,17 +2,13 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,43 +17,10 @@ from PIL import Image
 from ayaedge import Bundle, InvalidOptionError
 from ayaedge.cli import console
 from ayaedge.cli import export as cli_export
-from ayaedge.cli.main import main
 from ayaedge_export.plan import VISION_FORMATS
 from ayaedge_quant.recipes import DECODER_FORMATS
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A command that ran in this process, as `subprocess` would describe it."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def ayaedge(*arguments: str | Path) -> Finished:
-    """Run a command in this process; see `process` for what concerns a process of its own."""
-    logger, handlers = logging.getLogger("ayaedge"), signal_handlers()
-    before = (sys.argv, list(logger.handlers), logger.level)
-    output, code = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), 0
-    with redirect_stdout(output), redirect_stderr(io.StringIO()) as errors:
-        sys.argv = ["ayaedge", *map(str, arguments)]
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            sys.argv, logger.handlers, level = before
-            logger.setLevel(level)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-    return Finished(code, cast("io.BytesIO", output.buffer).getvalue().decode("utf-8"), errors.getvalue())
-
-
-def signal_handlers() -> dict[signal.Signals, Any]:
-    """Handlers that a command replaces by its own."""
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    return {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+from command_line import ayaedge
+from random_checkpoint import Shape, write_random_checkpoint
 
 
 def process(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -331,16 +294,18 @@ def test_an_effort_that_does_not_exist_is_a_wrong_use(tiny: Path, tmp_path: Path
 
 
 def test_the_best_effort_gives_a_bundle_that_says_so(tiny: Path, tmp_path: Path) -> None:
+    shape = Shape(text={"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1})
+    checkpoint = write_random_checkpoint(tmp_path / "c", tiny, shape)
     text, bundle = tmp_path / "text.txt", tmp_path / "b"
     text.write_text("What color is the circle? The circle is red.\n\nThe square is blue.", "utf-8")
     result = ayaedge(
-        "export", tiny, "-o", bundle, "--effort", "best", "--calibrate", text, "--target-size", "2.1MB",
+        "export", checkpoint, "-o", bundle, "--effort", "best", "--calibrate", text, "--target-size", "870kB",
         "--feedback-block", "0",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "expected" in result.stderr
     assert "the builtin text is read as well" in result.stderr
-    assert (bundle / "decoder.gguf").stat().st_size <= 2_100_000
+    assert (bundle / "decoder.gguf").stat().st_size <= 870_000
     shown = ayaedge("info", bundle).stdout
     assert "error feedback from text.txt and builtin, types chosen by measurement" in shown
     figures = json.loads(ayaedge("info", bundle, "--json").stdout)["parity"]

@@ -10,30 +10,38 @@ from pathlib import Path
 
 import pytest
 
+from command_line import Finished, ayaedge
+
 IMAGES = Path(__file__).parents[3] / "examples" / "pictures"
 SIX = IMAGES / "six-cells.png"
 NUMBER = "What number is at the bottom left?"
 COMMAND = [sys.executable, "-m", "ayaedge", "chat"]
 
 
-def chat(
-    lines: str | bytes, *arguments: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def chat(lines: str | bytes, *arguments: str | Path) -> Finished:
     """What a chat says to lines that come through a pipe."""
+    result = ayaedge("chat", *arguments, typed=lines.encode() if isinstance(lines, str) else lines)
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def process(lines: str, *arguments: str | Path, env: dict[str, str] | None = None) -> Finished:
+    """The same in a process of its own."""
     result = subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        input=lines.encode() if isinstance(lines, str) else lines,
-        capture_output=True, check=False, cwd=cwd, env={**os.environ, "COLUMNS": "200", **(env or {})},
+        [*COMMAND, *map(str, arguments)], input=lines.encode(), capture_output=True, check=False,
+        env={**os.environ, **(env or {})},
     )  # fmt: skip
-    stdout, stderr = result.stdout.decode(), result.stderr.decode(errors="replace")
-    assert "Traceback" not in stderr
-    return subprocess.CompletedProcess(result.args, result.returncode, stdout, stderr)
+    return Finished(result.returncode, result.stdout.decode(), result.stderr.decode(errors="replace"))
 
 
-def test_lines_of_a_pipe_are_questions_and_commands() -> None:
-    result = chat(
-        "/image six-cells.png\nWhat number is at\\\nthe bottom left?\n\n/bye\nnever read\n", cwd=IMAGES
-    )
+def test_lines_of_a_pipe_are_questions_and_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(IMAGES)
+    result = chat("/image six-cells.png\nWhat number is at\\\nthe bottom left?\n\n/bye\nnever read\n")
     assert (result.returncode, result.stdout) == (0, "2675\n"), result.stderr
     assert "attached" in result.stderr
     assert ">" not in result.stderr
@@ -83,10 +91,10 @@ def test_questions_come_in_all_languages_whatever_the_locale() -> None:
     examples = json.loads((IMAGES / "pictures.json").read_text("utf-8"))
     lines, answers = "", ""
     for example in examples:
-        if example["image"] == SIX.name:
+        if example["picture"] == SIX.name:
             lines += f"/clear\n/image {SIX}\n{example['question']}\n"
             answers += example["answer"] + "\n"
-    result = chat(lines, env={"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    result = process(lines, env={"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert (result.returncode, result.stdout) == (0, answers), result.stderr
     assert not answers.isascii()
 
@@ -100,7 +108,7 @@ def test_a_line_that_is_no_unicode_is_an_error_of_that_line_alone() -> None:
 def test_a_chat_goes_on_in_another_process(tmp_path: Path) -> None:
     name = tmp_path / "رحلة.ayachat"
     assert chat(f"{NUMBER}\n/save {name}\n", "--image", SIX, "-s", "Be brief.").returncode == 0
-    result = chat("What shape is at the top right?\n/system\n", "--open", name)
+    result = process("What shape is at the top right?\n/system\n", "--open", name)
     assert (result.returncode, result.stdout) == (0, "star\n"), result.stderr
     assert f"last: {NUMBER} → 2675" in result.stderr
     assert "instruction: Be brief." in result.stderr

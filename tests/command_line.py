@@ -1,0 +1,49 @@
+"""Commands of ayaedge in the tests' own process, which spares each the start of another one."""
+
+from __future__ import annotations
+
+import io
+import logging
+import signal
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ayaedge.cli.main import main
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ran in this process, as `subprocess` would describe it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def ayaedge(*arguments: str | Path, typed: bytes = b"") -> Finished:
+    """Run a command in this process; `typed` comes through its stdin, which is a pipe."""
+    logger, handlers = logging.getLogger("ayaedge"), signal_handlers()
+    before = (sys.argv, sys.stdin, list(logger.handlers), logger.level)
+    output, code = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), 0
+    with redirect_stdout(output), redirect_stderr(io.StringIO()) as errors:
+        sys.argv = ["ayaedge", *map(str, arguments)]
+        sys.stdin = io.TextIOWrapper(io.BytesIO(typed), "utf-8")
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            sys.argv, sys.stdin, logger.handlers, level = before
+            logger.setLevel(level)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return Finished(code, cast("io.BytesIO", output.buffer).getvalue().decode("utf-8"), errors.getvalue())
+
+
+def signal_handlers() -> dict[signal.Signals, Any]:
+    """Handlers that a command replaces by its own, or has none of from its end on."""
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    return {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
