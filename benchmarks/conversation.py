@@ -4,8 +4,10 @@
 
 Ratios are of runs that take turns (A B A B). `loop` compares tokens of an answer with bare llama.cpp calls, a decode
 and its greedy sampler, on the same context. `schema` compares an answer under a JSON schema with a free one of as many
-tokens. `turns` asks ten questions about an image of 13 tiles, and counts the tokens that were computed. `cancel` stops
-an answer, a prefill and the reading of an image at once, and times until the call returns.
+tokens. `masks` answers under the schema of `examples/extract_invoice.py`, the likeliest answer and `--rounds` random
+ones of `--tokens` tokens, and counts the decoder's steps and what the schema takes in each. `turns` asks ten questions
+about an image of 13 tiles, and counts the tokens that were computed. `cancel` stops an answer, a prefill and the
+reading of an image at once, and times until the call returns.
 """
 
 from __future__ import annotations
@@ -14,18 +16,25 @@ import argparse
 import ctypes
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ayaedge import AyaVision, CancelledError, DecoderOptions, VisionOptions, llama
+from ayaedge.grammar.matcher import Matcher
 
-PARTS = ("loop", "schema", "turns", "cancel")
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+from extract_invoice import FORMAT as INVOICE
+
+PARTS = ("loop", "schema", "masks", "turns", "cancel")
 QUESTION = "What is written here, and where does it stand? Describe everything that can be seen. "
 PHOTO = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
 SCHEMA = {
@@ -88,6 +97,44 @@ def schema(model: AyaVision, tokens: int, rounds: int) -> None:
     )
     print(f"schema   with {1e3 * with_schema:8.3f} ms, without {1e3 * without:8.3f} ms a token: "
           f"{without / with_schema:.3f} x the speed")  # fmt: skip
+
+
+@contextmanager
+def timed(kind: type, *names: str) -> Iterator[list[float]]:
+    """Seconds of each call of these methods."""
+    seconds: list[float] = []
+    methods = {name: getattr(kind, name) for name in names}
+
+    def watched(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            found = method(*arguments, **named)
+            seconds.append(time.perf_counter() - started)
+            return found
+
+        return call
+
+    for name, method in methods.items():
+        setattr(kind, name, watched(method))
+    yield seconds
+    for name, method in methods.items():
+        setattr(kind, name, method)
+
+
+def masks(model: AyaVision, tokens: int, rounds: int) -> None:
+    started = time.perf_counter()
+    model.ask(QUESTION, max_tokens=1, response_format=INVOICE)
+    print(f"masks    the first question {time.perf_counter() - started:.1f} s")
+    draws = [{"temperature": 1.0, "seed": seed} for seed in range(rounds)]
+    for name, options in {"likeliest": [{}], "random": draws}.items():
+        with timed(Matcher, "take", "allowed") as chosen, timed(Matcher, "forced") as steps:
+            written = sum(
+                len(model.ask(QUESTION, max_tokens=tokens, response_format=INVOICE, **one).ids)
+                for one in options
+            )
+        print(f"masks    {name:<9} {written} tokens in {len(steps)} steps: {written / len(steps):.2f} x, "
+              f"{1e3 * (sum(chosen) + sum(steps)) / len(steps):.3f} ms in the schema a step, "
+              f"at most {1e3 * max(chosen + steps):.1f} ms")  # fmt: skip
 
 
 def turns(model: AyaVision, tokens: int, _rounds: int) -> None:

@@ -26,7 +26,7 @@ INVOICE = {
         "number": {"type": "string", "maxLength": 20},
         "date": {"type": "string", "format": "date"},
         "currency": {"enum": ["EUR", "GBP", "JPY", "USD"]},
-        "items": {"type": "array", "items": ITEM, "maxItems": 12},
+        "items": {"type": "array", "items": ITEM, "maxItems": 14},
         "total": {"type": "number", "minimum": 0, "maximum": 1_000_000, "multipleOf": 0.01},
     },
     "required": ["number", "date", "currency", "items", "total"],

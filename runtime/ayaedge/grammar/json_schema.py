@@ -28,7 +28,9 @@ _MOST_BRANCHES = 200
 _MOST_REPEATS = 50_000
 _WRITING: Any = {
     "lenient": False,
-    "whitespace_pattern": r"(?: |\n {0,16})?",  # a small model would never stop writing blanks
+    "whitespace_flexible": False,  # one spelling, that of json.dumps: all that is not a value is forced
+    "item_separator": ", ",
+    "key_separator": ": ",
     "json_allowed_escapes": 'bfnrt"\\',  # with \u0061 a property could be written twice
 }
 _UNIONS = ("anyOf", "oneOf")
@@ -169,7 +171,7 @@ class _Converter:
                 result[keyword] = [_plain(inner) for inner in value]
             elif keyword == "const":
                 result["enum"] = _common(result.get("enum"), _plain(value))
-            elif keyword != "uniqueItems":
+            else:
                 result[keyword] = value
         alone = id(schema) not in self._combined
         if alone and not {"type", "enum", "$ref", "allOf", *_UNIONS} & set(result):

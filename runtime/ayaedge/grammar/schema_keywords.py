@@ -55,6 +55,7 @@ _REFUSED = {
     "dependencies": "use anyOf with a schema for each case",
     "unevaluatedProperties": "use additionalProperties",
     "unevaluatedItems": "use items",
+    "uniqueItems": "use a list instead of a set, with maxItems, and drop what comes twice afterwards",
     "additionalItems": "use items after prefixItems",
     "contains": "use prefixItems for what must be there",
     "minContains": "leave it out",
@@ -122,10 +123,6 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "patternProperties": (_are_named, "a dictionary of schemas"),
     "propertyNames": (_is_schema, "a schema"),
     "multipleOf": (lambda value: _is_number(value) and value > 0, "a number above 0"),
-    "uniqueItems": (
-        lambda value: value is False,
-        "false: true is not supported, compare the items afterwards",
-    ),
     "enum": (lambda value: isinstance(value, list) and bool(value), "a list that is not empty"),
     "const": (lambda _: True, "a value"),
     "anyOf": _SCHEMAS,
@@ -260,6 +257,8 @@ class SchemaDocument:
     def _is_annotation(self, keyword: str, schema: dict[str, Any]) -> bool:
         if keyword == "$id":
             return schema is self.root
+        if keyword == "uniqueItems":
+            return schema[keyword] is False
         return keyword in _ANNOTATIONS
 
     def _is_good(self, schema: dict[str, Any], keyword: str, value: Any) -> bool:
@@ -272,7 +271,7 @@ class SchemaDocument:
         elif not _CHECKS[keyword][0](value):
             self.fault(schema, f"must be {_CHECKS[keyword][1]}, not {shortened(value)}", keyword)
         else:
-            return keyword != "uniqueItems"
+            return True
         return False
 
 

@@ -26,7 +26,7 @@ def decoder(demo_model: AyaVision) -> Decoder:
     decoder = demo_model._engine.decoder
     demo_model._engine.prefix.forget()
     decoder.clear()
-    decoder.decode_tokens(decoder.vocabulary.tokenize("an image with a red"))
+    decoder.decode_tokens(decoder.vocabulary.tokenize("a picture with a red"))
     return decoder
 
 

@@ -31,7 +31,7 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
     "any value": (
         {},
         ["1", "null", '"x"', '{"a": [1, {}]}', "-0.5e-3", "[]"],
-        ["", "01", "nul", "[1,]", " 1"],
+        ["", "01", "nul", "[1, ]", " 1"],
     ),
     "anything, as true": (True, ["{}", "[[]]"], ["{"]),
     "strings": (
@@ -52,40 +52,55 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
     "no string but the empty one": ({"type": "string", "maxLength": 0}, ['""'], ['"a"']),
     "a property and no other": (
         {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]},
-        ['{"a":null}', '{"a": null}', '{\n  "a": null\n}', '{ "a":null }'],
-        ["{}", '{"b":null}', '{"a":null,"b":1}', '{"a":  null}', '{"a":null}\n'],
+        ['{"a": null}'],
+        ["{}", '{"b": null}', '{"a": null, "b": 1}', '{"a":  null}', '{"a": null}\n'],
+    ),
+    "one spelling": (
+        {"properties": {"a": {"enum": [None, [1, 2]]}, "b": {"items": {"const": 1}}}},
+        ['{"a": null}', '{"a": [1, 2], "b": [1, 1]}'],
+        [
+            '{"a":null}',
+            '{\n  "a": null\n}',
+            '{ "a": null }',
+            '{"a" : null}',
+            '{"a": null,"b": []}',
+            '{"a": [1,2]}',
+            '{"b": [1,1]}',
+            '{"b": [\n  1,\n  1\n]}',
+            '{"a": null,\n "b": []}',
+        ],
     ),
     "optional properties in their order": (
         {"properties": {"a": {"const": 1}, "b": {"const": 2}, "c": {"const": 3}}, "required": ["b"]},
-        ['{"b":2}', '{"a":1,"b":2}', '{"a":1, "b":2,\n "c":3}', '{"b":2,"c":3}'],
-        ["{}", '{"a":1}', '{"b":2,"a":1}', '{"a":1,"b":2,}', '{,"b":2}'],
+        ['{"b": 2}', '{"a": 1, "b": 2}', '{"a": 1, "b": 2, "c": 3}', '{"b": 2, "c": 3}'],
+        ["{}", '{"a": 1}', '{"b": 2, "a": 1}', '{"a": 1, "b": 2, }', '{, "b": 2}'],
     ),
     "only optional properties": (
         {"properties": {"a": {"const": 1}, "b": {"const": 2}}},
-        ["{}", "{ }", '{"a":1}', '{"b":2}', '{"a":1,"b":2}'],
-        ['{"b":2,"a":1}', '{"a":1,}'],
+        ["{}", '{"a": 1}', '{"b": 2}', '{"a": 1, "b": 2}'],
+        ["{ }", '{"b": 2, "a": 1}', '{"a": 1, }'],
     ),
     "other properties of a type": (
         {"properties": {"ab": {"const": 1}}, "additionalProperties": {"type": "boolean"}},
-        ["{}", '{"ab":1}', '{"a":true}', '{"abc":true,"":false}', '{"ab":1,"x":true,"y":true}'],
-        ['{"ab":true}', '{"x":1}', '{"\\u0061b":true}', '{"x":true,"ab":1}'],
+        ["{}", '{"ab": 1}', '{"a": true}', '{"abc": true, "": false}', '{"ab": 1, "x": true, "y": true}'],
+        ['{"ab": true}', '{"x": 1}', '{"\\u0061b": true}', '{"x": true, "ab": 1}'],
     ),
     "a map": (
         {"type": "object", "additionalProperties": {"type": "integer"}},
-        ["{}", '{"ह":1,"\\n":2}'],
-        ['{"a":"b"}'],
+        ["{}", '{"ह": 1, "\\n": 2}'],
+        ['{"a": "b"}'],
     ),
     "what is required and not declared": (
         {"required": ["a"]},
-        ['{"a":[]}', '{"a":1,"b":2}'],
-        ["{}", '{"b":1}'],
+        ['{"a": []}', '{"a": 1, "b": 2}'],
+        ["{}", '{"b": 1}'],
     ),
-    "a forbidden property": ({"properties": {"a": False}}, ["{}"], ['{"a":1}']),
-    "an empty object": ({"type": "object", "properties": {}}, ["{}"], ['{"a":1}']),
+    "a forbidden property": ({"properties": {"a": False}}, ["{}"], ['{"a": 1}']),
+    "an empty object": ({"type": "object", "properties": {}}, ["{}"], ['{"a": 1}']),
     "arrays": (
         {"type": "array", "items": {"const": 1}, "minItems": 1, "maxItems": 3},
-        ["[1]", "[1,1]", "[1, 1, 1]", "[\n  1,\n  1\n]"],
-        ["[]", "[1,1,1,1]", "[1,]", "[2]"],
+        ["[1]", "[1, 1]", "[1, 1, 1]"],
+        ["[]", "[1, 1, 1, 1]", "[1, ]", "[1,1]", "[\n  1,\n  1\n]", "[2]"],
     ),
     "long arrays": (
         {"items": {"const": 1}, "minItems": 1100, "maxItems": 2500},
@@ -93,25 +108,30 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
         [json.dumps([1] * count) for count in (1099, 2501)],
     ),
     "no items": ({"type": "array", "maxItems": 0}, ["[]"], ["[1]"]),
+    "items that may be the same": (
+        {"type": "array", "items": {"const": 1}, "uniqueItems": False, "maxItems": 2},
+        ["[1, 1]"],
+        ["[1, 1, 1]"],
+    ),
     "tuples": (
         {"prefixItems": [{"const": 1}, {"const": 2}], "items": {"const": 3}, "minItems": 1, "maxItems": 4},
-        ["[1]", "[1,2]", "[1,2,3,3]"],
-        ["[]", "[1,3]", "[1,2,3,3,3]"],
+        ["[1]", "[1, 2]", "[1, 2, 3, 3]"],
+        ["[]", "[1, 3]", "[1, 2, 3, 3, 3]"],
     ),
     "whole tuples": (
         {"prefixItems": [{"const": 1}, {"const": 2}], "items": False, "minItems": 2},
-        ["[1,2]"],
-        ["[1]", "[1,2,3]"],
+        ["[1, 2]"],
+        ["[1]", "[1, 2, 3]"],
     ),
     "tuples that want more items than are described": (
         {"prefixItems": [{"const": 1}], "minItems": 2},
-        ['[1,"x"]', "[1,2,3]"],
+        ['[1, "x"]', "[1, 2, 3]"],
         ["[1]"],
     ),
-    "a tuple that ends early": ({"prefixItems": [{"const": 1}, False]}, ["[]", "[1]"], ["[1,1]"]),
+    "a tuple that ends early": ({"prefixItems": [{"const": 1}, False]}, ["[]", "[1]"], ["[1, 1]"]),
     "an enum": (
         {"enum": ["a", "ab", 1, None, {"k": [1.5]}, "é", True]},
-        ['"a"', '"ab"', "1", "null", '{"k":[1.5]}', '"é"', "true"],
+        ['"a"', '"ab"', "1", "null", '{"k": [1.5]}', '"é"', "true"],
         ['"abc"', "1.0", '"e\u0301"', "false"],
     ),
     "an enum of a type": ({"type": ["string", "null"], "enum": ["a", 1, None]}, ['"a"', "null"], ["1"]),
@@ -131,8 +151,8 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
             "properties": {"a": {"const": 1}},
             "anyOf": [{"required": ["a"]}, {"properties": {"b": {"const": 2}}, "required": ["b"]}],
         },
-        ['{"a":1}', '{"a":1,"b":2}', '{"b":2}'],
-        ['{"a":2}', "{}", '{"b":1}'],
+        ['{"a": 1}', '{"a": 1, "b": 2}', '{"b": 2}'],
+        ['{"a": 2}', "{}", '{"b": 1}'],
     ),
     "oneOf with disjoint types": (
         {"oneOf": [{"type": "null"}, {"type": "boolean"}]},
@@ -147,8 +167,8 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
                 for name in ("cat", "dog")
             },
         },
-        ['{"kind":"cat"}', '{"kind":"dog"}'],
-        ['{"kind":"cow"}', "{}"],
+        ['{"kind": "cat"}', '{"kind": "dog"}'],
+        ['{"kind": "cow"}', "{}"],
     ),
     "allOf": (
         {
@@ -158,8 +178,8 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
             ],
             "required": ["a"],
         },
-        ['{"a":3}', '{"a":4}'],
-        ['{"a":2}', '{"a":5}', "{}"],
+        ['{"a": 3}', '{"a": 4}'],
+        ['{"a": 2}', '{"a": 5}', "{}"],
     ),
     "allOf with types and enums": (
         {"allOf": [{"type": ["number", "string"]}, {"enum": [1, 2.5, "a", None]}, {"enum": ["a", 2.5, 1.0]}]},
@@ -200,12 +220,12 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
                 }
             },
         },
-        ['{"v":1,"next":null}', '{"v":1,"next":{"v":1,"next":{"v":1,"next":null}}}'],
-        ['{"v":1}', '{"v":1,"next":{}}'],
+        ['{"v": 1, "next": null}', '{"v": 1, "next": {"v": 1, "next": {"v": 1, "next": null}}}'],
+        ['{"v": 1}', '{"v": 1, "next": {}}'],
     ),
     "recursion at the root": (
         {"type": "array", "items": {"$ref": "#"}},
-        ["[]", "[[],[[]]]"],
+        ["[]", "[[], [[]]]"],
         ["[1]"],
     ),
     "recursion with a tag that comes first": (
@@ -219,8 +239,8 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
                 for op in ("not", "neg")
             ]
         },
-        ['{"op":"not","of":{"op":"neg"}}'],
-        ['{"op":"and"}'],
+        ['{"op": "not", "of": {"op": "neg"}}'],
+        ['{"op": "and"}'],
     ),
     "a pattern": (
         {"type": "string", "pattern": "^[A-Z]{2}-\\d{1,3}$", "maxLength": 99999999999, "minLength": 4},
@@ -241,8 +261,8 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
     ),
     "properties with a pattern": (
         {"type": "object", "patternProperties": {"^n_": {"type": "integer"}, "^s_": {"type": "string"}}},
-        ["{}", '{"n_a":1,"s_a":"x"}'],
-        ['{"n_a":"x"}', '{"other":1}', '{"s_a":1}'],
+        ["{}", '{"n_a": 1, "s_a": "x"}'],
+        ['{"n_a": "x"}', '{"other": 1}', '{"s_a": 1}'],
     ),
     "names out of a list": (
         {
@@ -250,8 +270,8 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
             "propertyNames": {"enum": ["a", "b"]},
             "additionalProperties": {"type": "integer"},
         },
-        ["{}", '{"a":1,"b":2}', '{"b":2}'],
-        ['{"c":1}', '{"a":"x"}', '{"a":1,"a":2}', '{"b":1,"a":2}'],
+        ["{}", '{"a": 1, "b": 2}', '{"b": 2}'],
+        ['{"c": 1}', '{"a": "x"}', '{"a": 1, "a": 2}', '{"b": 1, "a": 2}'],
     ),
     "names with a pattern": (
         {
@@ -259,12 +279,12 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
             "propertyNames": {"pattern": "^[a-z]$"},
             "additionalProperties": {"type": "integer"},
         },
-        ["{}", '{"c":1}'],
-        ['{"cc":1}', '{"c":"x"}'],
+        ["{}", '{"c": 1}'],
+        ['{"cc": 1}', '{"c": "x"}'],
     ),
     "at least one property": (
         {"type": "object", "additionalProperties": {"type": "null"}, "minProperties": 1},
-        ['{"a":null}', '{"a":null,"b":null}'],
+        ['{"a": null}', '{"a": null, "b": null}'],
         ["{}"],
     ),
     "a tag with a default": (
@@ -276,8 +296,8 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
                 for name in ("cat", "dog")
             },
         },
-        ['{"kind":"cat"}', '{"kind":"dog"}'],
-        ["{}", '{"kind":"cow"}'],
+        ['{"kind": "cat"}', '{"kind": "dog"}'],
+        ["{}", '{"kind": "cow"}'],
     ),
     "an enum with external tags": (
         {
@@ -287,8 +307,8 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
                 {"type": "string", "enum": ["Point"]},
             ]
         },
-        ['{"Circle":1.5}', '{"Square":null}', '"Point"'],
-        ["{}", '{"Circle":1,"Square":null}', '"Circle"'],
+        ['{"Circle": 1.5}', '{"Square": null}', '"Point"'],
+        ["{}", '{"Circle": 1, "Square": null}', '"Circle"'],
     ),
     "annotations that are no JSON": (
         {
@@ -305,8 +325,8 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
             "required": ["default"],
             "x-of-some-tool": object,
         },
-        ['{"default":1}', '{"default":1.5,"day":"2024-02-29"}'],
-        ["{}", '{"default":"x"}'],
+        ['{"default": 1}', '{"default": 1.5, "day": "2024-02-29"}'],
+        ["{}", '{"default": "x"}'],
     ),
     "bounds that are no floats": (
         {"type": "integer", "minimum": 0, "maximum": 2**64 - 1},
@@ -414,7 +434,7 @@ def test_valid_documents_are_taken(machine: Machine) -> None:
     for seed in range(300):
         chance = random.Random(seed)
         schema = random_schema(chance)
-        text = json.dumps(random_value(chance, schema), ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(random_value(chance, schema), ensure_ascii=False)
         check(schema, text)
         assert machine.accepts(of_schema(schema), text), (schema, text)
 
@@ -563,7 +583,11 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "#: cannot be honoured",
     ),
     "a format that is not honoured": ({"items": {"format": "iri"}}, "#/items/format: 'iri' is not supported"),
-    "items that differ": ({"uniqueItems": True}, "#/uniqueItems: must be false"),
+    "items that differ": (
+        {"properties": {"tags": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}}},
+        "#/properties/tags/uniqueItems: is not supported: use a list instead of a set, with maxItems",
+    ),
+    "a uniqueness that is no truth value": ({"uniqueItems": 1}, "#/uniqueItems: is not supported"),
     "names that are too hard": (
         {"properties": {"a": {"propertyNames": {"maxLength": 3}}}},
         "#/properties/a/propertyNames: is supported for names in an enum",
@@ -779,8 +803,10 @@ def test_a_strict_schema_of_openai_is_honoured(machine: Machine) -> None:
 def test_a_key_is_not_written_twice_in_other_letters(machine: Machine) -> None:
     schema = {"properties": {"a": {"const": 1}, "\t": {"const": 1}}, "additionalProperties": {"const": 2}}
     grammar = of_schema(schema)
-    assert machine.accepts(grammar, '{"a":1,"\\t":1,"b":2}')
-    for text in ('{"\\u0061":2}', '{"\\u0009":2}', '{"a":1,"a":1}', '{"a":1,"\\u0061":2}', '{"b":2,"a":2}'):
+    assert machine.accepts(grammar, '{"a": 1, "\\t": 1, "b": 2}')
+    for text in (
+        '{"\\u0061": 2}', '{"\\u0009": 2}', '{"a": 1, "a": 1}', '{"a": 1, "\\u0061": 2}', '{"b": 2, "a": 2}',
+    ):  # fmt: skip
         assert not machine.accepts(grammar, text), text
 
 

@@ -107,7 +107,7 @@ def test_what_must_come_is_told_and_taken(vocabulary: Vocabulary) -> None:
     forced = rules.forced()
     assert b"".join(map(vocabulary.piece, forced)).decode().startswith("invoice")
     written = '{"' + b"".join(map(vocabulary.piece, forced)).decode()
-    rest = '{"invoice number":"abc"}'.removeprefix(written)
+    rest = '{"invoice number": "abc"}'.removeprefix(written)
     assert all(map(rules.take, vocabulary.tokenize(rest)))
     assert rules.may_end
     assert rules.forced() == ()
