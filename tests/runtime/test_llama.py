@@ -18,18 +18,17 @@ EVERYTHING = """
 import ctypes, re
 from ayaedge import llama
 from ayaedge.hardware import devices
-from ayaedge.decoder.gguf_header import _ggml
 from ayaedge_export.calibration.observed_decoder import _ggml as observed
 from ayaedge_quant.ggml import _library
 
 def address(library, name):
     return ctypes.cast(getattr(library, name), ctypes.c_void_p).value
 
-devices.decoder_gpus(), _ggml(), observed(), _library()
+devices.decoder_gpus(), observed(), _library()
 its_own = llama.library().llama_cpp._lib
 registry, base = devices._registry()
 libraries = {"ggml_backend_dev_count": [registry], "ggml_quantize_chunk": [_library()],
-             "gguf_free": [_ggml()], "ggml_backend_dev_name": [base], "ggml_mul_mat": [observed(), base]}
+             "ggml_backend_dev_name": [base], "ggml_mul_mat": [observed(), base]}
 for name, ours in libraries.items():
     for library in ours:
         assert address(library, name) == address(its_own, name), name

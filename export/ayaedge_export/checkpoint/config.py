@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ayaedge.decoder.gguf_header import MOST_LAYERS
 from ayaedge.errors import CheckpointError
 from ayaedge_export.checkpoint.fields import Fields
 from ayaedge_export.checkpoint.spec import Shapes, text_tensors, vision_tensors
@@ -118,7 +119,7 @@ _DEFAULT_PATTERN = 4
 """Every so many layers one does not slide."""
 _LARGEST_CONTEXT = 1 << 24
 """Tokenizer files write an absurdly large model_max_length for "not set"."""
-_MOST_LAYERS = 1024
+_MOST_VISION_LAYERS = 1024
 _QK_NORM_LAYERS = 64
 """llama.cpp's command-r graph has query and key norms only in models of at least this many layers."""
 _LAYER_TYPES = {"sliding_attention": True, "full_attention": False}
@@ -173,7 +174,7 @@ def _parse_vision(config: Fields, output_size: int, faults: list[str]) -> Vision
         patch_size=tower.integer("patch_size", high=image_size),
         hidden_size=tower.integer("hidden_size"),
         intermediate_size=tower.integer("intermediate_size"),
-        num_layers=tower.integer("num_hidden_layers", high=_MOST_LAYERS),
+        num_layers=tower.integer("num_hidden_layers", high=_MOST_VISION_LAYERS),
         num_heads=tower.integer("num_attention_heads"),
         layer_norm_eps=tower.number("layer_norm_eps", 1e-6),
         downsample_factor=config.integer("downsample_factor", 2, high=64),
@@ -208,7 +209,7 @@ def _parse_text(fields: Fields, tokenizer_max_length: object, faults: list[str])
     if fields.get("attention_bias"):
         faults.append("text_config has attention_bias, which llama.cpp's Cohere graphs lack")
     slides = model_type == "cohere2"
-    num_layers = fields.integer("num_hidden_layers", high=_MOST_LAYERS)
+    num_layers = fields.integer("num_hidden_layers", high=MOST_LAYERS)
     num_heads = fields.integer("num_attention_heads")
     key_heads = "num_key_value_heads" in fields
     text = TextConfig(
@@ -278,7 +279,7 @@ def _sliding_layers(fields: Fields, num_layers: int, faults: list[str]) -> tuple
         key = "sliding_window_pattern" if "sliding_window_pattern" in fields else "_sliding_window_pattern"
         period = fields.integer(key, _DEFAULT_PATTERN)
         sliding = tuple((layer + 1) % period != 0 for layer in range(num_layers))
-    elif isinstance(listed, list) and len(listed) == num_layers and all(map(_is_layer_type, listed)):
+    elif isinstance(listed, list) and len(listed) == num_layers and set(listed) <= set(_LAYER_TYPES):
         sliding = tuple(_LAYER_TYPES[kind] for kind in listed)
     else:
         faults.append(f"text_config must have one of {', '.join(_LAYER_TYPES)} for each layer in layer_types")
@@ -286,7 +287,3 @@ def _sliding_layers(fields: Fields, num_layers: int, faults: list[str]) -> tuple
     if not any(sliding):
         faults.append("no layer of the decoder slides, which llama.cpp's cohere2 graph does not allow")
     return sliding
-
-
-def _is_layer_type(kind: object) -> bool:
-    return isinstance(kind, str) and kind in _LAYER_TYPES

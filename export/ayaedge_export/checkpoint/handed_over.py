@@ -6,13 +6,15 @@ small JSON files.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ayaedge.errors import CheckpointError
-from ayaedge_export.checkpoint.files import missing_file, read_settings
+from ayaedge.files import read_text
+from ayaedge_export.checkpoint.files import missing_file
 
 _GIVE = "give the directory that holds config.json and the *.safetensors files"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -123,9 +125,9 @@ def _adapter_files(directory: Path) -> list[str]:
 def _adapter(directory: Path) -> str:
     """What kind of adapter lies in `directory`, and of which model."""
     try:
-        settings = read_settings(directory / "adapter_config.json")
+        settings = json.loads(read_text(directory / "adapter_config.json"))
         settings = settings if isinstance(settings, dict) else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         settings = {}
     kind = (
         "DoRA"

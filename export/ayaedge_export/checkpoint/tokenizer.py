@@ -12,7 +12,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ayaedge.checks import shown
 from ayaedge.manifest import ImagePrompt, TextToken
 from ayaedge_export.checkpoint.fields import LARGEST
 
@@ -221,10 +220,10 @@ def _added_tokens(listed: object, faults: list[str]) -> tuple[tuple[TextToken, .
     taken: set[int] = set()
     hidden = []
     for token in listed if isinstance(listed, list) else []:
-        if not isinstance(token, Mapping) or not _content(token) or not _is_id(token.get("id")):
-            faults.append(f"tokenizer.json has an added token without a text and an id: {shown(token)}")
+        if not isinstance(token, Mapping) or not token.get("content") or not _is_id(token.get("id")):
+            faults.append(f"tokenizer.json has an added token without a text and an id: {token!r:.80}")
             continue
-        text, index = token["content"], token["id"]
+        text, index = str(token["content"]), int(token["id"])
         if text in added or index in taken:
             faults.append(
                 f"tokenizer.json adds {text!r} with id {index}, but one of the two is taken already"
@@ -276,6 +275,8 @@ def _vocabulary(vocab: object, added: Mapping[str, int], faults: list[str]) -> d
     if not isinstance(vocab, Mapping) or not vocab or not all(map(_is_id, vocab.values())):
         faults.append("tokenizer.json has no vocabulary of tokens with ids")
         return {}
+    if any(not text or "\0" in text for text in (*vocab, *added)) or not _encodes("".join((*vocab, *added))):
+        faults.append("tokenizer.json has a token that is empty, holds a zero byte or is not valid Unicode")
     taken = {index: text for text, index in added.items()}
     for text, index in vocab.items():
         if taken.setdefault(index, text) != text or added.get(text, index) != index:
@@ -288,14 +289,26 @@ def _merges(listed: object, vocab: Mapping[str, int], faults: list[str]) -> tupl
     merges = []
     for merge in listed if isinstance(listed, list) else []:
         parts = merge.split(" ") if isinstance(merge, str) else merge
-        pair = isinstance(parts, list) and len(parts) == 2
-        if not pair or not all(isinstance(part, str) and part in vocab for part in parts):
-            faults.append(f"tokenizer.json has a merge that is not a pair of its tokens: {shown(merge)}")
+        if (
+            not isinstance(parts, list)
+            or len(parts) != 2
+            or not all(part in vocab for part in map(str, parts))
+        ):
+            faults.append(f"tokenizer.json has a merge that is not a pair of its tokens: {merge!r:.80}")
             return ()
         merges.append(" ".join(parts))
     if not merges:
         faults.append("tokenizer.json has no merges")
     return tuple(merges)
+
+
+def _encodes(text: str) -> bool:
+    """Whether there is no half of a surrogate pair in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_id(value: object) -> bool:

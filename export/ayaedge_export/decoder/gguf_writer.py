@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -331,10 +331,11 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> N
     that any text may hold are USER_DEFINED, unless they have flags that it does not know (`text.added_tokens` does).
     """
     anywhere = {token.text for token in tokenizer.texts if token == TextToken(token.text, token.id)}
+    taken = tokenizer.vocab.keys() | tokenizer.added.keys()
     names, kinds = [], []
     for index, token in enumerate(tokenizer.token_list(rows)):
         if token is None:
-            names.append(f"[PAD{index}]")
+            names.append(_padding(index, taken))
             kinds.append(gguf.TokenType.UNUSED)
         else:
             names.append(token)
@@ -356,3 +357,11 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> N
     if pad in tokenizer.added:
         writer.add_pad_token_id(tokenizer.added[pad])
     writer.add_add_bos_token(tokenizer.adds_bos)
+
+
+def _padding(index: int, taken: Container[str]) -> str:
+    """A name for a row without a token that no token has: llama.cpp cannot load a name twice."""
+    name = f"[PAD{index}]"
+    while name in taken:
+        name = f"[{name}]"
+    return name

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ayaedge import llama
 from ayaedge.cancellation import Cancellation
+from ayaedge.decoder.gguf_check import check_decoder
 from ayaedge.decoder.kv_state import (
     SCRATCH,
     append_tail,
@@ -30,6 +31,7 @@ from ayaedge.decoder.kv_state import (
     tail_bytes,
     write_state,
 )
+from ayaedge.decoder.logits import read_logits
 from ayaedge.decoder.options import CacheType, DecoderOptions
 from ayaedge.decoder.token_embeddings import TokenEmbeddings
 from ayaedge.decoder.vocabulary import Vocabulary
@@ -75,10 +77,10 @@ class Decoder:
         self._window = manifest.decoder.sliding_window or 0
         self.context_size = self.options.context_of(manifest.decoder.context_length)
         self._cancellation = Cancellation()
+        check_decoder(path, manifest)
         check_cache_types(path, self.options)
         try:
             self._load(path)
-            self._loaded.check_fits(path, manifest)
             self._embeddings = TokenEmbeddings(path, manifest.decoder)
         except BaseException:
             self.close()
@@ -294,28 +296,27 @@ class Decoder:
 
     def likeliest(self) -> list[int]:
         """The token with the highest logit at each position of the last batch that has logits."""
-        size = self.vocabulary.size
-        if not self.has_logits:  # llama.cpp would abort the process
-            raise BackendError("there are no logits before the first token")
         rows = range(self._last_batch) if self._last_has_all else [-1]
-        return [
-            int(np.ctypeslib.as_array(self._llama.llama_get_logits_ith(self.handle, i), (size,)).argmax())
-            for i in rows
-        ]
+        return [int(self._row(index).argmax()) for index in rows]
 
     def logits(self) -> NDArray[np.float32]:
         """Logits of the last position (vocabulary,), or of the last batch (n, vocabulary) with `all_logits`."""
         if not (self.options.all_logits and self.has_logits):
             return self.last_logits()
-        rows = [self._llama.llama_get_logits_ith(self.handle, i) for i in range(self._last_batch)]
-        return np.stack([np.ctypeslib.as_array(row, (self.vocabulary.size,)) for row in rows])
+        return np.stack([self._row(index) for index in range(self._last_batch)])
 
     def last_logits(self) -> NDArray[np.float32]:
         """Logits of the last position, (vocabulary,)."""
-        if not self.has_logits:
+        return self._row(-1).copy()
+
+    def check_logits(self) -> None:
+        """Raise BackendError unless there are logits of the last position, and all of them are finite."""
+        self._row(-1)
+
+    def _row(self, index: int) -> NDArray[np.float32]:
+        if not self.has_logits:  # llama.cpp would abort the process
             raise BackendError("there are no logits before the first token")
-        row = self._llama.llama_get_logits_ith(self.handle, -1)
-        return np.ctypeslib.as_array(row, (self.vocabulary.size,)).copy()
+        return read_logits(self.handle, index, self.vocabulary.size)
 
     def _batches(self, array: NDArray[Any]) -> list[NDArray[Any]]:
         return [array[i : i + self.options.batch_size] for i in range(0, len(array), self.options.batch_size)]

@@ -117,6 +117,7 @@ class Sampler:
         if self._chain is None:
             token = decoder.likeliest()[-1]
         else:
+            decoder.check_logits()
             token = int(self._llama.llama_sampler_sample(self._chain, decoder.handle, -1))
         if self._grammar is not None and not self._grammar.take(token):
             token = self._allowed_token(self._grammar, decoder.last_logits())

@@ -14,14 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge import llama
+from ayaedge.decoder.gguf_file import STORAGE_TYPES
 from ayaedge.errors import BundleError
 from ayaedge.manifest import DecoderInfo
 
-_BLOCKS = {
-    "F32": (1, 4), "F16": (1, 2), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34),
-    "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210), "IQ4_XS": (256, 136),
-}  # fmt: skip
-"""Weights and bytes of a block of each storage type."""
+_BLOCKS = {stored.name: (stored.weights, stored.block_bytes) for stored in STORAGE_TYPES.values()}
 _DECODERS = {
     "Q5_0": "q5_0", "Q5_1": "q5_1", "Q8_0": "q8_0", "Q4_K": "q4_K", "Q5_K": "q5_K", "Q6_K": "q6_K", "IQ4_XS": "iq4_xs",
 }  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ayaedge import llama
+from ayaedge.decoder.gguf_check import check_vocabulary
 from ayaedge.errors import (
     BackendError,
     BundleError,
@@ -79,6 +80,7 @@ class Vocabulary:
 @contextmanager
 def open_vocabulary(path: Path) -> Iterator[Vocabulary]:
     """The tokenizer of a GGUF file, without its weights; BundleError if it cannot be loaded."""
+    check_vocabulary(path)
     library = llama.library()
     parameters = library.llama_model_default_params()
     parameters.vocab_only, parameters.use_extra_bufts = True, False

@@ -12,16 +12,15 @@ from ayaedge import llama
 from ayaedge.decoder.gguf_header import read_figures
 from ayaedge.decoder.options import DecoderOptions, repacks_by_default
 from ayaedge.decoder.vocabulary import Vocabulary
-from ayaedge.errors import BundleError, InvalidOptionError, list_faults
+from ayaedge.errors import BundleError, InvalidOptionError
 from ayaedge.hardware.devices import Gpu, choose_decoder, decoder_gpus, device_list
-from ayaedge.manifest import Manifest
 
 
 class Weights:
     """A llama_model with its vocabulary; `close()` frees both."""
 
     def __init__(self, path: Path, *, repack: bool, gpus: Sequence[Gpu] = (), gpu_layers: int = 0):
-        """Load a GGUF file, with `gpu_layers` of its layers on `gpus`; BundleError if llama.cpp cannot."""
+        """Load a file that was checked, with `gpu_layers` of its layers on `gpus`; BundleError if llama.cpp cannot."""
         self.gpus = list(gpus)
         self.gpu_layers = gpu_layers
         """Layers that are on a GPU."""
@@ -54,26 +53,6 @@ class Weights:
     def handle(self) -> Any:
         """The llama_model; None after `close()`."""
         return self._handle
-
-    def check_fits(self, path: Path, manifest: Manifest) -> None:
-        """Raise BundleError for the weights of another checkpoint: they load well and answer nonsense."""
-        expected = {"hidden size": manifest.decoder.hidden_size, "vocabulary": manifest.decoder.vocab_size}
-        found = {
-            "hidden size": self._llama.llama_model_n_embd(self._handle),
-            "vocabulary": self.vocabulary.size,
-        }
-        faults = [
-            f"its {what} is {found[what]}, the manifest says {size}"
-            for what, size in expected.items()
-            if found[what] != size
-        ]
-        faults += [
-            f"its token {token_id} is {self.vocabulary.text(token_id)!r}, the manifest says {token!r}"
-            for token, token_id in manifest.tokens.added.items()
-            if not faults and self.vocabulary.text(token_id) != token
-        ]
-        if faults:
-            raise BundleError(list_faults(f"{path} does not belong to this bundle", faults))
 
 
 def repacks(options: DecoderOptions) -> bool:

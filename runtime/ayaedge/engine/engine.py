@@ -27,7 +27,7 @@ from ayaedge.engine.generation import generate
 from ayaedge.engine.prefix_cache import KnownPrefix
 from ayaedge.engine.segments import Segment, split_prompt
 from ayaedge.engine.streams import AnswerRequest
-from ayaedge.errors import CancelledError, ImageError
+from ayaedge.errors import BackendError, CancelledError, ImageError
 from ayaedge.grammar.matcher import GrammarVocabulary, Matcher
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.images.encoded_image import AnyImage, EncodedImage, cut_image
@@ -195,10 +195,14 @@ class Engine:
             self._prefill(fitted.prompt, left, dict(zip(numbers, found, strict=True)), report)
             laps.end("prefill")
             # 5. The answer is written.
-            written = generate(
-                self.decoder, self.prefix, sampler, fitted.prompt.ids, self.bundle.manifest.tokens, options, request,
-                goes_on=dialogue.goes_on,
-            )  # fmt: skip
+            try:
+                written = generate(
+                    self.decoder, self.prefix, sampler, fitted.prompt.ids, self.bundle.manifest.tokens, options,
+                    request, goes_on=dialogue.goes_on,
+                )  # fmt: skip
+            except BackendError:
+                self.prefix.forget()  # NaN stays in the cache, and zero times NaN would spoil the next prompt too
+                raise
         usage = _usage(fitted, cached=left[0].start, completion=len(written.ids))
         timings = laps.timings(request.created, written.first, predicted)
         answer = written.answer(usage, timings, options.response_format)

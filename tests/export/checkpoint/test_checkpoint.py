@@ -367,6 +367,9 @@ def test_a_value_of_any_kind_anywhere_is_accepted_or_refused_cleanly(checkpoint:
         (lambda t: t["model"].update(merges=["a b c"]), "not a pair of its tokens"),
         (lambda t: t["model"].update(merges=[]), "has no merges"),
         (lambda t: t["model"].update(vocab={}), "no vocabulary"),
+        (lambda t: t["model"]["vocab"].update({"": 2047}), "a token that is empty"),
+        (lambda t: t["model"]["vocab"].update({"a\0b": 2047}), "holds a zero byte"),
+        (lambda t: t["model"]["vocab"].update({"\ud800": 2047}), "not valid Unicode"),
     ],
 )
 def test_a_tokenizer_that_would_crash_llama_cpp_is_refused(
@@ -387,6 +390,7 @@ def test_a_tokenizer_that_would_crash_llama_cpp_is_refused(
         (lambda t: t.update(rope_theta=float("nan")), "rope_theta nan"),
         (lambda t: t.update(sliding_window=0), "sliding_window 0"),
         (lambda t: t.update(num_hidden_layers=10**30), "num_hidden_layers"),
+        (lambda t: t.update(num_hidden_layers=513), "num_hidden_layers 513"),
     ],
 )
 def test_a_decoder_that_llama_cpp_cannot_run_is_refused(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -11,6 +12,7 @@ from ayaedge import AyaVision, CheckpointError
 from ayaedge.bundle import Bundle
 from ayaedge.hardware.probes import probe
 from ayaedge.text.prompt import Message
+from ayaedge_export.calibration.sequences import checkpoint_vocabulary
 from ayaedge_export.checkpoint.checkpoint import open_checkpoint
 from ayaedge_export.decoder.gguf_writer import write_decoder
 from ayaedge_export.exporter import export_checkpoint
@@ -107,6 +109,18 @@ def test_added_tokens_are_control_and_padding_is_unused(exact_bundle: Bundle) ->
     padding = set(np.flatnonzero(types == gguf.TokenType.UNUSED))
     known = set(range(max(manifest.tokens.special.values()) + 1))
     assert padding == set(range(manifest.decoder.vocab_size)) - known
+
+
+def test_a_token_that_is_named_as_padding_would_be_keeps_its_name(tiny: Path) -> None:
+    checkpoint = open_checkpoint(tiny)
+    tokenizer, rows = checkpoint.tokenizer, checkpoint.config.text.vocab_size
+    padding, last = tokenizer.token_list(rows).index(None), list(tokenizer.vocab)[-1]
+    name = f"[PAD{padding}]"
+    vocab = {name if token == last else token: index for token, index in tokenizer.vocab.items()}
+    with checkpoint_vocabulary(replace(checkpoint, tokenizer=replace(tokenizer, vocab=vocab))) as vocabulary:
+        assert vocabulary.text(vocab[name]) == name
+        assert vocabulary.text(padding) == f"[{name}]"
+        assert vocabulary.text(padding + 1) == f"[PAD{padding + 1}]"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
