@@ -20,6 +20,7 @@ from ayaedge.errors import BackendError, BundleError, InvalidOptionError
 from ayaedge.hardware.devices import CPU_PROVIDER, Device, choose_vision
 from ayaedge.hardware.machine import processor, usable_threads
 from ayaedge.manifest import VISION, Manifest
+from ayaedge.vision.graph_check import check_graph
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ def open_session(
     """An InferenceSession of the tower on the device that the options name, or on the best that it runs on."""
     providers = _choose_providers(options.device or "auto", manifest.formats.vision)
     if providers[0] != CPU_PROVIDER:
+        check_graph(path, manifest)
         session = _start_on_device(path, options, providers)
         if session is not None:
             return session
@@ -98,10 +100,11 @@ def open_session(
     entries = EXACT_PRODUCTS if saturates else {}
     if prepared is not None and weights >= _LARGE_GRAPH:
         session = _prepared_session(
-            path, options, entries, prepared, _prepared_key(manifest, saturates), weights
+            path, manifest, options, entries, prepared, _prepared_key(manifest, saturates)
         )
         if session is not None:
             return session
+    check_graph(path, manifest)
     return make_session(path, session_options(options, entries))
 
 
@@ -158,20 +161,21 @@ def _prepared_key(manifest: Manifest, saturates: bool) -> str:
 
 def _prepared_session(
     path: Path,
+    manifest: Manifest,
     options: VisionOptions,
     entries: Mapping[str, str],
     prepared: PreparedGraphs,
     key: str,
-    weights: int,
 ) -> Any:
     """A session from the cache, which is filled first if need be; None if that is not possible."""
 
     def write(target: Path) -> None:
+        check_graph(path, manifest)
         saving = session_options(options, {**entries, **_SAVE_ENTRIES})
         saving.optimized_model_filepath = os.fspath(target / GRAPH)
         make_session(path, saving)
 
-    graph = prepared.find(key) or prepared.make(key, int(weights * _PREPARED_GROWTH), write)
+    graph = prepared.find(key) or prepared.make(key, int(manifest.vision_bytes * _PREPARED_GROWTH), write)
     if graph is None:
         return None
     settings = session_options(options, entries)
