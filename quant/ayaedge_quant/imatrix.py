@@ -10,18 +10,20 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
+
+from ayaedge_quant.gguf_file import DamagedGgufError, GgufFile, GgufTensor, NotGgufError
 
 FloatArray = NDArray[np.float32]
 
 _TYPE = "imatrix"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _DATASETS, _CHUNK_COUNT, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
-_MAGIC = b"GGUF"
+_MOST_POSITIONS = 1 << 53
 _ROWS_AT_ONCE = 512
 """Positions that are squared at once, which bounds the memory."""
 
@@ -151,51 +153,50 @@ def read_imatrix(path: str | Path) -> ImportanceMatrix:
 
     A linear without a single position is left out. Raises OSError if the file cannot be read.
     """
-    reader = _open(Path(path))
-    kind = reader.fields.get("general.type")
-    if kind is None or kind.contents() != _TYPE:
-        found = kind.contents() if kind else "no general.type"
-        raise ValueError(
-            f"{path} is a GGUF file, but not an importance matrix ({found} instead of 'imatrix')"
-        )
-    missing = [key for key in (_DATASETS, _CHUNK_COUNT, _CHUNK_SIZE) if key not in reader.fields]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}, which llama-quantize requires too")
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    entries = {name: entry for name, entry in _entries(path, tensors) if entry.positions > 0}
-    if not entries:
-        raise ValueError(f"{path} holds no data")
-    datasets = tuple(name for name in reader.fields[_DATASETS].contents() or () if name)
-    return ImportanceMatrix(entries, datasets, int(reader.fields[_CHUNK_SIZE].contents()))
-
-
-def _open(path: Path) -> Any:
-    with path.open("rb") as stream:
-        magic = stream.read(len(_MAGIC))
-    if magic != _MAGIC:
+    try:
+        return _parse(path, GgufFile(Path(path)))
+    except DamagedGgufError as error:
+        raise ValueError(f"{path} is truncated or damaged ({error})") from None
+    except NotGgufError:
         raise ValueError(
             f"{path} is not a GGUF file; an importance matrix in the older form is converted with: "
-            f"llama-imatrix --in-file {path.name} -o imatrix.gguf"
+            f"llama-imatrix --in-file {Path(path).name} -o imatrix.gguf"
+        ) from None
+
+
+def _parse(path: str | Path, file: GgufFile) -> ImportanceMatrix:
+    kind = file.values.get("general.type", "no general.type")
+    if not isinstance(kind, str) or kind != _TYPE:
+        raise ValueError(
+            f"{path} is a GGUF file, but not an importance matrix ({kind!s:.60} instead of 'imatrix')"
         )
-    try:
-        return gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError) as error:
-        raise ValueError(f"{path} is truncated or damaged ({error})") from None
+    missing = [key for key in (_DATASETS, _CHUNK_COUNT, _CHUNK_SIZE) if key not in file.values]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}, which llama-quantize requires too")
+    entries = {name: entry for name, entry in _entries(path, file.tensors()) if entry.positions > 0}
+    if not entries:
+        raise ValueError(f"{path} holds no data")
+    datasets, chunk_size = file.values[_DATASETS], file.values[_CHUNK_SIZE]
+    if not isinstance(datasets, list) or type(chunk_size) is not int or chunk_size < 1:
+        raise ValueError(f"{path}: {_DATASETS} must be texts, and {_CHUNK_SIZE} a number of 1 or more")
+    return ImportanceMatrix(entries, tuple(name for name in datasets if name), chunk_size)
 
 
-def _entries(path: str | Path, tensors: Mapping[str, Any]) -> Iterator[tuple[str, ColumnSums]]:
+def _entries(path: str | Path, tensors: Mapping[str, GgufTensor]) -> Iterator[tuple[str, ColumnSums]]:
     names = {name.removesuffix(end) for name in tensors for end in (_SUMS, _COUNTS) if name.endswith(end)}
     for name in sorted(names):
         sums, counts = tensors.get(name + _SUMS), tensors.get(name + _COUNTS)
         if sums is None or counts is None:
             raise ValueError(f"{path} has only one of {name}{_SUMS} and {name}{_COUNTS}")
-        if sums.tensor_type != gguf.GGMLQuantizationType.F32 or counts.tensor_type != sums.tensor_type:
+        if sums.data is None or counts.data is None:
             raise ValueError(f"{path}: sums and counts of {name} must be F32")
-        if counts.n_elements != 1:
+        if counts.size != 1:
             raise ValueError(
-                f"{path}: {name} belongs to a mixture of {counts.n_elements} experts, which we do not have"
+                f"{path}: {name} belongs to a mixture of {counts.size} experts, which we do not have"
             )
-        values = np.array(sums.data, np.float32).reshape(-1)
+        values, count = np.array(sums.data, np.float32), float(counts.data[0])
+        if not 0 <= count <= _MOST_POSITIONS:
+            raise ValueError(f"{path}: {name} counts {count:g} positions")
         if not (np.isfinite(values).all() and (values >= 0).all()):
             raise ValueError(f"{path}: sums of {name} are not finite or negative")
-        yield name, ColumnSums(values, round(float(counts.data.reshape(-1)[0])))
+        yield name, ColumnSums(values, round(count))

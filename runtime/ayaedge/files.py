@@ -28,7 +28,11 @@ def read_text(path: Path) -> str:
 
     It is read once, so that it may be a pipe.
     """
-    data = path.read_bytes()
+    return text_of(path.read_bytes())
+
+
+def text_of(data: bytes) -> str:
+    """The text that a file of these bytes holds; ValueError for no Unicode."""
     return io.TextIOWrapper(io.BytesIO(data), encoding_of(data)).read()
 
 

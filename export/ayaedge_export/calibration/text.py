@@ -7,13 +7,13 @@ Knows passages and their languages only; which of them are used, and how much ea
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ayaedge.errors import InvalidOptionError
 from ayaedge.files import read_text
+from ayaedge.untrusted.json_text import parse_json
 from ayaedge_export.calibration.builtin_text import PASSAGES
 
 UNKNOWN = "?"
@@ -80,7 +80,7 @@ def _json_lines(path: Path, content: str) -> Iterator[tuple[str, str]]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = parse_json(line.encode())
             language, text = entry.get("language", UNKNOWN), entry["text"]
         except (ValueError, KeyError, TypeError, AttributeError):
             language = text = None

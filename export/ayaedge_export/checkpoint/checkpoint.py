@@ -64,6 +64,8 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
     files = CheckpointFiles(directory)
     faults = files.faults
     model = files.read("config.json")
+    if faults:  # without it there is nothing to hold the other files against
+        raise CheckpointError(list_faults(f"the checkpoint {directory}", faults))
     faults += adapter_faults(directory)
     settings = files.read_tokenizer_settings()
     before = len(faults)

@@ -279,7 +279,7 @@ def _sliding_layers(fields: Fields, num_layers: int, faults: list[str]) -> tuple
         key = "sliding_window_pattern" if "sliding_window_pattern" in fields else "_sliding_window_pattern"
         period = fields.integer(key, _DEFAULT_PATTERN)
         sliding = tuple((layer + 1) % period != 0 for layer in range(num_layers))
-    elif isinstance(listed, list) and len(listed) == num_layers and set(listed) <= set(_LAYER_TYPES):
+    elif isinstance(listed, list) and len(listed) == num_layers and all(map(_is_layer_type, listed)):
         sliding = tuple(_LAYER_TYPES[kind] for kind in listed)
     else:
         faults.append(f"text_config must have one of {', '.join(_LAYER_TYPES)} for each layer in layer_types")
@@ -287,3 +287,7 @@ def _sliding_layers(fields: Fields, num_layers: int, faults: list[str]) -> tuple
     if not any(sliding):
         faults.append("no layer of the decoder slides, which llama.cpp's cohere2 graph does not allow")
     return sliding
+
+
+def _is_layer_type(kind: object) -> bool:
+    return isinstance(kind, str) and kind in _LAYER_TYPES

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ayaedge.checks import real_number, shown
+
 LARGEST = 1 << 24
 """Above any count, size or id that a real checkpoint has."""
 
@@ -21,7 +23,7 @@ class Fields:
     ):
         self._where, self._faults = where, faults
         if not isinstance(values, Mapping):
-            faults.append(f"{where} must be an object, not {_shown(values)}")
+            faults.append(f"{where} must be an object, not {shown(values)}")
             values = {}
         self._values = {**(defaults or {}), **values}
 
@@ -52,9 +54,9 @@ class Fields:
     def number(self, key: str, default: float = 1.0, *, positive: bool = True) -> float:
         """A finite number, above zero unless `positive` is false."""
         value = self._values.get(key, default)
-        sound = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not sound or (positive and value <= 0):
-            self._fault(key, value, "a finite number" + " above 0" * positive)
+        limits = "a finite number" + " above 0" * positive
+        if real_number(key, value, above=0 if positive else -math.inf, limits=limits):
+            self._fault(key, value, limits)
             return default
         return float(value)
 
@@ -88,12 +90,7 @@ class Fields:
         """A fault unless the value is `wanted` or missing."""
         value = self._values.get(key, wanted)
         if value != wanted:
-            self._faults.append(f"{self._where} has {key} {_shown(value)}; supported is {wanted!r}")
+            self._faults.append(f"{self._where} has {key} {shown(value)}; supported is {wanted!r}")
 
     def _fault(self, key: str, value: object, wanted: str) -> None:
-        self._faults.append(f"{self._where} has {key} {_shown(value)}, which is not {wanted}")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        self._faults.append(f"{self._where} has {key} {shown(value)}, which is not {wanted}")

@@ -5,14 +5,19 @@ What is wrong with them is collected, so that a user sees all of it at once.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-from ayaedge.files import read_text
+from ayaedge.files import text_of
+from ayaedge.untrusted.json_text import read_json
+from ayaedge.untrusted.regular_file import read_regular
 
+MOST_BYTES = 1 << 26
+"""Of a text file; the largest of a released checkpoint, tokenizer.json, has 20 MB."""
+MOST_DIGITS = 40
+"""Of a whole number: transformers writes 10 ** 30 for a length without a limit."""
 _STEP = re.compile(r"checkpoint-\d+")
 
 
@@ -50,6 +55,11 @@ def missing_file(path: Path) -> str:
     )
 
 
+def read_settings(path: Path) -> Any:
+    """The JSON of a checkpoint's file; OSError, or ValueError with half a sentence on what is wrong."""
+    return read_json(path, most_bytes=MOST_BYTES, most_digits=MOST_DIGITS, constants=True)
+
+
 class CheckpointFiles:
     """Reads them; what is wrong is appended to `faults`."""
 
@@ -59,12 +69,15 @@ class CheckpointFiles:
 
     def read(self, name: str, *, optional: bool = False) -> dict[str, Any]:
         """The JSON object in a file; empty if it is missing or damaged."""
-        text = self._read_text(name, optional=optional)
-        if text is None:
-            return {}
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = read_settings(self.directory / name)
+        except FileNotFoundError:
+            self._add_missing(name, optional=optional)
+            return {}
+        except OSError as error:
+            self.faults.append(f"{name} cannot be read: {error}")
+            return {}
+        except ValueError as error:
             self.faults.append(f"{name} is damaged: {error}")
             return {}
         if not isinstance(data, dict):
@@ -73,15 +86,18 @@ class CheckpointFiles:
         return data
 
     def _read_text(self, name: str, *, optional: bool) -> str | None:
-        path = self.directory / name
         try:
-            return read_text(path)
+            return text_of(read_regular(self.directory / name, most_bytes=MOST_BYTES))
         except FileNotFoundError:
-            if not optional or path.is_symlink():
-                self.faults.append(missing_file(path))
-        except (OSError, UnicodeDecodeError) as error:
+            self._add_missing(name, optional=optional)
+        except (OSError, ValueError) as error:
             self.faults.append(f"{name} cannot be read: {error}")
         return None
+
+    def _add_missing(self, name: str, *, optional: bool) -> None:
+        path = self.directory / name
+        if not optional or path.is_symlink():
+            self.faults.append(missing_file(path))
 
     def read_tokenizer_settings(self) -> dict[str, Any]:
         """tokenizer_config.json; before transformers 4.34 some of it stood in two files of their own."""

@@ -6,15 +6,13 @@ small JSON files.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ayaedge.errors import CheckpointError
-from ayaedge.files import read_text
-from ayaedge_export.checkpoint.files import missing_file
+from ayaedge_export.checkpoint.files import missing_file, read_settings
 
 _GIVE = "give the directory that holds config.json and the *.safetensors files"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -125,9 +123,9 @@ def _adapter_files(directory: Path) -> list[str]:
 def _adapter(directory: Path) -> str:
     """What kind of adapter lies in `directory`, and of which model."""
     try:
-        settings = json.loads(read_text(directory / "adapter_config.json"))
+        settings = read_settings(directory / "adapter_config.json")
         settings = settings if isinstance(settings, dict) else {}
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         settings = {}
     kind = (
         "DoRA"

@@ -5,22 +5,25 @@ Knows safetensors files, sharding and the spellings of names; what a model needs
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
+from ayaedge.checks import shown
 from ayaedge.errors import CheckpointError, list_faults
-from ayaedge.files import read_text
-from ayaedge_export.checkpoint.files import missing_file
+from ayaedge.manifest import LONGEST_NAME
+from ayaedge.untrusted.json_text import read_json
+from ayaedge.untrusted.regular_file import open_regular
+from ayaedge_export.checkpoint.files import MOST_BYTES, missing_file
 from ayaedge_export.checkpoint.handed_over import foreign_tensors, trainer_state
+from ayaedge_export.checkpoint.safetensors_header import read_header
 
 WeightSource = Callable[[str], NDArray[np.float32]]
 """Gives a whole tensor as float32 by the name it has on the hub."""
@@ -54,7 +57,7 @@ class TensorEntry:
     @cached_property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -85,9 +88,10 @@ class TensorSource(Protocol):
 class TensorIndex:
     """All tensors of a checkpoint directory, under the names of the hub's files.
 
-    Only headers are read at first; data is mapped, never loaded as a whole. Raises CheckpointError with
-    every fault at once: no weights, a missing or damaged shard, two tensors of one name, an unknown format; or with
-    the one that explains all others, as that the weights are quantized.
+    Only headers are read at first, then the rows that are asked for. Files are read, never mapped: one that is cut off
+    meanwhile is a CheckpointError, and not the end of the process. Raises CheckpointError with every fault at once: no
+    weights, a missing or damaged shard, two tensors of one name, an unknown format; or with the one that explains all
+    others, as that the weights are quantized.
     """
 
     def __init__(self, directory: Path):
@@ -135,55 +139,69 @@ class TensorIndex:
         """Whether two tensors of one shape hold the same numbers; they are compared slab by slab."""
         alike = self.entries[name].dtype == self.entries[other].dtype
         for start, stop in slabs(self.entries[name].shape):
-            first, second = (self._map(each)[start:stop] for each in (name, other))
+            rows = partial(self._stored if alike else self.read_rows, start=start, stop=stop)
+            first, second = rows(name), rows(other)
             if alike:  # bytes, because NaN is not equal to itself
                 first, second = first.view(np.uint8), second.view(np.uint8)
-            else:
-                first, second = self.read_rows(name, start, stop), self.read_rows(other, start, stop)
             if not np.array_equal(first, second):
                 return False
         return True
 
     def read(self, name: str) -> NDArray[np.float32]:
         """A whole tensor."""
-        return _to_float32(self._map(name), self.entries[name].dtype)
+        entry = self.entries[name]
+        whole = np.empty(entry.shape, np.float32)
+        for start, stop in slabs(entry.shape):
+            whole[start:stop] = self.read_rows(name, start, stop)
+        return whole
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows `start` to `stop` (exclusive) of a tensor."""
-        return _to_float32(self._map(name)[start:stop], self.entries[name].dtype)
+        return _to_float32(self._stored(name, start, stop), self.entries[name].dtype)
 
     def count_not_finite(self, name: str, start: int, stop: int) -> int:
         """How many of the values in rows `start` to `stop` are NaN or infinite."""
         entry = self.entries[name]
-        stored = self._map(name)[start:stop]
+        stored = self._stored(name, start, stop)
         magnitudes = stored.view(f"<u{stored.dtype.itemsize}") << 1  # which drops the sign
         limit = 2 * _INFINITY[entry.dtype]
         if magnitudes.max(initial=0) < limit:
             return 0
         return int(np.count_nonzero(magnitudes >= limit))
 
-    def _map(self, name: str) -> NDArray[Any]:
+    def _stored(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows as the file has them."""
         entry = self.entries[name]
-        return np.memmap(entry.file, _STORED_AS[entry.dtype], "r", entry.offset, entry.shape)
+        rows = np.empty((stop - start, *entry.shape[1:]), _STORED_AS[entry.dtype])
+        space = rows.reshape(-1).view(np.uint8).data
+        try:
+            with open_regular(entry.file) as stream:
+                stream.seek(entry.offset + start * math.prod(entry.shape[1:]) * rows.itemsize)
+                while space and (count := stream.readinto(space)):  # type: ignore[attr-defined]
+                    space = space[count:]
+        except ValueError as error:
+            raise CheckpointError(f"{entry.file} cannot be read: {error}") from None
+        if space:
+            raise CheckpointError(
+                f"{entry.file} has become shorter since it was opened: tensor {entry.stored_name} is cut off"
+            )
+        return rows
 
     def _add_file(self, file: Path, faults: list[str]) -> None:
         try:
-            with file.open("rb"), safe_open(file, framework="numpy"):
-                pass  # the library checks the header and the file's length
-            header, data_start, form = _read_header(file)
+            header = read_header(file)
         except PermissionError:
             faults.append(f"{file.name} cannot be read: permission denied")
             return
-        except (SafetensorError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             faults.append(f"{file.name} is truncated or not a safetensors file ({error})")
             return
-        self._forms.add(form)
-        for stored_name, info in header.items():
-            name = canonical_name(stored_name)
+        self._forms.add(header.form)
+        for tensor in header.tensors:
+            name = canonical_name(tensor.name)
             if name in self.entries:
-                faults.append(f"{name} is there twice, the second time as {stored_name} in {file.name}")
-            start = data_start + info["data_offsets"][0]
-            self.entries[name] = TensorEntry(file, stored_name, info["dtype"], tuple(info["shape"]), start)
+                faults.append(f"{name} is there twice, the second time as {tensor.name} in {file.name}")
+            self.entries[name] = TensorEntry(file, tensor.name, tensor.dtype, tensor.shape, tensor.start)
 
 
 def _and_more(others: Sequence[str]) -> str:
@@ -267,31 +285,26 @@ def _no_weights(directory: Path) -> str:
 def _shards(index: Path, faults: list[str]) -> dict[str, Path]:
     """The file of each tensor, as an index names them."""
     try:
-        weight_map: dict[str, object] = json.loads(read_text(index))["weight_map"]
+        weight_map: dict[str, object] = read_json(index, most_bytes=MOST_BYTES)["weight_map"]
         places = {name: str(file) for name, file in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         faults.append(f"{index.name} cannot be read ({error})")
         return {}
-    for name in sorted(set(places.values())):
-        if Path(name).name != name or name in (".", ".."):
-            faults.append(f"{index.name} names {name!r}, which is not a file of this directory")
-        elif (index.parent / name).is_symlink() and not (index.parent / name).exists():
-            faults.append(missing_file(index.parent / name))
-        elif not (index.parent / name).is_file():
-            faults.append(f"shard {name}, named in {index.name}, is missing")
-        else:
-            continue
-        places = {tensor: file for tensor, file in places.items() if file != name}
-    return {tensor: index.parent / file for tensor, file in places.items()}
+    unusable = {name: fault for name in sorted(set(places.values())) if (fault := _shard_fault(index, name))}
+    faults += unusable.values()
+    return {tensor: index.parent / file for tensor, file in places.items() if file not in unusable}
 
 
-def _read_header(file: Path) -> tuple[dict[str, Any], int, str]:
-    """The tensors that a safetensors file declares, the offset at which data starts, and what it calls its form."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-    metadata = header.pop("__metadata__", None) or {}
-    return header, 8 + length, str(metadata.get("format", ""))
+def _shard_fault(index: Path, name: str) -> str:
+    """What is wrong with the name of a shard, or with what lies there; empty if nothing is."""
+    shard = index.parent / name
+    if Path(name).name != name or name in (".", "..") or len(name) > LONGEST_NAME:
+        return f"{index.name} names {shown(name)}, which is not a file of this directory"
+    if shard.is_symlink() and not shard.exists():
+        return missing_file(shard)
+    if not shard.is_file():
+        return f"shard {name}, named in {index.name}, is missing"
+    return ""
 
 
 def _to_float32(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:

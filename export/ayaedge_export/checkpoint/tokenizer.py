@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ayaedge.checks import shown
 from ayaedge.manifest import ImagePrompt, TextToken
 from ayaedge_export.checkpoint.fields import LARGEST
 
@@ -220,10 +221,10 @@ def _added_tokens(listed: object, faults: list[str]) -> tuple[tuple[TextToken, .
     taken: set[int] = set()
     hidden = []
     for token in listed if isinstance(listed, list) else []:
-        if not isinstance(token, Mapping) or not token.get("content") or not _is_id(token.get("id")):
-            faults.append(f"tokenizer.json has an added token without a text and an id: {token!r:.80}")
+        if not isinstance(token, Mapping) or not _content(token) or not _is_id(token.get("id")):
+            faults.append(f"tokenizer.json has an added token without a text and an id: {shown(token)}")
             continue
-        text, index = str(token["content"]), int(token["id"])
+        text, index = token["content"], token["id"]
         if text in added or index in taken:
             faults.append(
                 f"tokenizer.json adds {text!r} with id {index}, but one of the two is taken already"
@@ -289,12 +290,9 @@ def _merges(listed: object, vocab: Mapping[str, int], faults: list[str]) -> tupl
     merges = []
     for merge in listed if isinstance(listed, list) else []:
         parts = merge.split(" ") if isinstance(merge, str) else merge
-        if (
-            not isinstance(parts, list)
-            or len(parts) != 2
-            or not all(part in vocab for part in map(str, parts))
-        ):
-            faults.append(f"tokenizer.json has a merge that is not a pair of its tokens: {merge!r:.80}")
+        pair = isinstance(parts, list) and len(parts) == 2
+        if not pair or not all(isinstance(part, str) and part in vocab for part in parts):
+            faults.append(f"tokenizer.json has a merge that is not a pair of its tokens: {shown(merge)}")
             return ()
         merges.append(" ".join(parts))
     if not merges:

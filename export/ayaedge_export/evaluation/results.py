@@ -11,8 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge.errors import InvalidOptionError
+from ayaedge.files import replacing, text_of
+from ayaedge.untrusted.json_text import parse_json
+from ayaedge.untrusted.regular_file import read_regular
 
 _JOURNAL_VERSION = 1
+_MOST_BYTES = 1 << 28
+"""Of a journal: a window of 512 tokens takes 15,000."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,10 @@ class WindowResult:
     @classmethod
     def from_json(cls, line: str) -> WindowResult:
         """The result that a line holds; ValueError, KeyError or TypeError if it holds none."""
-        values = json.loads(line)
+        values = parse_json(line.encode(), constants=True)
         kl, same = np.asarray(values["kl"], np.float64), np.asarray(values["same_top"], np.bool_)
+        if not isinstance(values["key"], str):
+            raise TypeError("a window without a name")
         return cls(values["key"], values["language"], values["after_image"], kl, same)
 
 
@@ -51,7 +58,7 @@ class Journal:
         if path is None:
             return
         header = json.dumps({"ayaedge_eval": _JOURNAL_VERSION, **identity}, ensure_ascii=False)
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        lines = _lines(path)
         if lines and lines[0] != header:
             raise InvalidOptionError(
                 f"{path} holds windows of another evaluation; remove it, or choose another journal"
@@ -64,7 +71,8 @@ class Journal:
             self.results[result.key] = result
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [header, *(result.to_json() for result in self.results.values())]
-        path.write_text("\n".join(kept) + "\n", "utf-8")
+        with replacing(path, private=False) as stream:
+            stream.write(("\n".join(kept) + "\n").encode())
 
     def add(self, result: WindowResult) -> None:
         """Keep a result, and write it down at once."""
@@ -72,3 +80,13 @@ class Journal:
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(result.to_json() + "\n")
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a journal, none if it is not there; InvalidOptionError for what is no file."""
+    try:
+        return text_of(read_regular(path, most_bytes=_MOST_BYTES)).splitlines()
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise InvalidOptionError(f"the journal {path} cannot be read: {error}") from None

@@ -211,13 +211,13 @@ def wrong_added_tokens(
     """
     user = "{{ messages[0].content }}"
     typed = PromptBuilder(replace(manifest, chat_template=user), tokenize)
-    markers = set(manifest.tokens.special.values())
+    markers, anywhere = set(manifest.tokens.special.values()), set(texts)
     theirs = tokenizer.get_added_vocab()
     wrong = {text for text, _ in theirs.items() ^ manifest.tokens.added.items()}
     for token in manifest.tokens.added.keys() - {manifest.image_prompt.placeholder}:
         text = f"{token} a{token}b{token}.\n{token}\né {token}  {token}"
         ids = typed.build([Message("user", text)], []).ids
-        if token not in texts:
+        if token not in anywhere:
             wrong |= {token} if markers.intersection(ids) else set()
             named = replace(manifest.tokens, named={"text": text})
             written = PromptBuilder(replace(manifest, tokens=named, chat_template="{{ text }}"), tokenize)

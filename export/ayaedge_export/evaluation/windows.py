@@ -5,7 +5,6 @@ Builds token ids; which models read them, and what is computed from their answer
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ayaedge.images.load import load_image
 from ayaedge.images.tiling import split_tiles
 from ayaedge.manifest import Manifest
 from ayaedge.text.prompt import Message, Prompt, PromptBuilder
+from ayaedge.untrusted.json_text import parse_json
 from ayaedge_export.evaluation.sample_text import SENTENCES
 
 BUILTIN = "builtin"
@@ -162,7 +162,7 @@ def _json_lines(path: Path, content: str) -> Iterator[tuple[str, str]]:
         if not line.strip():
             continue
         try:
-            item: Any = json.loads(line)
+            item: Any = parse_json(line.encode())
         except ValueError as error:
             raise InvalidOptionError(f"{path}, line {number}: {error}") from None
         if not isinstance(item, dict) or not isinstance(item.get("text"), str):

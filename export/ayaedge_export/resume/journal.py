@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ayaedge.files import replacing
+from ayaedge.untrusted.json_text import parse_json
+from ayaedge.untrusted.regular_file import read_regular
 
 _CHUNK = 1 << 20
+_MOST_BYTES = 1 << 24
+"""Of the journal: a line for each tensor."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,11 @@ class Piece:
     name: str
     nbytes: int
     crc32: int
+
+    def is_one(self) -> bool:
+        """Whether the values, read from a file, are of their types."""
+        numbers = (self.nbytes, self.crc32)
+        return isinstance(self.file, str) and all(type(value) is int and value >= 0 for value in numbers)
 
 
 class Journal:
@@ -97,9 +106,14 @@ class Journal:
 def has_pieces(path: Path) -> bool:
     """Whether the file `path` is a journal that names a finished piece."""
     try:
-        return len(path.read_text("utf-8").splitlines()) > 1
+        return len(_lines(path)) > 1
     except (OSError, ValueError):
         return False
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a journal; ValueError for what is none, OSError if it cannot be read."""
+    return read_regular(path, most_bytes=_MOST_BYTES, links=False).splitlines()
 
 
 def _line(piece: Piece) -> str:
@@ -109,17 +123,20 @@ def _line(piece: Piece) -> str:
 def _read(path: Path, fingerprint: str) -> list[Piece]:
     """The pieces that the journal at `path` names; none if it belongs to another export."""
     try:
-        lines = path.read_text("utf-8").splitlines()
-        if json.loads(lines[0]) != {"fingerprint": fingerprint}:
+        lines = _lines(path)
+        if parse_json(lines[0]) != {"fingerprint": fingerprint}:
             return []
     except (FileNotFoundError, ValueError, IndexError):
         return []
     pieces = []
     for line in lines[1:]:
         try:
-            pieces.append(Piece(**json.loads(line)))
+            piece = Piece(**parse_json(line))
         except (ValueError, TypeError):  # the last line, torn
             break
+        if not piece.is_one():
+            break
+        pieces.append(piece)
     return pieces
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge.files import replacing
+from ayaedge.untrusted.json_text import parse_json
+from ayaedge.untrusted.regular_file import open_regular
 
 _HEADER = "header"
 _SUFFIX = ".npz"
@@ -37,12 +39,12 @@ class StateFile:
     def read(self) -> tuple[Values, Arrays] | None:
         """The last state; None if there is none, or none of this computation that is whole."""
         try:
-            with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                header = json.loads(str(file[_HEADER]))
+            with open_regular(self.path, links=False) as stream, np.load(stream, allow_pickle=False) as file:
+                header = parse_json(str(file[_HEADER]).encode(), constants=True)
                 if header["mark"] != self.mark:
                     return None
                 return header["values"], {name: file[name] for name in file.files if name != _HEADER}
-        except (FileNotFoundError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        except (FileNotFoundError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile):
             return None
 
 

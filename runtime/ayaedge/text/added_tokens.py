@@ -11,9 +11,11 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
 from ayaedge.manifest import TextToken
+from ayaedge.text.longest_match import LongestMatch
 
 _BLANKS = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 """Unicode's White_Space, which differs from Python's."""
+_BLANK = frozenset(_BLANKS)
 _CIRCLED = re.compile("[\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189]")
 """Letters among the symbols."""
 _JOINERS = "\u200c\u200d"
@@ -43,23 +45,23 @@ class _Finder:
 
     def __init__(self, tokens: dict[str, TextToken]):
         self._tokens = tokens
-        longest_first = sorted(tokens, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if tokens else None
+        self._words = LongestMatch(tokens)
 
     def split(self, text: str) -> Iterator[tuple[str, int | None]]:
         """Text between tokens and the id of the one that follows it, in turn; the last has none."""
         start = 0
-        for match in self._pattern.finditer(text) if self._pattern else ():
-            token = self._tokens[match[0]]
-            first, last = match.span()
+        for first, last in self._words.find(text):
+            token = self._tokens[text[first:last]]
             if first < start:  # blanks that the token before has taken
                 continue
-            if token.single_word and (_in_word(text[:first][-1:]) or _in_word(text[last : last + 1])):
+            if token.single_word and (
+                _in_word(text[max(first - 1, 0) : first]) or _in_word(text[last : last + 1])
+            ):
                 continue
             if token.lstrip:
-                first = max(start, len(text[:first].rstrip(_BLANKS)))
-            if token.rstrip:
-                last = len(text) - len(text[last:].lstrip(_BLANKS))
+                first = start + len(text[start:first].rstrip(_BLANKS))
+            while token.rstrip and text[last : last + 1] in _BLANK:
+                last += 1
             yield text[start:first], token.id
             start = last
         yield text[start:], None

@@ -15,6 +15,7 @@ from typing import Literal
 from ayaedge.errors import PromptError
 from ayaedge.manifest import Manifest
 from ayaedge.text.added_tokens import AddedTokens
+from ayaedge.text.longest_match import LongestMatch
 from ayaedge.text.template import ChatTemplate
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -68,7 +69,7 @@ class PromptBuilder:
         self._image = manifest.image_prompt
         self._template = ChatTemplate(manifest.chat_template)
         markers = [*manifest.tokens.special, manifest.image_prompt.placeholder]
-        self._markers = re.compile("|".join(re.escape(m) for m in sorted(markers, key=len, reverse=True)))
+        self._markers = LongestMatch(markers)
         # in either case, because a template may change the case of what it is given
         first = {variant for m in markers for variant in (m[0].upper(), m[0].lower())}
         self._first_characters = re.compile("[" + re.escape("".join(sorted(first))) + "]")
@@ -213,12 +214,12 @@ class PromptBuilder:
         return rendered
 
 
-def _split(pattern: re.Pattern[str], text: str) -> Iterator[tuple[str, str | None]]:
+def _split(markers: LongestMatch, text: str) -> Iterator[tuple[str, str | None]]:
     """Plain text and the marker that follows it, in turn; the last has none."""
     end = 0
-    for match in pattern.finditer(text):
-        yield text[end : match.start()], match[0]
-        end = match.end()
+    for first, last in markers.find(text):
+        yield text[end:first], text[first:last]
+        end = last
     yield text[end:], None
 
 

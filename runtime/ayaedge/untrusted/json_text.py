@@ -19,6 +19,7 @@ import json
 import math
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,36 @@ _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{}]', re.DOTALL)
 _SHOWN = 40
 
 
-def read_json(path: Path, *, most_bytes: int, most_depth: int = MOST_DEPTH, links: bool = True) -> Any:
+def read_json(
+    path: Path,
+    *,
+    most_bytes: int,
+    most_depth: int = MOST_DEPTH,
+    most_digits: int = MOST_DIGITS,
+    constants: bool = False,
+    links: bool = True,
+) -> Any:
     """Parse a regular file of at most `most_bytes`; ValueError for what is wrong with it, OSError as `open`.
 
-    Without `links` a symbolic link is an OSError: for files that nobody but ayaedge puts where they are.
+    Without `links` a symbolic link is an OSError: for files that nobody but ayaedge puts where they are. The rest is
+    that of `parse_json`.
     """
-    return parse_json(read_regular(path, most_bytes=most_bytes, links=links), most_depth=most_depth)
+    data = read_regular(path, most_bytes=most_bytes, links=links)
+    return parse_json(data, most_depth=most_depth, most_digits=most_digits, constants=constants)
 
 
-def parse_json(data: bytes, *, most_depth: int = MOST_DEPTH) -> Any:
+def parse_json(
+    data: bytes,
+    *,
+    most_depth: int = MOST_DEPTH,
+    most_digits: int = MOST_DIGITS,
+    constants: bool = False,
+) -> Any:
     """Parse JSON in any encoding of Unicode, with or without a mark.
 
-    ValueError for text that is no JSON or no Unicode, NaN and Infinity, numbers beyond a float or 20 digits, a name
-    that an object has twice, and more than `most_depth` objects and lists within each other.
+    ValueError for text that is no JSON or no Unicode, NaN and Infinity unless `constants` are allowed, numbers beyond
+    a float or `most_digits`, a name that an object has twice, and more than `most_depth` objects and lists within each
+    other.
     """
     try:
         text = data.decode(encoding_of(data))
@@ -54,7 +72,11 @@ def parse_json(data: bytes, *, most_depth: int = MOST_DEPTH) -> Any:
         raise ValueError(f"it is not valid Unicode: {error.reason} at byte {error.start}") from None
     _check_depth(text, most_depth)
     value = json.loads(
-        text, parse_int=_whole, parse_float=_real, parse_constant=_refuse, object_pairs_hook=_object
+        text,
+        parse_int=partial(_whole, most_digits),
+        parse_float=_real,
+        parse_constant=float if constants else _refuse,
+        object_pairs_hook=_object,
     )
     if "\\u" in text:
         _check_unicode(value)
@@ -74,8 +96,8 @@ def _check_depth(text: str, most: int) -> None:
             depth -= 1
 
 
-def _whole(digits: str) -> int:
-    if len(digits.lstrip("-")) > MOST_DIGITS:
+def _whole(most: int, digits: str) -> int:
+    if len(digits.lstrip("-")) > most:
         raise ValueError(f"it holds a whole number of {len(digits)} digits")
     return int(digits)
 

@@ -12,7 +12,7 @@ import pytest
 
 from ayaedge import ExportError, read_bundle
 from ayaedge.bundle import demo_bundle
-from ayaedge_export.resume.staged_bundle import check_target, staged_bundle, staging_place
+from ayaedge_export.resume.staged_bundle import check_target, staged_bundle, staging_place, what_is_left
 from ayaedge_export.resume.state_file import StateFile
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="owners, modes and links of POSIX")
@@ -187,3 +187,9 @@ def test_an_old_bundle_that_holds_links_is_put_back_as_it_was(shared: Path, prec
     assert (shared / "out" / "vision.onnx.data").is_symlink()
     stage(shared / "out", force=True)
     assert intact(precious)
+
+
+def test_what_is_left_says_nothing_of_what_is_no_journal(shared: Path) -> None:
+    staging_place(shared / "out").mkdir()
+    os.mkfifo(staging_place(shared / "out") / "journal.jsonl")
+    assert what_is_left(shared / "out") == "nothing was left behind"
