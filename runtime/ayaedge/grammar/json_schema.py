@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from decimal import Decimal
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
@@ -349,7 +350,18 @@ def _write_bounds(result: dict[str, Any]) -> None:
             is_inside = near == bound or (near > bound) == (inside > 0)
             result[key] = near if is_inside else math.nextafter(near, inside)
     if {"exclusiveMinimum", "exclusiveMaximum"} & set(result) and "number" in types_of(result):
-        result.setdefault("multipleOf", _finest(result))
+        step = _finest(result)
+        result.setdefault("multipleOf", step)
+        _include_whole_bounds(result, step)
+
+
+def _include_whole_bounds(result: dict[str, Any], step: float) -> None:
+    """An excluded whole number becomes the next step inside: between 62 and 62.5 llguidance would take 62 itself."""
+    for key, bound, inwards in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
+        if key in result and result[key] == int(result[key]):
+            inside = float(Fraction(int(result.pop(key))) + inwards * Fraction(repr(step)))
+            nearest = max if inwards > 0 else min
+            result[bound] = nearest(inside, result.get(bound, inside))
 
 
 def _limit_digits(result: dict[str, Any]) -> None:

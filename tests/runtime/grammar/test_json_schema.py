@@ -378,6 +378,16 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
         ["0.5", "0.000001", "0.999999"],
         ["0", "1", "0.0", "0.000000", "1.0"],
     ),
+    "numbers between a whole number and the next half": (
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 62, "exclusiveMaximum": 62.5},
+                {"type": "number", "exclusiveMinimum": -3.5, "exclusiveMaximum": -3.0},
+            ]
+        },
+        ["62.2", "62.000001", "-3.2", "-3.000001"],
+        ["62", "62.0", "62.5", "-3", "-3.0", "-3.5"],
+    ),
     "positive numbers": (
         {"type": "number", "exclusiveMinimum": 0},
         ["0.000001", "1", "12345678901234", "999999999.999999"],
