@@ -109,7 +109,17 @@ def _packed(kind: int, value: Any) -> bytes:
         if inner in FORMS:
             return head + struct.pack(f"<{len(items)}{FORMS[inner]}", *items)
         return head + b"".join(_packed(inner, item) for item in items)
-    return struct.pack(f"<{FORMS.get(kind, 'I')}", value)
+    form = FORMS.get(kind, "I")
+    return struct.pack(f"<{form}", _wrapped(value, form) if isinstance(value, int) else value)
+
+
+def _wrapped(number: int, form: str) -> int:
+    """A whole number as so many bits hold it."""
+    if form in "fd":
+        return number
+    bits = 8 * struct.calcsize(f"<{form}")
+    number %= 2**bits
+    return number - 2**bits if form.islower() and number >= 2 ** (bits - 1) else number
 
 
 def take_apart(file: bytes) -> Parts:
@@ -166,9 +176,7 @@ def _edge(rng: random.Random, kind: int) -> Any:
     form = FORMS.get(kind, "I")
     if form in "fd":
         return rng.choice(REAL)
-    bits = 8 * struct.calcsize(f"<{form}")
-    number = rng.choice(WHOLE) % 2**bits
-    return number - 2**bits if form.islower() and number >= 2 ** (bits - 1) else number
+    return _wrapped(rng.choice(WHOLE), form)
 
 
 def _near(rng: random.Random, number: int) -> int:
@@ -179,8 +187,6 @@ def set_value(parts: Parts, rng: random.Random) -> str:
     at = rng.randrange(len(parts.keys))
     name, kind, value = parts.keys[at]
     new = _near(rng, value) if isinstance(value, int) and rng.random() < 0.4 else _edge(rng, kind)
-    if isinstance(new, int) and kind == 7:
-        new %= 256
     parts.keys[at] = (name, kind, new)
     return f"{name!r} = {new!r:.80}"
 
@@ -430,9 +436,9 @@ def outcome(path: Path, manifest: Manifest) -> str:
     try:
         with open_vocabulary(path) as vocabulary:
             vocabulary.tokenize("A text, 123 é 한\n")
-        with Decoder(path, manifest, DecoderOptions(context_size=64, threads=1)) as decoder:
+        with Decoder(path, manifest, DecoderOptions(threads=1)) as decoder:
             ids = decoder.vocabulary.tokenize("A text, 123 é 한\n")
-            decoder.decode_tokens([*ids, 0][:40])
+            decoder.decode_tokens([*ids, 0][: min(40, decoder.context_size)])
             decoder.likeliest()
             for token in range(0, decoder.vocabulary.size, 7):
                 decoder.vocabulary.piece(token)
