@@ -22,6 +22,7 @@ Each also inherits the builtin that a caller would catch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,16 @@ class MissingExtraError(AyaEdgeError, ImportError):
 
 _MOST_FAULTS = 50
 _LONGEST_LINE = 1500
+_STEERING = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Controls but for tab and line feed, what else ends a line, what turns the direction of text, and half characters."""
+
+
+def printable(text: str) -> str:
+    """Text of anybody so that it shows what it holds and steers nothing: `\\x1b` stands for an escape character.
+
+    Letters of every script stay as they are, and so do tabs and line feeds.
+    """
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def list_faults(subject: str, faults: Sequence[str]) -> str:
@@ -144,8 +155,8 @@ def list_faults(subject: str, faults: Sequence[str]) -> str:
 
 
 def _readable(message: str) -> str:
-    """Without what is no Unicode, without the middle of endless lines and without endlessly many."""
-    text = message.encode("utf-8", "backslashreplace").decode()
+    """Printable, without the middle of endless lines and without endlessly many."""
+    text = printable(message)
     lines, half = text.splitlines(), _LONGEST_LINE // 2
     if len(lines) <= _MOST_FAULTS + 2 and all(len(line) <= _LONGEST_LINE for line in lines):
         return text

@@ -16,7 +16,15 @@ from ayaedge.bench.process_watch import run_watched
 from ayaedge.bench.report import benchmark_table, draw_benchmark, notes, to_dict
 from ayaedge.bundle import MANIFEST, read_bundle
 from ayaedge.cache.options import NAME_ANOTHER, cache_directory
-from ayaedge.cli.console import JsonFlag, announce, count_progress, print_table, stderr, write
+from ayaedge.cli.console import (
+    JsonFlag,
+    announce,
+    count_progress,
+    print_table,
+    stderr,
+    write_json,
+    write_line,
+)
 from ayaedge.cli.export import require_exporter
 from ayaedge.errors import BackendError, InvalidOptionError, MissingExtraError
 from ayaedge.manifest import Manifest
@@ -85,11 +93,11 @@ def bench(
         draw_benchmark(chart, measured, beside)
         announce("drawn:", str(chart))
     if as_json:
-        write(json.dumps(to_dict(measured, beside), indent=2, ensure_ascii=False) + "\n")
+        write_json(to_dict(measured, beside), indent=2)
         return
     print_table(benchmark_table(measured, beside))
     for line in notes(measured, beside):
-        write(f"{line}\n")
+        write_line(line)
 
 
 def find_shape(manifest: Manifest) -> tuple[Shape, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from contextlib import suppress
 from datetime import datetime
@@ -15,7 +14,7 @@ from rich.table import Table
 from ayaedge.cache.options import NAME_ANOTHER, CacheOptions, cache_directory
 from ayaedge.cache.prepared_graphs import PreparedGraphs
 from ayaedge.cache.stores import DiskStates
-from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, write
+from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, write_json
 from ayaedge.files import matching
 
 app = typer.Typer(
@@ -38,7 +37,7 @@ def list_states(as_json: JsonFlag = False) -> None:
             for entry, used in graphs.entries()
         ]
         found = {"directory": str(store.directory), "states": states, "vision_graphs": prepared}
-        write(json.dumps(found, ensure_ascii=False) + "\n")
+        write_json(found)
         return
     table = Table("what", "key", "last used")
     table.add_column("size", justify="right")
@@ -82,7 +81,7 @@ def _directory(*, as_json: bool = False) -> Path:
     if (directory := cache_directory()) is not None:
         return directory
     if as_json:
-        write(json.dumps({"directory": None, "states": [], "vision_graphs": []}) + "\n")
+        write_json({"directory": None, "states": [], "vision_graphs": []})
     else:
         stderr.print(f"nothing is kept: this user has no home directory; {NAME_ANOTHER}")
     raise typer.Exit

@@ -115,7 +115,7 @@ class ChatLoop:
         self._own_files.add(path.resolve())
         turns = self._conversation.turns
         images = sum(len(turn.images) for turn in turns)
-        _done("opened", f"{path}: {_count(len(turns), 'question')}, {_count(images, 'image')}")
+        announce("opened", f"{path}: {_count(len(turns), 'question')}, {_count(images, 'image')}")
         if turns:
             _notice(f"last: {_excerpt(turns[-1].question)} → {_excerpt(turns[-1].answer)}")
 
@@ -136,7 +136,7 @@ class ChatLoop:
 
     def _fail(self, error: AyaEdgeError) -> None:
         self.failed = True
-        print_error(_printable(str(error)))
+        print_error(str(error))
 
     def _ask(self, question: str) -> None:
         """Attached images stay for another try, unless the conversation has taken the question up."""
@@ -207,7 +207,7 @@ class ChatLoop:
                 self._fail(error)
                 continue
             self._attached.append(attachment)
-            _done("attached", attachment.name)
+            announce("attached", attachment.name)
 
     def _carry_out(self, command: Command) -> None:
         {
@@ -246,7 +246,7 @@ class ChatLoop:
         for image in turn.images:
             name = f"its image ({image.cost.width} x {image.cost.height} pixels)"
             self._attached.append(Attachment(name, image))
-            _done("attached", name)
+            announce("attached", name)
 
     def _system(self, argument: str) -> None:
         if argument:
@@ -268,7 +268,7 @@ class ChatLoop:
             raise ChatFileError(f"{path} exists and is no {CHAT_SUFFIX} file: choose another name")
         self._conversation.save(path)
         self._own_files.add(path.resolve())
-        _done("saved", str(path))
+        announce("saved", str(path))
 
     def _open(self, argument: str) -> None:
         self.open(Path(_file_argument("open", argument)))
@@ -321,12 +321,8 @@ def _file_argument(name: str, argument: str) -> str:
     return find_path(argument, is_file)
 
 
-def _done(done: str, what: str) -> None:
-    announce(done, _printable(what))
-
-
 def _notice(message: str) -> None:
-    stderr.print(Text(_printable(message), "dim"))
+    stderr.print(Text(message, "dim"))
 
 
 def _count(number: int, thing: str) -> str:
@@ -336,10 +332,3 @@ def _count(number: int, thing: str) -> str:
 def _excerpt(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
-
-
-def _printable(text: str) -> str:
-    """Text of a file or its name, without what would steer a terminal."""
-    return "".join(
-        char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text
-    )

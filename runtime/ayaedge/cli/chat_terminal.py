@@ -25,6 +25,7 @@ from prompt_toolkit.output import create_output
 from ayaedge.cli.chat_commands import COMMANDS, joins_next_line
 from ayaedge.cli.interrupts import signals_deferred
 from ayaedge.cli.pasted_paths import BLANKS, WINDOWS, image_suffixes, quote_path, split_words
+from ayaedge.errors import printable
 
 _ARGUMENTS = {"system": ("none",), "tiles": ("faithful", "native", "auto")}
 _CHAT_SUFFIXES = frozenset({".ayachat"})
@@ -157,7 +158,9 @@ def complete_path(
             path = folder + entry.name + ("/" if is_folder else "")
             text = quote_path(path, quote=word.quote, complete=not is_folder, windows=windows)
             yield Completion(
-                text, start_position=word.start - len(argument), display=entry.name + "/" * is_folder
+                text,
+                start_position=word.start - len(argument),
+                display=printable(entry.name) + "/" * is_folder,
             )
 
 

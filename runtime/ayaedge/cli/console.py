@@ -5,15 +5,16 @@ stdout carries answers and reports and nothing else; everything for the eye goes
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -24,20 +25,40 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+from ayaedge.errors import printable
+
+
+class _Screen(Console):
+    """Everything that people read passes through here: nothing that it quotes is markup, or steers their terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """See rich's `Console.render`, through which bars and tables go as well."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+stderr = _Screen(stderr=True, soft_wrap=True)
 JsonFlag = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
 
+_DESCRIPTION = TextColumn("{task.description}", markup=False)
 _STEPS = {"vision": "tiles", "prefill": "tokens"}
 _REPORT_WIDTH = 120
 _LABEL_WIDTH = 40
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202d\u202e]")
+"""What no text in any language needs; other marks of direction do stand in answers."""
+_IN_JSON = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What `json` writes as it is."""
 
 
 def write(text: str) -> None:
-    """Put text on stdout at once; OSError if there is none.
+    """Put an answer, or a part of it, on stdout at once; OSError if there is none.
 
     On a terminal control characters are replaced: an answer may repeat what an image says, and a terminal obeys them.
     """
@@ -45,6 +66,21 @@ def write(text: str) -> None:
         raise OSError("there is no standard output to write the answer to")
     sys.stdout.write(_CONTROL.sub("\ufffd", text.replace("\r", "")) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def write_line(text: str) -> None:
+    """Put a line of a report on stdout, wherever that leads."""
+    write(f"{printable(text)}\n")
+
+
+def write_json(value: object, *, indent: int | None = None) -> None:
+    """Put one JSON value on stdout."""
+    write_json_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def write_json_text(text: str) -> None:
+    """Put JSON on stdout; what would steer a terminal is written as `\\u....`, which means the same."""
+    write(_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 FLAGS = {
@@ -80,6 +116,13 @@ def print_error(message: str) -> None:
     stderr.print(Text("error: ", "bold red").append(with_flags(message), "default not bold"))
 
 
+def print_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object, **__: object
+) -> None:
+    """What Python warns of, on stderr; takes the place of `warnings.showwarning`."""
+    stderr.print(f"{filename}:{lineno}: {category.__name__}: {message}")
+
+
 def announce(done: str, what: str) -> None:
     """One line on stderr for something that went well."""
     stderr.print(Text(f"{done} ", "green").append(what, "default"))
@@ -87,7 +130,7 @@ def announce(done: str, what: str) -> None:
 
 def print_table(table: Table) -> None:
     """A report on stdout; a pipe has no width, so every row stays on one line there."""
-    Console(highlight=False, width=None if sys.stdout.isatty() else _REPORT_WIDTH).print(table)
+    _Screen(width=None if sys.stdout.isatty() else _REPORT_WIDTH).print(table)
 
 
 @contextmanager
@@ -96,7 +139,7 @@ def byte_progress(total: int, *, even: bool = True) -> Iterator[Callable[[int, s
 
     With speed and time left where bytes are all the work, at an `even` speed.
     """
-    columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn()]
+    columns = [_DESCRIPTION, BarColumn(), DownloadColumn()]
     if even:
         columns += [TransferSpeedColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=stderr, transient=True) as progress:
@@ -111,7 +154,7 @@ def byte_progress(total: int, *, even: bool = True) -> Iterator[Callable[[int, s
 @contextmanager
 def count_progress(what: str) -> Iterator[Callable[..., None]]:
     """A bar over things that are counted; called with how many are done, of how many, and perhaps a name."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (_DESCRIPTION, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True) as progress:
         task = progress.add_task(what, total=None)
 
@@ -124,7 +167,7 @@ def count_progress(what: str) -> Iterator[Callable[..., None]]:
 @contextmanager
 def step_progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each step of a question, gone when it ends; nothing where stderr is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (_DESCRIPTION, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         tasks: dict[str, TaskID] = {}
 

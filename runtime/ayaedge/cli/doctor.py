@@ -5,7 +5,6 @@ Facts are collected in one place; the report and the advice are made from them a
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from ayaedge import __version__, llama, ort
 from ayaedge.cache.options import NAME_ANOTHER, cache_directory
-from ayaedge.cli.console import JsonFlag, print_table, size_text, stderr, write
+from ayaedge.cli.console import JsonFlag, print_table, size_text, stderr, write_json, write_line
 from ayaedge.files import matching
 from ayaedge.hardware import machine
 from ayaedge.hardware.devices import (
@@ -117,11 +116,11 @@ def doctor(as_json: JsonFlag = False) -> None:
     with stderr.status("measuring memory and processor"):
         facts = collect()
     if as_json:
-        write(json.dumps(facts.to_dict(), ensure_ascii=False) + "\n")
+        write_json(facts.to_dict())
         return
     print_table(report(facts))
     for missing in find_missing(facts):
-        write(f"To use {missing.suits} for the {missing.half} ({missing.device}):\n  {missing.command}\n")
+        write_line(f"To use {missing.suits} for the {missing.half} ({missing.device}):\n  {missing.command}")
 
 
 def collect() -> Facts:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from ayaedge.bundle import check_hashes, read_bundle
 from ayaedge.cli.console import (
@@ -21,7 +22,8 @@ from ayaedge.cli.console import (
     show_messages,
     size_text,
     with_flags,
-    write,
+    write_json,
+    write_json_text,
 )
 from ayaedge.errors import BundleError, InvalidOptionError, MissingExtraError, list_faults
 from ayaedge.model import AyaVision
@@ -210,7 +212,7 @@ def plan_export(
     seconds = {name: exporter.predict_seconds(plan.checkpoint, name) for name in EFFORTS}
     if as_json:
         figures = {**plan.to_dict(), "decoder_seconds": seconds}
-        write(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+        write_json(figures, indent=2)
     else:
         print_table(plan_table(plan))
         times = ", ".join(f"{name} {_minutes(value)}" for name, value in seconds.items())
@@ -266,7 +268,7 @@ def evaluate(
     if record:
         record_figures(opened, result)
     if as_json:
-        write(figures)
+        write_json_text(figures)
     else:
         print_table(evaluation_table(result))
 
@@ -291,7 +293,7 @@ def verify(
         if trace:
             raise typer.BadParameter("--trace needs --against CHECKPOINT")
         if as_json:
-            write(json.dumps({"files": "intact", "passed": True}) + "\n")
+            write_json({"files": "intact", "passed": True})
         else:
             announce("intact:", "every file has the hash that was written, and both halves load")
         return
@@ -300,7 +302,7 @@ def verify(
 
     report = verify_bundle(opened, against, trace=trace)
     if as_json:
-        write(json.dumps(report.to_dict(), indent=2) + "\n")
+        write_json(report.to_dict(), indent=2)
     else:
         _print_report(report)
     if not report.passed:
@@ -310,7 +312,7 @@ def verify(
 def _print_report(report: Report) -> None:
     table = Table("figure", "measured", "bar", "")
     for check in report.checks:
-        verdict = "[green]ok[/]" if check.passed else "[red]missed[/]"
+        verdict = Text("ok", "green") if check.passed else Text("missed", "red")
         table.add_row(check.name, f"{check.value:.3g}", check.bar, verdict)
     print_table(table)
 

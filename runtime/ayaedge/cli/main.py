@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import signal
 import sys
+import traceback
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ayaedge import Answer, AyaEdgeError, AyaVision, Timings, __version__
 from ayaedge.bundle import Bundle, read_bundle
@@ -20,7 +23,19 @@ from ayaedge.cli import export as exporting
 from ayaedge.cli.bench import bench
 from ayaedge.cli.cache import app as cache_app
 from ayaedge.cli.chat import chat
-from ayaedge.cli.console import JsonFlag, print_error, show_messages, size_text, stderr, step_progress, write
+from ayaedge.cli.console import (
+    JsonFlag,
+    print_error,
+    print_warning,
+    show_messages,
+    size_text,
+    stderr,
+    step_progress,
+    write,
+    write_json,
+    write_json_text,
+    write_line,
+)
 from ayaedge.cli.doctor import doctor
 from ayaedge.cli.export import BundleArgument
 from ayaedge.cli.options import (
@@ -38,8 +53,34 @@ from ayaedge.cli.options import (
     takes_flags,
 )
 from ayaedge.cli.plan import plan, tune
+from ayaedge.errors import printable
 
+
+class _Commands(TyperGroup):
+    """All commands; a wrong use may quote whatever was given."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _printable_uses():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _printable_uses():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printable_uses() -> Iterator[None]:
+    try:
+        yield
+    except _WrongUse as error:
+        error.message = printable(error.message)  # type: ignore[attr-defined]
+        raise
+
+
+_WrongUse: type[Exception] = typer.BadParameter.__mro__[1]
+"""click's UsageError, which some releases of typer carry in themselves."""
 app = typer.Typer(
+    cls=_Commands,
     help="Run Aya Vision, a vision-language model for 23 languages, on an ordinary computer, offline.",
     no_args_is_help=True,
     add_completion=True,
@@ -60,7 +101,9 @@ def main() -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, _: sys.exit(_KILLED + number))
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = print_warning
+            app()
     except AyaEdgeError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -70,6 +113,9 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         _fail(str(error))
+    except Exception:  # noqa: BLE001 - a defect, which may quote a file
+        stderr.print(traceback.format_exc())
+        sys.exit(1)
 
 
 def _fail(message: str) -> None:
@@ -142,10 +188,10 @@ def info(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
     """Show what a bundle is and what it holds."""
     opened = read_bundle(bundle)
     if as_json:
-        write(opened.manifest.to_json())
+        write_json_text(opened.manifest.to_json())
         return
     for name, value in _facts(opened):
-        write(f"{name:<13} {value}\n")
+        write_line(f"{name:<13} {value}")
 
 
 for _command in (chat, plan, tune, doctor, bench, exporting.export, exporting.verify, exporting.calibrate):
@@ -156,7 +202,7 @@ app.add_typer(cache_app, name="cache")
 
 def _finish_answer(model: AyaVision, answer: Answer, *, as_json: bool, verbose: bool) -> None:
     if as_json:
-        write(json.dumps({"model": model.bundle.name, **answer.to_dict()}, ensure_ascii=False) + "\n")
+        write_json({"model": model.bundle.name, **answer.to_dict()})
         return
     write("\n")
     if verbose:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from rich.table import Table
 from ayaedge.bundle import Bundle, demo_bundle, read_bundle
 from ayaedge.cache.options import CacheOptions
 from ayaedge.cli import export as exporting
-from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, with_flags, write
+from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, with_flags, write_json
 from ayaedge.cli.export import DecoderFormat, OutputType, TensorTypes, VisionFormat
 from ayaedge.cli.options import (
     ContextOption,
@@ -89,7 +88,7 @@ def plan(
         vision=VisionOptions(device=loading.vision_device),
     )  # fmt: skip
     if as_json:
-        write(json.dumps(cost.to_dict(), ensure_ascii=False) + "\n")
+        write_json(cost.to_dict())
     else:
         print_table(_cost_table(cost))
     for fault in cost.faults:
@@ -121,7 +120,7 @@ def tune(
             "profile": dataclasses.asdict(profile),
             "trials": [dataclasses.asdict(trial) for trial in trials],
         }
-        write(json.dumps(values) + "\n")
+        write_json(values)
         return
     print_table(_trial_table(trials, profile))
     if cache.root:
