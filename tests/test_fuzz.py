@@ -615,7 +615,7 @@ MESSAGES = st.one_of(
 
 def complete(model: AyaVision, messages: Any, options: dict[str, Any]) -> None:
     """The whole answer or its chunks; both must be JSON."""
-    reply = strict(lambda: model.create_chat_completion(messages=messages, **options))
+    reply = strict(lambda: model.create_chat_completion(messages=messages, local_files=IMAGES, **options))
     if reply is not None and not isinstance(reply, dict):
         reply = strict(lambda: list(reply))
     json.dumps(reply, allow_nan=False)
@@ -625,7 +625,7 @@ def complete(model: AyaVision, messages: Any, options: dict[str, Any]) -> None:
 @given(MESSAGES)
 def test_any_json_is_a_conversation_or_an_error(model: AyaVision, messages: Any) -> None:
     complete(model, messages, {"max_tiles": 1, **SHORT})
-    count = strict(lambda: model.count_tokens(messages, max_tiles=1))
+    count = strict(lambda: model.count_tokens(messages, max_tiles=1, local_files=SIX.parent))
     assert count is None or count > 0
 
 

@@ -258,35 +258,52 @@ class AyaVision:
         max_tiles: int | None = None,
         tiles: TilePolicy = "faithful",
         budget: float | None = None,
+        local_files: Path | Sequence[Path] = (),
     ) -> int:
         """Tokens of the prompt that these messages make, tags and markers of images included.
 
-        `messages` are OpenAI's dictionaries, as `create_chat_completion` takes them. Does not wait for an answer that
+        `messages` and `local_files` are those of `create_chat_completion`. Does not wait for an answer that
         is being written. Raises PromptError and ImageError.
         """
         engine, choice = self._engine, TileChoice(tiles, max_tiles, budget)
-        dialogue = _dialogue(messages)
+        dialogue = _dialogue(messages, local_files)
         images = engine.read(dialogue.images, choice, self.measure)
         counts = [image.cost.tiles for image in images]
         return len(engine.prompts.build(dialogue.messages, counts).ids)
 
     @overload
     def create_chat_completion(
-        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[False] = False, **options: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        local_files: Path | Sequence[Path] = (),
+        **options: Any,
     ) -> dict[str, Any]: ...
 
     @overload
     def create_chat_completion(
-        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **options: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: Literal[True],
+        local_files: Path | Sequence[Path] = (),
+        **options: Any,
     ) -> Iterator[dict[str, Any]]: ...
 
     def create_chat_completion(
-        self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **options: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        local_files: Path | Sequence[Path] = (),
+        **options: Any,
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """OpenAI's chat completion: dictionaries in, a dictionary out, or an iterator of chunks with `stream`.
 
-        Images are parts `{"type": "image_url", "image_url": {"url": ...}}` with a data URL or file URL, or
-        `{"type": "image", "image": ...}` with anything that `ask` takes. `options` are OpenAI's, with the same
+        Images are parts `{"type": "image_url", "image_url": {"url": ...}}` with a data URL, or
+        `{"type": "image", "image": ...}` with anything that `ask` takes. Files are named, by path or `file://` URL,
+        only below `local_files`: a directory or several, each a Path. `options` are OpenAI's, with the same
         defaults as `stream`'s, and beside them those of `stream` that OpenAI does not have. InvalidOptionError for
         what is not known or cannot be done.
 
@@ -298,7 +315,9 @@ class AyaVision:
         from ayaedge.openai.options import parse_options
 
         asked = parse_options({**options, "stream": stream})
-        answer = AnswerStream(self._complete(_dialogue(messages), answer_options(**asked.options)))
+        answer = AnswerStream(
+            self._complete(_dialogue(messages, local_files), answer_options(**asked.options))
+        )
         name = asked.model or self.bundle.name
         if not asked.stream:
             return completion(answer.result(), model=name)
@@ -352,10 +371,10 @@ def _with_context(decoder: DecoderOptions, context: int | None) -> DecoderOption
     return replace(decoder, context_size=context)
 
 
-def _dialogue(messages: Sequence[Mapping[str, Any]]) -> Dialogue:
+def _dialogue(messages: Sequence[Mapping[str, Any]], local_files: Path | Sequence[Path]) -> Dialogue:
     from ayaedge.openai.messages import parse_messages
 
-    parsed = parse_messages(messages, trusted=True)
+    parsed = parse_messages(messages, trusted=True, local_files=local_files)
     images = [take_image(image) for message in parsed for image in message.images]
     texts = tuple(Message(message.role, message.text, len(message.images)) for message in parsed)
     goes_on = any(message.role == "assistant" for message in parsed)

@@ -422,7 +422,7 @@ def test_counting_tokens_is_exact_and_does_not_wait(model: AyaVision) -> None:
         {"role": "system", "content": "Be brief."},
         {
             "role": "user",
-            "content": [{"type": "text", "text": QUESTIONS[0]}, {"type": "image", "image": SIX}],
+            "content": [{"type": "text", "text": QUESTIONS[0]}, {"type": "image", "image": SIX.read_bytes()}],
         },
     ]
     count = model.count_tokens(messages)
@@ -497,9 +497,8 @@ def test_a_conversation_in_dictionaries_computes_its_new_tokens_only(model: AyaV
 
 
 def test_a_completion_streams_chunks_and_can_be_left(model: AyaVision) -> None:
-    messages = [
-        {"role": "user", "content": [{"type": "image", "image": SIX}, {"type": "text", "text": QUESTIONS[0]}]}
-    ]
+    content = [{"type": "image", "image": SIX.read_bytes()}, {"type": "text", "text": QUESTIONS[0]}]
+    messages = [{"role": "user", "content": content}]
     options: dict[str, Any] = {"logprobs": True, "top_logprobs": 2, "stream_options": {"include_usage": True}}
     chunks = list(model.create_chat_completion(messages=messages, stream=True, **options))
     deltas = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"]]
@@ -521,7 +520,10 @@ def test_a_last_assistant_message_is_continued(model: AyaVision) -> None:
     """Wherever it was cut, an answer goes on as it did, and what is given back is the rest alone."""
     first: dict[str, Any] = {
         "role": "user",
-        "content": [{"type": "image", "image": SIX}, {"type": "text", "text": "Describe the picture."}],
+        "content": [
+            {"type": "image", "image": SIX.read_bytes()},
+            {"type": "text", "text": "Describe the picture."},
+        ],
     }
     answer = model.ask("Describe the picture.", images=[SIX], max_tokens=40)
     vocabulary = model._engine.decoder.vocabulary
@@ -655,7 +657,7 @@ def test_reading_many_images_can_be_cancelled(model: AyaVision) -> None:
     from ayaedge.engine import engine
 
     handles: list[Any] = []
-    load = engine.load_image
+    load = engine.load_rgb
 
     def load_and_cancel(image: Any) -> Any:
         loaded.append(1)
@@ -665,7 +667,7 @@ def test_reading_many_images_can_be_cancelled(model: AyaVision) -> None:
     begun = threading.Event()
     blocker = model.submit("x", on_text=lambda _: begun.wait(5), max_tokens=3, **LONG)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "load_image", load_and_cancel)
+        patch.setattr(engine, "load_rgb", load_and_cancel)
         handles.append(model.submit("x", images=[PHOTO] * 20))
         begun.set()
         with pytest.raises(CancelledError):

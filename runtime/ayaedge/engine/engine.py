@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from ayaedge.errors import BackendError, CancelledError, ImageError
 from ayaedge.grammar.matcher import GrammarVocabulary, Matcher
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.images.encoded_image import AnyImage, EncodedImage, cut_image
-from ayaedge.images.load import ImageInput, load_image
+from ayaedge.images.load import ImageInput, image_size, load_rgb
 from ayaedge.images.tile_budget import TileChoice, tiles_within
 from ayaedge.options import AnswerOptions
 from ayaedge.planning.costs import ANSWER_ROOM
@@ -41,6 +41,7 @@ from ayaedge.text.prompt import Prompt, PromptBuilder
 from ayaedge.vision.encoder import VisionEncoder
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 OnProgress = Callable[[Literal["vision", "prefill"], int, int], None]
@@ -113,24 +114,25 @@ class Engine:
         speeds: Callable[[], Speeds],
         flag: Cancellation | None = None,
     ) -> tuple[EncodedImage, ...]:
-        """Images in tiles; those that were read before stay as they are. Safe on any thread."""
+        """Images in tiles; those that were read before stay as they are. Safe on any thread.
+
+        One after the other is decoded and cut, so that there is only one at a time in full size.
+        """
         manifest, encoder, flag = self.bundle.manifest, self.encoder, flag or Cancellation()
-        loaded = [one if isinstance(one, EncodedImage) else _load(one, flag) for one in images]
-        for place, one in enumerate(loaded, 1):
+        for place, one in enumerate(images, 1):
             if isinstance(one, EncodedImage) and one.encoder != encoder:
                 raise ImageError(f"image {place} was encoded by another model: encode it with this one")
-        new = [one for one in loaded if not isinstance(one, EncodedImage)]
+        new = [one for one in images if not isinstance(one, EncodedImage)] if choice.policy == "auto" else []
         settled = tiles_within(
-            choice, [(one.shape[1], one.shape[0]) for one in new], manifest.tiling, speeds,
+            choice, [_checked(image_size, one, flag) for one in new], manifest.tiling, speeds,
             tokens_of=self.prompts.tokens_of_image, around=len(self._preamble),
         )  # fmt: skip
-        found = []
-        for one in loaded:
-            flag.check()
-            if not isinstance(one, EncodedImage):
-                one = cut_image(one, manifest, settled, encoder)
-            found.append(one)
-        return tuple(found)
+        return tuple(
+            one
+            if isinstance(one, EncodedImage)
+            else cut_image(_checked(load_rgb, one, flag), manifest, settled, encoder)
+            for one in images
+        )
 
     def encode(self, image: EncodedImage, flag: Cancellation, report: OnProgress) -> EncodedImage:
         """The same image with its embeddings."""
@@ -319,6 +321,6 @@ def _usage(fitted: FittedPrompt, *, cached: int, completion: int) -> Usage:
     )
 
 
-def _load(image: ImageInput, flag: Cancellation) -> NDArray[np.uint8]:
+def _checked(read: Callable[[ImageInput], T], image: ImageInput, flag: Cancellation) -> T:
     flag.check()
-    return load_image(image)
+    return read(image)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ayaedge.images.load import ImageInput
 from ayaedge.images.tile_budget import ImageCost, TileChoice, image_cost
@@ -41,10 +42,7 @@ AnyImage: TypeAlias = ImageInput | EncodedImage
 """What may be given as an image: one to read, or one that was read."""
 
 
-def cut_image(
-    image: NDArray[np.uint8], manifest: Manifest, choice: TileChoice, encoder: bytes
-) -> EncodedImage:
-    """An image (H, W, 3) in tiles, not yet encoded; `choice` must be settled (`costs.tiles_within`)."""
-    size = (image.shape[1], image.shape[0])
+def cut_image(image: Image.Image, manifest: Manifest, choice: TileChoice, encoder: bytes) -> EncodedImage:
+    """An RGB image in tiles, not yet encoded; `choice` must be settled (`costs.tiles_within`)."""
     tiles = split_tiles(image, manifest.tiling, max_tiles=choice.max_tiles, native=choice.policy == "native")
-    return EncodedImage(image_cost(size, manifest, choice), tiles, encoder)
+    return EncodedImage(image_cost(image.size, manifest, choice), tiles, encoder)

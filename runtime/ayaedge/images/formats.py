@@ -26,14 +26,14 @@ _EXIF = b"Exif\0\0"
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _INTEGERS = {1: "B", 3: "H", 4: "I"}
 """Types of a tag's value, and their forms for `struct`."""
-_PIXEL_TAGS = frozenset(
+PIXEL_TAGS = frozenset(
     {
         254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332,
         334, 338, 339, 347, 512, 513, 514, 515, 519, 520, 521, 529, 530, 531, 532,
     }
 )  # fmt: skip
 """Tags of a TIFF without which it could not be decoded."""
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 
 
@@ -48,8 +48,8 @@ def open_image(data: bytes, what: str) -> tuple[Image.Image, int | None]:
     if data[:3] == b"\xff\xd8\xff":
         data, exif = _without_exif(data)
         return _open(data, what), exif_orientation(exif)
-    if data[:4] in _TIFF:
-        if not any(tag == _WIDTH for _, tag, _ in _entries(data)):
+    if data[:4] in TIFF:
+        if not any(tag == _WIDTH for _, tag, _ in tiff_entries(data)):
             raise ImageError(f"{what} is {foreign_kind(data)}")
         return _open(_pixels_only(data), what), exif_orientation(data)
     return _open(data, what), None
@@ -67,9 +67,9 @@ def orientation_of(image: Image.Image) -> int:
 def exif_orientation(data: bytes) -> int | None:
     """The orientation in an EXIF block or a TIFF file, if there is one; every other tag is passed over."""
     data = data.removeprefix(_EXIF)
-    for place, tag, big in _entries(data):
+    for place, tag, big in tiff_entries(data):
         if tag == _ORIENTATION:
-            order = _order(data)
+            order = byte_order(data)
             form = _INTEGERS.get(struct.unpack_from(f"{order}H", data, place + 2)[0])
             return (
                 int(struct.unpack_from(order + form, data, place + (12 if big else 8))[0]) if form else None
@@ -91,18 +91,19 @@ def _bytes_of_profile(profile: str) -> bytes:
         return b""
 
 
-def _order(data: bytes) -> str:
+def byte_order(data: bytes) -> str:
+    """`struct`'s mark of a TIFF's byte order."""
     return ">" if data[:2] == b"MM" else "<"
 
 
-def _entries(data: bytes) -> Iterator[tuple[int, int, bool]]:
+def tiff_entries(data: bytes) -> Iterator[tuple[int, int, bool]]:
     """The tags of the first directory of a TIFF: where each begins, its number, and whether the file is a BigTIFF.
 
     https://www.itu.int/itudoc/itu-t/com16/tiff-fx/docs/tiff6.pdf, section 2
     """
-    if data[:4] not in _TIFF:
+    if data[:4] not in TIFF:
         return
-    order, big = _order(data), 43 in data[2:4]
+    order, big = byte_order(data), 43 in data[2:4]
     try:
         (first,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
         (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, first)
@@ -116,8 +117,8 @@ def _entries(data: bytes) -> Iterator[tuple[int, int, bool]]:
 def _pixels_only(data: bytes) -> bytes:
     """A TIFF in which the tags that say nothing of its pixels have a type that no reader knows."""
     changed = bytearray(data)
-    for place, tag, _ in _entries(data):
-        if tag not in _PIXEL_TAGS:
+    for place, tag, _ in tiff_entries(data):
+        if tag not in PIXEL_TAGS:
             changed[place + 2 : place + 4] = b"\0\0"
     return bytes(changed) + bytes(8)  # where a file ends with its directory, as if another one were not there
 

@@ -24,7 +24,8 @@ from PIL import Image, UnidentifiedImageError
 
 from ayaedge.errors import ImageError
 from ayaedge.images.formats import foreign_kind, open_image, orientation_of
-from ayaedge.images.pixels import array_on_white, to_rgb, upright
+from ayaedge.images.pixels import SIDEWAYS, array_on_white, to_rgb, upright
+from ayaedge.images.structure import check_parts, check_work
 
 
 class BinaryFile(Protocol):
@@ -45,6 +46,10 @@ MAX_PIXELS = 178_956_970
 """Largest image that is decoded: the size at which Pillow raises for a decompression bomb, 2 x its warning."""
 MAX_FILE_BYTES = 1 << 30
 """Largest file that is read: more than `MAX_PIXELS` take without any compression."""
+_SIZED = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "AVIF")
+"""Formats of files whose images have the size that is read before they are decoded."""
+_MAY_TURN = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+"""Marks of a PNG that may be turned; what they say may stand behind the pixels."""
 _SHOWN, _SHOWN_OF_PATH = 60, 400
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _DRIVE = re.compile(r"/?([A-Za-z])[:|](/.*)", re.DOTALL)
@@ -92,19 +97,47 @@ def load_image(image: ImageInput) -> NDArray[np.uint8]:
     is read from its beginning, and left at the place where it was; one that cannot be rewound is read from there on.
     Raises ImageError for anything that is not a whole image of at least one pixel and at most `MAX_PIXELS`.
     """
+    return _from_array(image) if isinstance(image, np.ndarray) else np.asarray(load_rgb(image))
+
+
+def load_rgb(image: ImageInput) -> Image.Image:
+    """What `load_image` gives, as a PIL image of mode RGB: without a second copy of the pixels."""
     if isinstance(image, np.ndarray):
-        return _from_array(image)
+        return Image.fromarray(_from_array(image))
     if isinstance(image, Image.Image):
         return _from_pil(image)
     data, what = _file_of(image)
-    if not data:
-        raise ImageError(f"{what} is empty")
     with _faults(what):
-        opened, orientation = open_image(data, what)
-        _check_size(opened, what)
+        opened, orientation = _open(data, what)
         opened.load()  # some EXIF stands behind the pixels
         rgb = to_rgb(opened, what)
-        return np.asarray(upright(rgb, orientation_of(opened) if orientation is None else orientation))
+        return upright(rgb, orientation_of(opened) if orientation is None else orientation)
+
+
+def image_size(image: ImageInput) -> tuple[int, int]:
+    """Width and height of what `load_image` gives, without decoding it if its head says them; errors as there."""
+    if isinstance(image, (np.ndarray, Image.Image)):
+        return load_rgb(image).size
+    data, what = _file_of(image)
+    with _faults(what):
+        opened, orientation = _open(data, what)
+        if opened.format not in _SIZED or (
+            opened.format == "PNG" and any(mark in data for mark in _MAY_TURN)
+        ):
+            return load_rgb(data).size
+        turned = (orientation_of(opened) if orientation is None else orientation) in SIDEWAYS
+        return (opened.height, opened.width) if turned else (opened.width, opened.height)
+
+
+def _open(data: bytes, what: str) -> tuple[Image.Image, int | None]:
+    """An image that is not decoded yet and may be, and its orientation if the file's head says it."""
+    if not data:
+        raise ImageError(f"{what} is empty")
+    check_parts(data, what)
+    opened, orientation = open_image(data, what)
+    _check_size(opened, what)
+    check_work(data, opened, what)
+    return opened, orientation
 
 
 def read_file(image: str | os.PathLike[str]) -> bytes:
@@ -292,13 +325,14 @@ def _data_url(url: str) -> bytes:
         raise ImageError(f"the data URL {_shorten(url)} is not valid base64: {error}") from None
 
 
-def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
+def _from_pil(image: Image.Image) -> Image.Image:
     """Always new pixels: the image may be closed or changed afterwards."""
     what = "the PIL image"
     with _faults(what):
         _check_size(image, what)
         image.load()
-        return np.asarray(upright(to_rgb(image, what), _orientation_of_pil(image)))
+        rgb = upright(to_rgb(image, what), _orientation_of_pil(image))
+        return rgb.copy() if rgb is image else rgb
 
 
 def _orientation_of_pil(image: Image.Image) -> int:

@@ -17,6 +17,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 """What turns an image upright, by its EXIF orientation."""
+SIDEWAYS = frozenset({5, 6, 7, 8})
+"""Orientations that exchange width and height."""
 _WHITE = (255, 255, 255)
 _DEEP_FORMATS = ("PNG", "PPM")
 """Of files that Pillow reads as whole numbers of 32 bits, all from 0 to 65535."""

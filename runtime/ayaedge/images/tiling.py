@@ -77,17 +77,20 @@ def tile_count(grid: tuple[int, int]) -> int:
 
 
 def split_tiles(
-    image: NDArray[np.uint8], tiling: Tiling, *, max_tiles: int | None = None, native: bool = False
+    image: NDArray[np.uint8] | Image.Image,
+    tiling: Tiling,
+    *,
+    max_tiles: int | None = None,
+    native: bool = False,
 ) -> NDArray[np.uint8]:
-    """Cut an RGB image (H, W, 3) into tiles (n, S, S, 3): the grid row by row, then a thumbnail of the whole.
+    """Cut an RGB image, an array (H, W, 3) or PIL's, into tiles (n, S, S, 3): row by row, then a thumbnail of it all.
 
     The image is stretched to the grid without keeping its ratio, as the reference does. A 1 x 1 grid is
     one tile, without a thumbnail. `max_tiles` lowers the checkpoint's own limit; `native` is that of `choose_grid`.
     """
-    height, width = image.shape[:2]
+    whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
     size = tiling.tile_size
-    columns, rows = image_grid(width, height, tiling, max_tiles=max_tiles, native=native)
-    whole = Image.fromarray(image)
+    columns, rows = image_grid(*whole.size, tiling, max_tiles=max_tiles, native=native)
     resample = Image.Resampling(tiling.resample)
     canvas = np.asarray(whole.resize((columns * size, rows * size), resample=resample))
     # (rows*S, cols*S, 3) -> (rows, S, cols, S, 3) -> (rows, cols, S, S, 3) -> (n, S, S, 3)

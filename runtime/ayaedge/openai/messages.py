@@ -2,12 +2,13 @@
 
 Knows dictionaries only: no model, no template, no network. Whatever it is given, it either understands all of it or
 says what it does not: nothing of a conversation is left out without an error. It opens no files and decodes no
-images; a caller that is not trusted can therefore only ever name data that it sends along.
+images; whoever sends messages can only ever name data that they send along, and files that the program allows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ayaedge.checks import brief, nearest, unicode_text
 from ayaedge.errors import PromptError
 from ayaedge.images.encoded_image import AnyImage
 from ayaedge.images.load import file_url_path
+from ayaedge.openai.local_files import allowed_directories, allowed_file
 from ayaedge.text.prompt import Role
 
 _ROLES: dict[str, Role] = {
@@ -28,6 +30,8 @@ _MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_call_id", "cache_c
 _PART_FIELDS = frozenset({"type", "cache_control", "prompt_cache_breakpoint"})
 """Of every part, beside the field that is called as its type."""
 _LONGEST_SCHEME = 60
+_ADVICE = "send the image itself as data:image/...;base64,..."
+_OFFLINE = f"ayaedge works offline and fetches nothing: {_ADVICE}"
 
 
 @dataclass(frozen=True)
@@ -40,22 +44,35 @@ class ChatMessage:
     """Only a user's message has images; they stand before its text, wherever they stood among its parts."""
 
 
-def parse_messages(messages: object, *, trusted: bool) -> list[ChatMessage]:
+@dataclass(frozen=True)
+class _Allowed:
+    """What parts of messages may hold."""
+
+    objects: bool
+    """Of Python, for a program that writes messages itself."""
+    directories: tuple[Path, ...]
+
+
+def parse_messages(
+    messages: object, *, trusted: bool, local_files: Path | Sequence[Path] = ()
+) -> list[ChatMessage]:
     """The messages of a request; PromptError names the place of the first thing that is not understood.
 
-    Images are data URLs. With `trusted`, for callers of this process, they are also `file://` URLs and parts of the
-    form `{"type": "image", "image": ...}` that hold any `AnyImage`. `detail` is accepted and changes nothing: the
-    options `tiles` and `max_tiles` decide how finely an image is seen. Text parts are joined without a separator, as
-    the chat template of the reference does. Whether the roles follow each other sensibly is the template's matter.
+    Images are data URLs. With `trusted`, for callers of this process, they are also parts of the form
+    `{"type": "image", "image": ...}` that hold any `AnyImage`. Files are named, by path or `file://` URL, only below
+    the directories `local_files`. `detail` is accepted and changes nothing: the options `tiles` and `max_tiles` decide
+    how finely an image is seen. Text parts are joined without a separator, as the chat template of the reference does.
+    Whether the roles follow each other sensibly is the template's matter.
     """
+    allowed = _Allowed(trusted, allowed_directories(local_files))
     if not isinstance(messages, (list, tuple)):
         raise PromptError(f"messages must be a list of messages, not {brief(messages)}")
     if not messages:
         raise PromptError("messages is empty: a conversation has at least one message")
-    return [_message(message, f"messages[{number}]", trusted) for number, message in enumerate(messages)]
+    return [_message(message, f"messages[{number}]", allowed) for number, message in enumerate(messages)]
 
 
-def _message(message: object, place: str, trusted: bool) -> ChatMessage:
+def _message(message: object, place: str, allowed: _Allowed) -> ChatMessage:
     fields = _fields(message, place, "a message with role and content")
     _check_fields(fields, place, _MESSAGE_FIELDS)
     given = fields.get("role")
@@ -73,18 +90,18 @@ def _message(message: object, place: str, trusted: bool) -> ChatMessage:
         raise PromptError(f"{place} must be a string or a list of parts, {what}")
     if not content:
         raise PromptError(f"{place} is an empty list: give at least one part")
-    parts = [_part(part, f"{place}[{number}]", role, trusted) for number, part in enumerate(content)]
+    parts = [_part(part, f"{place}[{number}]", role, allowed) for number, part in enumerate(content)]
     return ChatMessage(
         role, "".join(text for text, _ in parts), tuple(image for _, images in parts for image in images)
     )
 
 
-def _part(part: object, place: str, role: str, trusted: bool) -> tuple[str, tuple[AnyImage, ...]]:
+def _part(part: object, place: str, role: str, allowed: _Allowed) -> tuple[str, tuple[AnyImage, ...]]:
     """The text of one part, and its image, if any."""
     fields = _fields(part, place, "a part with a type")
     kind = fields.get("type")
     if kind not in _PART_KINDS:
-        kinds = ", ".join(_PART_KINDS if trusted else _PART_KINDS[:2])
+        kinds = ", ".join(_PART_KINDS if allowed.objects else _PART_KINDS[:2])
         what = f"not {brief(kind)}" if "type" in fields else "and is missing"
         raise PromptError(f"{place}.type must be one of {kinds}, {what}")
     _check_fields(fields, place, {*_PART_FIELDS, kind})
@@ -98,23 +115,38 @@ def _part(part: object, place: str, role: str, trusted: bool) -> tuple[str, tupl
     if role != "user":
         raise PromptError(f"{place}: only a message of the user may have images, this one has role {role}")
     if kind == "image_url":
-        return "", (_url_image(value, inner, trusted),)
-    _check_image(value, inner, trusted)
-    return "", (value,)
+        return "", (_url_image(value, inner, allowed),)
+    return "", (_object_image(value, inner, allowed),)
 
 
-def _check_image(image: object, place: str, trusted: bool) -> None:
-    """Only what JSON could hold is refused; whether anything else is an image is found out when it is read."""
-    if not trusted:
+def _object_image(image: Any, place: str, allowed: _Allowed) -> AnyImage:
+    """Only what JSON could hold and files are looked at; whether anything else is an image is found out later."""
+    if not allowed.objects:
         raise PromptError(f"{place}: such parts are for programs that embed ayaedge; send an image_url")
     if image is None or isinstance(image, (bool, int, float, list, tuple, Mapping)):
         raise PromptError(
             f"{place} must be a path, bytes, an open file, a PIL image, an array, a data URL, a file URL or an encoded "
             f"image, not {brief(image)}"
         )
+    if isinstance(image, str):
+        scheme = _scheme(image.lstrip())
+        if scheme == "data:":
+            return image
+        if scheme == "file:":
+            image = _unicode_path(image.strip(), place)
+        elif "://" in image[:_LONGEST_SCHEME]:
+            raise PromptError(f"{place} is {brief(image)}, a URL: {_OFFLINE}")
+    if isinstance(image, (str, os.PathLike)):
+        return allowed_file(image, place, allowed.directories)
+    given: AnyImage = image
+    return given
 
 
-def _url_image(value: object, place: str, trusted: bool) -> AnyImage:
+def _scheme(url: str) -> str:
+    return url[: url.find(":") + 1][:_LONGEST_SCHEME].lower()
+
+
+def _url_image(value: object, place: str, allowed: _Allowed) -> AnyImage:
     if isinstance(value, Mapping):
         _check_fields(value, place, ("url", "detail"))
         if "url" not in value:
@@ -125,19 +157,16 @@ def _url_image(value: object, place: str, trusted: bool) -> AnyImage:
     if not isinstance(value, str):
         raise PromptError(f"{place} must be the URL of an image, not {brief(value)}")
     value = value.strip()
-    scheme = value[: value.find(":") + 1][:_LONGEST_SCHEME].lower()
-    advice = "send the image itself as data:image/...;base64,..."
+    scheme = _scheme(value)
     if scheme == "data:":
         if not value.isascii():
             raise PromptError(f"{place}: a data URL has ASCII characters only")
         return scheme + value[len(scheme) :]  # in lower case, or else it would pass for a path
     if scheme in ("http:", "https:"):
-        raise PromptError(f"{place}: ayaedge works offline and fetches nothing: {advice}")
-    if scheme == "file:" and not trusted:
-        raise PromptError(f"{place}: files are opened only for programs that embed ayaedge: {advice}")
+        raise PromptError(f"{place}: {_OFFLINE}")
     if scheme == "file:":
-        return Path(_unicode_path(value, place))
-    raise PromptError(f"{place} is {brief(value)}, which is not a URL that ayaedge reads: {advice}")
+        return allowed_file(_unicode_path(value, place), place, allowed.directories)
+    raise PromptError(f"{place} is {brief(value)}, which is not a URL that ayaedge reads: {_ADVICE}")
 
 
 def _unicode_path(url: str, place: str) -> str:

@@ -49,7 +49,7 @@ def wait_until_one_waits(model: AyaVision) -> None:
 
 def completion(image: Any) -> dict[str, Any]:
     content = [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]
-    return {"messages": [{"role": "user", "content": content}]}
+    return {"messages": [{"role": "user", "content": content}], "local_files": SIX.parent}
 
 
 def text_of(reply: Any) -> str:
@@ -173,7 +173,7 @@ def test_counting_takes_every_kind_of_image(demo_model: AyaVision) -> None:
             io.BytesIO(SIX.read_bytes()),
             pixels(),
         ):
-            counts.add(demo_model.count_tokens(completion(image)["messages"]))
+            counts.add(demo_model.count_tokens(**completion(image)))
     assert len(counts) == 1
 
 
@@ -183,7 +183,8 @@ def test_a_url_of_a_file_is_an_image_everywhere(demo_model: AyaVision) -> None:
     assert demo_model.chat().ask(QUESTION, images=[url]).text == ANSWER
     assert text_of(demo_model.create_chat_completion(**completion(url))) == ANSWER
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
-    assert text_of(demo_model.create_chat_completion([{"role": "user", "content": content}])) == ANSWER
+    messages = [{"role": "user", "content": content}]
+    assert text_of(demo_model.create_chat_completion(messages, local_files=SIX.parent)) == ANSWER
 
 
 @pytest.mark.parametrize("way", ["submit", "aask", "chat.aask"])

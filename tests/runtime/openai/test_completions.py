@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,11 +17,13 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, completion_create_params
 from PIL import Image
 
+from ayaedge import AyaVision
 from ayaedge.answers import Answer, StopReason, Timings, Usage
 from ayaedge.errors import AyaEdgeError, InvalidOptionError, PromptError
 from ayaedge.images.encoded_image import EncodedImage
 from ayaedge.images.load import load_image
 from ayaedge.images.tile_budget import ImageCost
+from ayaedge.openai import local_files
 from ayaedge.openai.completions import ChunkMaker, chunks, completion
 from ayaedge.openai.messages import ChatMessage, file_url_path, parse_messages
 from ayaedge.openai.options import CompletionOptions, parse_options
@@ -48,6 +51,9 @@ def image(url: object, **fields: object) -> dict[str, object]:
     return {"type": "image_url", "image_url": {"url": url, **fields}}
 
 
+EVERYWHERE = Path(Path.cwd().anchor)
+
+
 def text(content: object) -> dict[str, object]:
     return {"type": "text", "text": content}
 
@@ -57,7 +63,9 @@ def assert_same_image(image: Any) -> None:
 
 
 def parse_one(content: object, *, role: str = "user", trusted: bool = True) -> ChatMessage:
-    (message,) = parse_messages([{"role": role, "content": content}], trusted=trusted)
+    (message,) = parse_messages(
+        [{"role": role, "content": content}], trusted=trusted, local_files=EVERYWHERE if trusted else ()
+    )
     return message
 
 
@@ -206,8 +214,106 @@ def test_this_process_may_hand_over_images_of_any_kind(tmp_path: Path) -> None:
     path.write_bytes(png())
     for image in [path, str(path), png(), bytearray(png()), Image.fromarray(PIXELS), PIXELS, DATA_URL]:
         (parsed,) = parse_one([{"type": "image", "image": image}]).images
-        assert parsed is image
+        named = isinstance(image, (str, Path)) and image != DATA_URL
+        assert parsed == path.resolve() if named else parsed is image
         assert_same_image(parsed)
+
+
+def named(url: str, form: str) -> list[dict[str, object]]:
+    return [image(url)] if form == "image_url" else [{"type": "image", "image": url}]
+
+
+@pytest.mark.parametrize("form", ["image_url", "image"])
+def test_files_are_shown_only_below_directories_that_the_program_allows(tmp_path: Path, form: str) -> None:
+    allowed, other = tmp_path / "allowed", tmp_path / "allowed too"
+    for directory in allowed, other:
+        directory.mkdir()
+        (directory / "a.png").write_bytes(png())
+    inside, outside = allowed / "a.png", other / "a.png"
+
+    def parsed(url: str, *directories: Path) -> Any:
+        messages = [{"role": "user", "content": named(url, form)}]
+        (message,) = parse_messages(messages, trusted=True, local_files=directories)
+        return message.images[0]
+
+    assert_same_image(parsed(inside.as_uri(), allowed))
+    assert_same_image(parsed(outside.as_uri(), allowed, other))
+    with pytest.raises(PromptError, match=r"local_files names the directories .* none was given"):
+        parsed(inside.as_uri())
+    crossing = f"{allowed.as_uri()}/../allowed%20too/a.png"
+    for url in outside.as_uri(), crossing, f"{allowed.as_uri()}/../nothing.png", tmp_path.as_uri():
+        with pytest.raises(PromptError, match="outside of the directories"):
+            parsed(url, allowed)
+    if os.name == "posix":
+        (allowed / "link.png").symlink_to(outside)
+        (allowed / "circle").symlink_to(allowed / "circle")
+        for name in "link.png", "circle/a.png":
+            with pytest.raises(PromptError, match=r"outside of|which is no path"):
+                parsed((allowed / name).as_uri(), allowed)
+        (other / "back.png").symlink_to(inside)
+        assert_same_image(parsed((other / "back.png").as_uri(), allowed))
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"type": "image", "image": "/etc/passwd"}, "none was given"),
+        ({"type": "image", "image": Path("a.png")}, "none was given"),
+        ({"type": "image", "image": " file:///etc/passwd"}, "none was given"),
+        ({"type": "image", "image": "a\0b"}, "none was given"),
+        ({"type": "image", "image": "https://example.org/a.png"}, "fetches nothing"),
+        ({"type": "image", "image": "FTP://example.org/a.png"}, "fetches nothing"),
+    ],
+)
+def test_a_program_that_allows_no_files_shows_none(part: dict[str, object], says: str) -> None:
+    with pytest.raises(PromptError, match=rf"messages\[0\]\.content\[0\]\.image.*{says}"):
+        parse_messages([{"role": "user", "content": [part]}], trusted=True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        r"\\host\share\a.png",
+        "//host/share/a.png",
+        r"\/host/share/a.png",
+        r"\\?\UNC\host\share\a.png",
+        Path("//host/share/a.png"),
+        "file:////host/share/a.png",
+        r"file:\\host\share\a.png" if os.name == "nt" else "file:////host/a.png",
+        "file:///%2Fhost/share/a.png",
+    ],
+)
+def test_a_file_of_another_computer_is_never_asked_for(url: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "resolve", lambda path, **_: pytest.fail(f"asked for {path}"))
+    allowed = Path("/")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_files, "allowed_directories", lambda _: (allowed,))
+        with pytest.raises(PromptError, match="a file of another computer"):
+            local_files.allowed_file(
+                file_url_path(url) if isinstance(url, str) and url.startswith("file:") else url,
+                "x",
+                (allowed,),
+            )
+
+
+@pytest.mark.parametrize("given", [True, "/", b"/", ["/"], 1, {"/": 1}, [True]])
+def test_what_json_can_say_allows_no_files(given: Any) -> None:
+    with pytest.raises(InvalidOptionError, match=r"local_files names .* each as a Path"):
+        parse_messages([{"role": "user", "content": "x"}], trusted=True, local_files=given)
+
+
+def test_a_request_opens_no_files_for_itself(demo_model: AyaVision, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    request: Any = {
+        "messages": [{"role": "user", "content": named((tmp_path / "a.png").as_uri(), "image_url")}]
+    }
+    with pytest.raises(PromptError, match="none was given"):
+        demo_model.create_chat_completion(**request)
+    with pytest.raises(PromptError, match="none was given"):
+        demo_model.count_tokens(**request)
+    with pytest.raises(InvalidOptionError, match="each as a Path"):
+        demo_model.create_chat_completion(**request, local_files=json.loads("true"))
+    assert demo_model.count_tokens(**request, local_files=tmp_path) > 10
 
 
 def test_an_image_that_was_encoded_before_is_handed_on() -> None:
