@@ -278,8 +278,10 @@ def open_conversation(service: Service, path: str | os.PathLike[str]) -> Convers
     from ayaedge.chat_file.archive import read_chat
 
     root = service.engine.cache_root
-    saved = read_chat(path_of("the file of a conversation", path), user_secret(root) if root else None)
-    turns = [_opened_turn(service.engine, turn, path) for turn in saved.turns]
+    file = path_of("the file of a conversation", path)
+    check = partial(_check_fits, service.engine, path)
+    saved = read_chat(file, user_secret(root) if root else None, check=check)
+    turns = [_opened_turn(service.engine, turn) for turn in saved.turns]
     chat = Conversation(service, saved.system, turns)
     if (state := saved.state) is not None:
 
@@ -292,20 +294,26 @@ def open_conversation(service: Service, path: str | os.PathLike[str]) -> Convers
     return chat
 
 
-def _opened_turn(engine: Engine, turn: SavedTurn, path: str | os.PathLike[str]) -> Turn:
+def _check_fits(engine: Engine, path: str | os.PathLike[str], chat: SavedChat) -> None:
+    """ChatFileError for images that are cut in another way than this model's."""
+    tiling = engine.bundle.manifest.tiling
+    for tiles in (image.tiles for turn in chat.turns for image in turn.images):
+        if tiles.shape[1] != tiling.tile_size or len(tiles) > tiling.max_tiles + 1:
+            raise ChatFileError(
+                f"{path} holds an image in {len(tiles)} tiles of {tiles.shape[1]} pixels, made for another model than "
+                f"{engine.bundle.name}"
+            )
+
+
+def _opened_turn(engine: Engine, turn: SavedTurn) -> Turn:
     """A turn of a file; its tokens count only if they mean the same to this model."""
     ids = None if turn.ids is None else engine.text_ids(turn.answer, turn.ids)
-    images = tuple(_opened_image(engine, image, path) for image in turn.images)
+    images = tuple(_opened_image(engine, image) for image in turn.images)
     return Turn(turn.question, images, turn.answer, ids, cast("StopReason", turn.stop_reason))
 
 
-def _opened_image(engine: Engine, image: SavedImage, path: str | os.PathLike[str]) -> EncodedImage:
+def _opened_image(engine: Engine, image: SavedImage) -> EncodedImage:
     manifest, tiles = engine.bundle.manifest, image.tiles
-    if tiles.shape[1] != manifest.tiling.tile_size or len(tiles) > manifest.tiling.max_tiles + 1:
-        raise ChatFileError(
-            f"{path} holds an image in {len(tiles)} tiles of {tiles.shape[1]} pixels, made for another model than "
-            f"{engine.bundle.name}"
-        )
     grid = [image.facts.get(name) for name in ("columns", "rows")]
     columns, rows = grid if all(isinstance(number, int) for number in grid) else (len(tiles), 1)
     tokens = len(tiles) * manifest.image_prompt.tokens_per_tile

@@ -24,15 +24,17 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from ayaedge.chat_file.document import CHAT, MOST_TEXT, StateRecord, from_json, to_json
-from ayaedge.chat_file.saved_chat import SavedChat, SavedState, tiles_sha256
+from ayaedge.chat_file.saved_chat import SavedChat, SavedImage, SavedState, tiles_sha256
 from ayaedge.errors import ChatFileError
 from ayaedge.files import replacing
+from ayaedge.untrusted.regular_file import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,11 @@ _WRITTEN = (1980, 1, 1, 0, 0, 0)
 _MOST_IMAGE_BYTES = 1 << 32
 """Of all images' tiles together, which a small file could claim to hold."""
 _CHUNK = 1 << 22
-"""Bytes that are read or written at once, and the most that the list of the archive's members may take."""
+"""Bytes that are read or written at once."""
+_MOST_LIST = 1 << 20
+"""Bytes of the list of the archive's members: of some 9000 images."""
+_MOST_RATIO, _SMALL = 300, 1 << 20
+"""Bytes of an image's tiles for each byte of its PNG, and how many need no such look; ayaedge's own reach 230."""
 _COMPRESSION = 1
 """Of PNG: half the seconds of the default for a seventh more bytes, measured with a noisy image."""
 _ENCRYPTED = 0x1
@@ -93,32 +99,42 @@ def write_chat(path: Path, chat: SavedChat, secret: bytes | None) -> None:
 
 
 def read_chat(
-    path: Path, secret: bytes | None, *, wants_state: Callable[[str], bool] = lambda _key: True
+    path: Path,
+    secret: bytes | None,
+    *,
+    wants_state: Callable[[str], bool] = lambda _key: True,
+    check: Callable[[SavedChat], object] = lambda _chat: None,
 ) -> SavedChat:
     """Read a conversation; ChatFileError says what is wrong with a file that is not one, or not whole.
 
     `wants_state` is asked, with the key, whether a state should be read. A state that was not written with this
-    secret, or is damaged, is left out with a message logged.
+    secret, or is damaged, is left out with a message logged. `check` gets the conversation before any image is
+    decoded, with tiles that are all black and take no memory; what it raises is raised here.
     """
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
             raise ValueError("it is not a file")
-        with _Reader(path.open("rb", buffering=0)) as stream, zipfile.ZipFile(stream) as archive:
+        with _Reader(cast("Any", open_regular(path))) as stream, zipfile.ZipFile(stream) as archive:
+            stream.most = _CHUNK
             members = _members(archive, os.fstat(stream.fileno()).st_size)
             if CHAT not in members:
                 raise ValueError(f"it holds no {CHAT}")
-            images = _ImageMembers(archive, members)
+            claims = _Claims(members)
             text = _content(archive, members[CHAT], MOST_TEXT).tobytes()
-            chat, record = from_json(text, images)
-            expected = {CHAT, *images.names, *([_STATE] if record else [])}
+            chat, record = from_json(text, claims)
+            expected = {CHAT, *claims.names, *([_STATE] if record else [])}
             if missing := expected - members.keys():
                 raise ValueError(f"it holds no {missing.pop()}")
             if odd := members.keys() - expected:
                 raise ValueError(f"it holds {odd.pop()[:100]!r}, which belongs to no conversation")
+            check(chat)
+            chat = _with_tiles(chat, archive, members)
             if record is None or not _is_ours(record, secret, path) or not wants_state(record.key):
                 return chat
             return replace(chat, state=_read_state(archive, members[_STATE], record, path))
+    except ChatFileError:
+        raise
     except FileNotFoundError:
         raise ChatFileError(f"there is no conversation at {path}") from None
     except OSError as error:
@@ -136,8 +152,10 @@ def _reason(error: OSError) -> str:
 class _Reader(io.BufferedReader):
     """A file from which nothing large is read at once: zipfile reads the list of members whole."""
 
+    most = _MOST_LIST
+
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > _CHUNK:
+        if size is not None and size > self.most:
             raise ValueError(f"{size} bytes are too many at once")
         return super().read(size)
 
@@ -183,13 +201,12 @@ def _check_place(path: Path) -> None:
         raise ValueError(f"there is no directory {path.parent}")
 
 
-class _ImageMembers:
-    """Tiles by their hash, each decoded once."""
+class _Claims:
+    """Images as a document says that they are: compared with the archive's members, and none decoded."""
 
-    def __init__(self, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> None:
-        self._archive, self._members = archive, members
+    def __init__(self, members: Mapping[str, zipfile.ZipInfo]) -> None:
+        self._members, self._bytes = members, 0
         self._tiles: dict[str, NDArray[np.uint8]] = {}
-        self._bytes = 0
 
     @property
     def names(self) -> set[str]:
@@ -197,18 +214,42 @@ class _ImageMembers:
         return {_IMAGE.format(sha256) for sha256 in self._tiles}
 
     def __call__(self, sha256: str, count: int, side: int) -> NDArray[np.uint8]:
-        name = _IMAGE.format(sha256)
+        name, size = _IMAGE.format(sha256), count * side**2 * 3
         if sha256 not in self._tiles:
-            self._bytes += count * side**2 * 3
+            self._bytes += size
             if self._bytes > _MOST_IMAGE_BYTES:
                 raise ValueError(f"its images have more than {_MOST_IMAGE_BYTES} bytes")
             if name not in self._members:
                 raise ValueError(f"it holds no {name}")
-            tiles = _tiles_of(_content(self._archive, self._members[name]), count, side, name)
-            if tiles_sha256(tiles) != sha256:
-                raise ValueError(f"{name} shows something else: its SHA-256 differs")
-            self._tiles[sha256] = tiles
+            if size > max(_SMALL, _MOST_RATIO * self._members[name].file_size):
+                raise ValueError(f"{name} is {_no_png(side, count)}: it is far too small")
+            self._tiles[sha256] = np.broadcast_to(np.uint8(0), (count, side, side, 3))
         return self._tiles[sha256]
+
+
+def _with_tiles(
+    chat: SavedChat, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]
+) -> SavedChat:
+    """The conversation with its images, each decoded once."""
+    decoded: dict[str, NDArray[np.uint8]] = {}
+
+    def filled(image: SavedImage) -> SavedImage:
+        if image.sha256 not in decoded:
+            decoded[image.sha256] = _decoded(image, archive, members)
+        return replace(image, tiles=decoded[image.sha256])
+
+    turns = (replace(turn, images=tuple(map(filled, turn.images))) for turn in chat.turns)
+    return replace(chat, turns=tuple(turns))
+
+
+def _decoded(
+    image: SavedImage, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]
+) -> NDArray[np.uint8]:
+    name, (count, side) = _IMAGE.format(image.sha256), image.tiles.shape[:2]
+    tiles = _tiles_of(_content(archive, members[name]), count, side, name)
+    if tiles_sha256(tiles) != image.sha256:
+        raise ValueError(f"{name} shows something else: its SHA-256 differs")
+    return tiles
 
 
 def _check_images(images: Mapping[str, NDArray[np.uint8]]) -> None:
@@ -232,12 +273,16 @@ def _png_of(tiles: NDArray[np.uint8]) -> memoryview:
 def _tiles_of(content: NDArray[np.uint8], count: int, side: int, name: str) -> NDArray[np.uint8]:
     """Tiles (n, S, S, 3) from a PNG; one of another size, or with anything but pixels, is not even opened."""
     if not _is_plain_png(content.data, side, count * side):
-        raise ValueError(f"{name} is not a PNG of {side} x {count * side} pixels as ayaedge writes them")
+        raise ValueError(f"{name} is {_no_png(side, count)}")
     try:
         with PngImagePlugin.PngImageFile(io.BytesIO(content.data)) as image:
             return np.asarray(image).reshape(count, side, side, 3)
     except (OSError, MemoryError) as error:  # OSError: Pillow's for damage; there is no file behind this
         raise ValueError(f"{name} is damaged, or too large: {error}") from error
+
+
+def _no_png(side: int, count: int) -> str:
+    return f"not a PNG of {side} x {count * side} pixels as ayaedge writes them"
 
 
 def _is_plain_png(content: memoryview, width: int, height: int) -> bool:

@@ -18,6 +18,7 @@ from ayaedge.chat_file.saved_chat import FORMAT_VERSION, SavedChat, SavedImage, 
 from ayaedge.checks import whole_number
 from ayaedge.images.load import MAX_PIXELS
 from ayaedge.manifest import MOST_TILES
+from ayaedge.untrusted.json_text import parse_json
 
 CHAT = "chat.json"
 
@@ -28,8 +29,8 @@ _STOP_REASONS = ("stop", "length", "cancelled")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-MOST_TEXT = 64_000_000
-"""Bytes of chat.json."""
+MOST_TEXT = 16_000_000
+"""Bytes of chat.json: millions of words; what is parsed from them takes up to 30 times as many."""
 
 
 _MOST_SIDE = 4096
@@ -122,14 +123,13 @@ def from_json(text: bytes, tiles_of: _TilesOf) -> tuple[SavedChat, StateRecord |
     if len(text) > MOST_TEXT:
         raise ValueError(f"{CHAT} has {len(text)} bytes, more than {MOST_TEXT}")
     try:
-        document = json.loads(text.decode())
+        document = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{CHAT} is not JSON: {error}") from None
     version = _field(document, "format_version", int, CHAT)
     if version != FORMAT_VERSION:
         reason = "was written by a newer ayaedge: update it" if version > FORMAT_VERSION else "is not known"
         raise ValueError(f"its format version {version} {reason}; this ayaedge reads {FORMAT_VERSION}")
-    _encode(json.dumps(document, ensure_ascii=False, allow_nan=False))  # refuses what cannot be written again
     state = _field(document, "state", (dict, NoneType), CHAT)
     turns = _field(document, "turns", list, CHAT)
     chat = SavedChat(

@@ -23,7 +23,7 @@ class SavedImage:
     size: tuple[int, int]
     """Width and height of the original, pixels."""
     facts: Mapping[str, object] = field(default_factory=dict, hash=False)
-    """Whatever else JSON can hold."""
+    """Whatever else JSON can hold; whole numbers of 20 digits at most."""
 
     @classmethod
     def of(

@@ -27,11 +27,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ayaedge import AyaVision
 from ayaedge.cache.user_secret import user_secret
 from ayaedge.chat_file import archive as chat_file
 from ayaedge.chat_file.archive import read_chat, write_chat
 from ayaedge.chat_file.saved_chat import SavedChat, SavedImage, SavedState, SavedTurn, tiles_sha256
-from ayaedge.errors import ChatFileError
+from ayaedge.errors import ChatFileError, printable
 
 SECRET = bytes(range(32))
 OTHER_SECRET = bytes(32)
@@ -101,7 +102,7 @@ def assert_same_or_refused(path: Path, expected: SavedChat) -> bool:
     try:
         found = read_chat(path, SECRET)
     except ChatFileError as error:
-        assert str(path) in str(error)
+        assert printable(str(path)) in str(error)
         return False
     assert_equal(found, expected if found.state else dataclasses.replace(expected, state=None))
     return True
@@ -133,7 +134,7 @@ def change_json(path: Path, change: Callable[[Any], object]) -> None:
 def refused(path: Path, secret: bytes | None = SECRET) -> str:
     with pytest.raises(ChatFileError) as caught:
         read_chat(path, secret)
-    assert str(path) in str(caught.value)
+    assert printable(str(path)) in str(caught.value)
     assert isinstance(caught.value, ValueError)
     return str(caught.value)
 
@@ -150,7 +151,8 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 facts = st.dictionaries(
     texts,
     st.recursive(
-        st.none() | st.booleans() | st.integers() | texts, lambda inner: st.lists(inner, max_size=3)
+        st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | texts,
+        lambda inner: st.lists(inner, max_size=3),
     ),
 )
 images = st.builds(
@@ -304,7 +306,7 @@ def test_places_where_no_file_can_be_are_named(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(ChatFileError, match=reason) as caught:
             saved(path)
-        assert str(path) in str(caught.value)
+        assert printable(str(path)) in str(caught.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
@@ -553,7 +555,7 @@ def test_members_that_lie_on_each_other_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_list_of_very_many_members_is_not_read(tmp_path: Path) -> None:
-    size = chat_file._CHUNK + 1
+    size = chat_file._MOST_LIST + 1
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, size, 0, 0)
     (tmp_path / "a").write_bytes(bytes(size) + end)
     assert "too many at once" in refused(tmp_path / "a")
@@ -815,3 +817,98 @@ def test_processes_that_ask_at_once_get_the_same_secret(tmp_path: Path) -> None:
         run.stdout.readline()
     assert len({run.communicate(b"x")[0] for run in runs}) == 1
     assert [entry.name for entry in (tmp_path / "cache").iterdir()] == ["secret"]
+
+
+def large(count: int = 8, side: int = 1024) -> SavedChat:
+    """Images of a white wall, which take little room in a file."""
+    images = tuple(
+        SavedImage.of(np.full((count, side, side, 3), shade, np.uint8), (9, 9)) for shade in (254, 255)
+    )
+    return SavedChat("x", None, (SavedTurn("?", images, "!", None, "stop"),))
+
+
+def test_what_a_file_says_of_itself_is_looked_at_before_any_image_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen = saved(tmp_path / "a", large()), []
+    assert path.stat().st_size < 1_000_000
+    monkeypatch.setattr(chat_file, "_tiles_of", lambda *_: pytest.fail("decoded"))
+
+    def check(chat: SavedChat) -> None:
+        seen.extend(image.tiles.shape for turn in chat.turns for image in turn.images)
+        raise ChatFileError(f"{path} is for others")
+
+    with pytest.raises(ChatFileError, match="is for others"):
+        read_chat(path, SECRET, check=check)
+    assert seen == [(8, 1024, 1024, 3)] * 2
+
+
+def test_a_chat_of_another_model_takes_no_memory(demo_model: AyaVision, tmp_path: Path) -> None:
+    path, reset = saved(tmp_path / "a", large()), Path("/proc/self/clear_refs")
+    with pytest.raises(ChatFileError, match="in 8 tiles of 1024 pixels, made for another model"):
+        demo_model.open_chat(path)
+    if not reset.exists():
+        pytest.skip("the system does not tell what a process has had at most")
+
+    def kilobytes(name: str) -> int:
+        (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith(name))
+        return int(line.split()[1])
+
+    reset.write_text("5")
+    before = kilobytes("VmRSS")
+    with pytest.raises(ChatFileError):
+        demo_model.open_chat(path)
+    assert (kilobytes("VmHWM") - before) * 1024 < 8_000_000 < 8 * 1024 * 1024 * 3
+
+
+def test_an_image_that_is_far_too_small_for_its_tiles_is_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ayaedge writes them, even images of one colour take a 230th of their pixels."""
+    path = saved(tmp_path / "a", large())
+    members = members_of(path)
+    for name in [name for name in members if name.endswith(".png")]:
+        content = members[name][:8] + members[name][8:33]
+        pixels = zlib.compress(b"".join(b"\0" + bytes([255]) * 3 * 1024 for _ in range(8 * 1024)), 9)
+        body = b"IDAT" + pixels
+        content += struct.pack(">I", len(pixels)) + body + struct.pack(">I", zlib.crc32(body))
+        members[name] = content + struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
+    write_members(path, members)
+    monkeypatch.setattr(chat_file, "_tiles_of", lambda *_: pytest.fail("decoded"))
+    assert "is not a PNG of 1024 x 8192 pixels as ayaedge writes them: it is far too small" in refused(path)
+
+
+def test_images_of_one_colour_are_read_again(tmp_path: Path) -> None:
+    chat = large(2, 1024)
+    assert_equal(read_chat(saved(tmp_path / "a", chat), SECRET), chat)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"[" * 100_000, "nested more than"),
+        (b'{"format_version": 1, "x": ' + b"[" * 70 + b"]" * 70 + b"}", "nested more than"),
+        (b'{"format_version": ' + b"9" * 400 + b"}", "400 digits"),
+        (b'{"format_version": 1e999}', "too large a number"),
+        (b'{"format_version": NaN}', "NaN"),
+        (b'{"format_version": 1, "format_version": 1}', "twice"),
+        (b'{"format_version": 1, "model": "\\ud800"}', "not valid Unicode"),
+        (b'{"format_version": [1]}', "wrong type"),
+        (b'"text"', "has no format_version"),
+    ],
+)
+def test_json_that_nobody_writes_is_refused(file: Path, text: bytes, says: str) -> None:
+    replace_json(file, text)
+    assert says in refused(file)
+
+
+def test_a_pipe_is_no_conversation_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("the system has no named pipes")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in "pipe", "link":
+        assert "it is not a file" in refused(tmp_path / name)
+    with pytest.MonkeyPatch.context() as patch:  # it takes a file's place after it was looked at
+        patch.setattr(Path, "is_file", lambda _: True)
+        assert "not a regular file" in refused(tmp_path / "pipe")
