@@ -136,18 +136,43 @@ def test_what_is_missing_is_named(run: Run) -> None:
 
 
 def test_a_cache_that_can_only_be_read_is_read(run: Run, place: Path, wide_bundle: Path) -> None:
-    """As in an image that was filled when it was made: no state is written, one warning says so."""
+    """As in an image that this user has filled when it was made: no state is written, one warning says so."""
+    bundle, kept = shutil.copytree(wide_bundle, place / "bundle"), place / "kept"
+    for path in (bundle, *bundle.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    ask = partial(run, ["-c", ASK, QUESTION, str(IMAGE), str(bundle)], None, AYAEDGE_CACHE_DIR=str(kept))
+    assert ask().stdout.split()[-1] == "0"
+    for path in kept.rglob("*"):
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    before = sorted(path.name for path in kept.rglob("*"))
+    done = ask()
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 0
+    assert done.stderr.count(f"{kept / 'ayaedge'} cannot be written") == 1
+    assert done.stderr.count("WARNING") == 1
+    assert sorted(path.name for path in kept.rglob("*")) == before
+
+
+def test_what_another_user_has_kept_is_neither_read_nor_touched(
+    run: Run, place: Path, wide_bundle: Path
+) -> None:
+    """llama.cpp trusts states, and whoever filled the directory may mean harm."""
     bundle, kept = shutil.copytree(wide_bundle, place / "bundle"), place / "kept"
     with AyaVision.load(bundle, cache=CacheOptions(directory=kept)) as model:
         model.ask(QUESTION, images=IMAGE)
-    for path in (kept, *kept.rglob("*"), bundle, *bundle.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    before = sorted(path.name for path in kept.rglob("*"))
-    done = run(["-c", ASK, QUESTION, str(IMAGE), str(bundle)], None, AYAEDGE_CACHE_DIR=str(kept))
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) > 0
-    assert done.stderr.count(f"{kept} cannot be written") == 1
-    assert sorted(path.name for path in kept.rglob("*")) == before
+    for mode in (0o755, 0o777):
+        for path in (kept, *kept.rglob("*"), bundle, *bundle.rglob("*")):
+            path.chmod(mode if path.is_dir() else 0o666)
+        before = sorted((path.name, path.stat().st_mtime_ns) for path in kept.rglob("*"))
+        environment = {"AYAEDGE_CACHE_DIR": str(kept)}
+        done = run(["-c", ASK, QUESTION, str(IMAGE), str(bundle)], None, **environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split()[-1] == "0"
+        assert done.stderr.count(f"{kept / 'ayaedge'} is not used: it belongs to another user") == 1
+        assert done.stderr.count("WARNING") == 1
+        listed = run(["-m", "ayaedge", "cache", "clear"], None, **environment)
+        assert "it belongs to another user" in listed.stderr
+        assert sorted((path.name, path.stat().st_mtime_ns) for path in kept.rglob("*")) == before
 
 
 def test_no_cache_asks_for_no_directory(monkeypatch: pytest.MonkeyPatch) -> None:

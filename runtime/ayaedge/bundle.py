@@ -13,24 +13,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from ayaedge.errors import BundleError, list_faults
-from ayaedge.files import read_text
 from ayaedge.manifest import DECODER, FORMAT_VERSION, LONGEST_NAME, VISION, Manifest, check_values
+from ayaedge.untrusted.json_text import read_json
+from ayaedge.untrusted.regular_file import Stamp, open_regular, stamp_of
 
 MANIFEST = "manifest.json"
 FILES = (VISION, f"{VISION}.data", DECODER)
 """Everything that a bundle may hold beside its manifest."""
-_CHUNK = 1 << 20
+_CHUNK = 1 << 22
+_MOST_MANIFEST = 1 << 24
+"""Bytes of manifest.json; those of the released checkpoints have a few hundred thousand."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,34 @@ class Bundle:
 
     directory: Path
     manifest: Manifest
+    stamps: Mapping[str, Stamp] | None = field(default=None, repr=False, compare=False)
+    """Of the files as they were when each was found to have the manifest's SHA-256 (`cache.verified`); None before."""
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every file by its name: what was found, not what a manifest claims."""
+        assert self.stamps is not None, "the files of this bundle were not verified"
+        return {name: info.sha256 for name, info in sorted(self.manifest.files.items())}
+
+    @property
+    def identity(self) -> bytes:
+        """SHA-256 of everything that decides about answers: the files, and what the manifest says of using them."""
+        assert self.hashes
+        manifest = dataclasses.replace(self.manifest, parity={})  # figures, which `verify` may add later
+        return hashlib.sha256(manifest.to_json().encode()).digest()
+
+    def check_unchanged(self) -> None:
+        """Raise BundleError if a file is not the one that was verified any more."""
+        for name, stamp in (self.stamps or {}).items():
+            try:
+                with open_regular(self.directory / name) as stream:
+                    found = stamp_of(os.fstat(stream.fileno()))
+            except (OSError, ValueError):
+                found = None
+            if found != stamp:
+                raise BundleError(
+                    f"{self.directory / name} was changed while it was being loaded: load it again"
+                )
 
     @property
     def vision_path(self) -> Path:
@@ -92,8 +122,8 @@ def read_manifest(directory: Path) -> Manifest:
             hint = f"; it looks like a checkpoint: ayaedge export {directory}"
         raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}{hint}")
     try:
-        data = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        data = read_json(path, most_bytes=_MOST_MANIFEST)
+    except ValueError as error:
         raise BundleError(f"{path} is damaged: {error}") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}") from None
@@ -117,18 +147,28 @@ def check_hashes(bundle: Bundle) -> list[str]:
     for name, info in bundle.manifest.files.items():
         try:
             if hash_file(bundle.directory / name) != info.sha256:
-                faults.append(f"{name} is damaged: its SHA-256 differs from the manifest's")
-        except OSError as error:
+                faults.append(damaged(name))
+        except (OSError, ValueError) as error:
             faults.append(f"{name} cannot be read: {error}")
     return faults
 
 
+def damaged(name: str) -> str:
+    """A file whose content is not what was written, for a list of faults."""
+    return f"{name} is damaged: its SHA-256 differs from the manifest's; copy or download it again"
+
+
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
+    """SHA-256 of a file, in hexadecimal; ValueError if it is no regular file."""
+    with open_regular(path) as stream:
+        return hash_stream(stream)
+
+
+def hash_stream(stream: BinaryIO, go_on: Callable[[], bool] = lambda: True) -> str:
+    """SHA-256 of what is left of an unbuffered stream, in hexadecimal; of a part if `go_on` says no in between."""
+    digest, chunk = hashlib.sha256(), memoryview(bytearray(_CHUNK))
+    while go_on() and (count := stream.readinto(chunk)):  # type: ignore[attr-defined]
+        digest.update(chunk[:count])
     return digest.hexdigest()
 
 

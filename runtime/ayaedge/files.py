@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,14 +47,41 @@ PARTIAL = ".partial"
 """How names of unfinished files and directories end."""
 ABANDONED = 3600.0
 """Seconds after which an unfinished entry belongs to a process that was killed."""
+SECRET = "secret"
+"""Name of the file by which a directory of this user's is known."""
+_UNFINISHED = re.compile(rf"\.[0-9a-f]{{16}}{re.escape(PARTIAL)}")
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def make_private(directory: Path) -> None:
-    """Make a directory that only its owner may look into, and close one that others may."""
+    """Make a directory that only its owner may look into; OSError for one that is not this user's own.
+
+    One that is there is closed to others if it was made here: if it is empty, or holds the user's secret.
+    """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if directory.stat().st_mode & 0o077:
-        with suppress(OSError):  # not ours
-            directory.chmod(0o700)
+    if fault := not_own(directory):
+        raise PermissionError(fault)
+    made_here = (directory / SECRET).is_file() or not any(directory.iterdir())
+    if directory.stat().st_mode & 0o077 and made_here:
+        directory.chmod(0o700)
+
+
+def not_own(directory: Path) -> str | None:
+    """Why a directory is not this user's own, half a sentence; None if it is, or is not there.
+
+    A link to it must be his own too: it decides where files go. Windows has other means, and is not asked.
+    """
+    if not hasattr(os, "geteuid"):
+        return None
+    try:
+        found = (directory.lstat(), directory.stat())
+    except OSError:
+        return None
+    if any(status.st_uid != os.geteuid() for status in found):
+        return "it belongs to another user"
+    if found[1].st_mode & _WRITABLE_BY_OTHERS:
+        return f"others may write into it (chmod 700 {directory} ends that)"
+    return None
 
 
 def can_read(path: Path) -> bool:
@@ -61,7 +90,7 @@ def can_read(path: Path) -> bool:
 
 
 def can_write(directory: Path) -> bool:
-    """Whether files can be put into a directory, which is made, and closed to others, if need be."""
+    """Whether files can be put into a directory of this user's own, which is made if need be."""
     try:
         make_private(directory)
     except OSError:
@@ -114,8 +143,13 @@ def write_private(path: Path, text: str) -> None:
 
 
 def forget_abandoned(directory: Path, age: float = ABANDONED) -> None:
-    """Remove what processes that were killed have left unfinished, `age` seconds ago or earlier."""
-    for entry in matching(directory, f"*{PARTIAL}"):
+    """Remove what processes that were killed have left unfinished, `age` seconds ago or earlier.
+
+    Only what has a name that `unfinished` gives: anything else in the directory is somebody's.
+    """
+    for entry in matching(directory, f".*{PARTIAL}"):
+        if not _UNFINISHED.fullmatch(entry.name):
+            continue
         with suppress(OSError):
             if time.time() - entry.stat().st_mtime < age:
                 continue

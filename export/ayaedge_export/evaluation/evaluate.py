@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ayaedge.bundle import MANIFEST, Bundle, read_bundle
+from ayaedge.cache.verified import verified
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import BundleError, InvalidOptionError, list_faults
@@ -252,7 +253,7 @@ def _identity(bundle: Bundle, against: Bundle | Checkpoint, windows: Sequence[Wi
 def _files_digest(model: Bundle | Checkpoint) -> str:
     facts: list[Any]
     if isinstance(model, Bundle):
-        facts = sorted((name, info.sha256) for name, info in model.manifest.files.items())
+        facts = [verified(model, None).identity]
     else:
         files = sorted({entry.file for entry in model.tensors.entries.values()})
         facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -327,7 +327,7 @@ class _Child:
 
     def stored_bytes(self) -> int:
         """Of the states in files."""
-        states = Path(self.environment["AYAEDGE_CACHE_DIR"]).glob("*.state")
+        states = Path(self.environment["AYAEDGE_CACHE_DIR"]).glob("*/*.state")
         return sum(path.stat().st_size for path in states)
 
     def _run(self, module: str, *arguments: str) -> Finished:
@@ -354,7 +354,7 @@ def _workplace() -> Iterator[tuple[Path, Mapping[str, str]]]:
         cache, known = Path(name, "cache"), cache_directory()
         cache.mkdir()
         if known is not None and can_read(known / "machine"):
-            shutil.copytree(known / "machine", cache / "machine")
+            shutil.copytree(known / "machine", cache / "ayaedge" / "machine")
         yield Path(name), {**os.environ, "AYAEDGE_CACHE_DIR": str(cache)}
 
 

@@ -12,7 +12,7 @@ import platformdirs
 from ayaedge.cache.prepared_graphs import PreparedGraphs
 from ayaedge.cache.stores import READ_ONLY, DiskStates, RecentArrays, StateStore
 from ayaedge.checks import check_options, make_plain, path_of, whole_number
-from ayaedge.files import can_read, can_write
+from ayaedge.files import SECRET, can_read, can_write, not_own
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class CacheOptions:
     """Most bytes in this process: of states if there are no files, three images of the 8B at the default; else of
     image embeddings, a quarter. Another quarter is for conversations that wait while another one goes on."""
     directory: Path | None = None
-    """Of the files; by default `cache_directory()`."""
+    """In which they get one named `ayaedge`; by default `cache_directory()`."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -50,20 +50,31 @@ class CacheOptions:
 
     @property
     def root(self) -> Path | None:
-        """The directory of all files; None if none are kept, or there is no place for them."""
-        return (self.directory or cache_directory()) if self.disk_bytes else None
+        """The directory of all files; None if none are kept, or there is no place of this user's own for them."""
+        place = self._place
+        return None if place is None or not_own(place) else place
+
+    @property
+    def _place(self) -> Path | None:
+        if not self.disk_bytes:
+            return None
+        return cache_directory() if self.directory is None else self.directory / _OWN
 
     def settled(self) -> CacheOptions:
         """The same with a directory that is there; with less, and one warning logged, where it cannot be written.
 
-        What others have put into one that can only be read is used.
+        What this user has put into one that can only be read is used. One that is not his alone is not touched.
         """
-        root = self.root
-        if not self.disk_bytes or (root is not None and can_write(root)):
+        if not self.disk_bytes or ((root := self.root) and can_write(root)):
             return self
-        why = "this user has no home directory" if root is None else f"{root} cannot be written"
+        if root is not None:
+            why = f"{root} cannot be written"
+        elif (place := self._place) is not None:
+            why = f"{place} is not used: {not_own(place)}"
+        else:
+            why = "this user has no home directory"
         logger.warning("nothing is kept for later processes: %s; %s", why, NAME_ANOTHER)
-        return replace(self, disk_bytes=READ_ONLY if root is not None and can_read(root) else 0)
+        return replace(self, disk_bytes=READ_ONLY if root and can_read(root / SECRET) else 0)
 
 
 NO_CACHE = CacheOptions(disk_bytes=0, memory_bytes=0)
@@ -85,18 +96,20 @@ def state_store(options: CacheOptions) -> StateStore:
 
 
 NAME_ANOTHER = "AYAEDGE_CACHE_DIR names another directory"
+_OWN = "ayaedge"
+"""Of the directory that is made in one that was named: other things in that are not ours to touch."""
 
 
 def cache_directory() -> Path | None:
-    """The user's directory: AYAEDGE_CACHE_DIR, or the one that the system provides for caches.
+    """The user's directory: `ayaedge` in AYAEDGE_CACHE_DIR, or the one that the system provides for caches.
 
-    States lie in it, prepared vision graphs in `vision`, measurements of this machine in `machine`. None for a user
-    without a home directory, as a container's may be.
+    States lie in it, prepared vision graphs in `vision`, measurements of this machine in `machine`, SHA-256 of files
+    that were verified in `hashes`. None for a user without a home directory, as a container's may be.
     """
     if chosen := os.environ.get("AYAEDGE_CACHE_DIR"):
-        return Path(chosen)
+        return Path(chosen) / _OWN
     try:
-        found = platformdirs.user_cache_dir("ayaedge", appauthor=False)
+        found = platformdirs.user_cache_dir(_OWN, appauthor=False)
     except (RuntimeError, ValueError, KeyError):  # as pathlib, Windows' variables and `pwd` say it
         return None
     return None if found.startswith("~") else Path(found)  # which nobody could replace

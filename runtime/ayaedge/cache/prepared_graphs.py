@@ -10,17 +10,29 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from ayaedge.files import PARTIAL, can_write, forget_abandoned, matching, unfinished
+from ayaedge.cache.user_secret import is_marked, mark, user_secret
+from ayaedge.cache.verified import FileHashes
+from ayaedge.files import can_write, forget_abandoned, matching, replacing, unfinished
+from ayaedge.untrusted.json_text import read_json
+from ayaedge.untrusted.regular_file import open_regular
 
 logger = logging.getLogger(__name__)
 
 GRAPH, DATA = "graph.onnx", "graph.data"
 _FACTS = "complete.json"
+_MOST_FACTS = 1 << 12
+"""Bytes of it."""
+_NAME = re.compile(r"[0-9a-f]+")
+_KIND = "prepared graph 1"
 _MOST = 3
 """Graphs that are kept; each takes twice the size of the bundle's."""
 _ROOM = 1_000_000_000
@@ -28,19 +40,28 @@ _ROOM = 1_000_000_000
 
 
 class PreparedGraphs:
-    """A directory of prepared graphs. An entry appears at once and whole; a damaged one is replaced."""
+    """A directory of prepared graphs, in that of the cache. An entry appears at once and whole; a damaged one goes.
+
+    Each carries the SHA-256 of its files and this user's mark; `hashes` knows the files that were read before.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.hashes = FileHashes(directory.parent)
+
+    @cached_property
+    def _secret(self) -> bytes | None:
+        return user_secret(self.directory.parent)
 
     def find(self, key: str) -> Path | None:
-        """The graph under `key`, or None."""
+        """The graph under `key`; None if there is none, or, with a message logged, not the one that was written."""
         entry = self.directory / key
+        if not os.path.lexists(entry) or self._secret is None:
+            return None
         try:
-            complete = json.loads((entry / _FACTS).read_text("utf-8")) == _facts(entry)
-        except (OSError, ValueError):
-            complete = False
-        if not complete:
+            self._check(entry, read_json(entry / _FACTS, most_bytes=_MOST_FACTS, links=False))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            logger.warning("the prepared vision graph %s is damaged and is not used: %s", entry, error)
             return None
         with suppress(OSError):
             (entry / _FACTS).touch()
@@ -51,7 +72,7 @@ class PreparedGraphs:
 
         `size` is what they will take, in bytes; they are not written where less than that and a reserve is free.
         """
-        if not can_write(self.directory.parent):  # which was said when the model was loaded
+        if not can_write(self.directory.parent) or self._secret is None:  # which was said before
             return None
         partial = unfinished(self.directory / key)
         try:
@@ -61,7 +82,7 @@ class PreparedGraphs:
             if shutil.disk_usage(partial).free < size + _ROOM:
                 raise OSError(f"{size + _ROOM:,} bytes are needed on the disk")
             write(partial)
-            (partial / _FACTS).write_text(json.dumps(_facts(partial)), "utf-8")
+            self._complete(partial, key)
             if self.find(key) is None:  # else another process was faster
                 self.forget(key)
                 partial.rename(self.directory / key)
@@ -82,13 +103,49 @@ class PreparedGraphs:
         found = []
         for facts in matching(self.directory, f"*/{_FACTS}"):
             with suppress(OSError):  # another process may have removed it
-                if facts.parent.suffix == PARTIAL:
-                    continue
-                found.append((facts.parent, facts.stat().st_mtime))
+                if _NAME.fullmatch(facts.parent.name):
+                    found.append((facts.parent, facts.stat().st_mtime))
         return sorted(found, key=lambda entry: entry[1])
 
+    def clear(self) -> None:
+        """Remove all entries, whole or not, and nothing else."""
+        forget_abandoned(self.directory, age=0)
+        for entry in matching(self.directory, "*"):
+            if _NAME.fullmatch(entry.name):
+                self.forget(entry.name)
+        with suppress(OSError):  # missing, or there is something else in it
+            self.directory.rmdir()
 
-def _facts(entry: Path) -> dict[str, list[int]]:
-    """Size and time of the last change (ns) of both files."""
-    stats = {name: (entry / name).stat() for name in (GRAPH, DATA)}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    def _complete(self, entry: Path, key: str) -> None:
+        """Bring an entry's files to the disk, and only then say in it what they are."""
+        assert self._secret is not None
+        for name in (GRAPH, DATA):
+            with (entry / name).open("rb+") as stream:
+                os.fsync(stream.fileno())
+        files = {name: _facts(entry / name, self.hashes) for name in (GRAPH, DATA)}
+        facts = {"files": files, "mark": mark(self._secret, _KIND, key, _flat(files))}
+        with replacing(entry / _FACTS, private=True, sync=True) as stream:
+            stream.write(json.dumps(facts).encode())
+
+    def _check(self, entry: Path, facts: Any) -> None:
+        """Raise ValueError, TypeError or KeyError if an entry's files are not those that were written."""
+        files, found = facts["files"], facts["mark"]
+        if not is_marked(self._secret or b"", found, _KIND, entry.name, _flat(files)):
+            raise ValueError("it was not written by this user, under this name")
+        for name in (GRAPH, DATA):
+            with open_regular(entry / name, links=False) as stream:
+                status = os.fstat(stream.fileno())
+            if [status.st_size, status.st_mtime_ns] != files[name][:2]:
+                raise ValueError(f"{name} has changed")
+            if _facts(entry / name, self.hashes) != files[name]:
+                raise ValueError(f"the SHA-256 of {name} differs")
+
+
+def _flat(files: dict[str, list[Any]]) -> tuple[Any, ...]:
+    return tuple((name, *map(str, values)) for name, values in sorted(files.items()))
+
+
+def _facts(path: Path, hashes: FileHashes) -> list[Any]:
+    """Size, time of the last change (ns) and SHA-256 of a file."""
+    stamp, sha256 = hashes.find(path)
+    return [stamp.size, stamp.modified, sha256]

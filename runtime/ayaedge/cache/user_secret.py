@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import logging
 import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from ayaedge.files import make_private, replacing
+from ayaedge.files import SECRET, make_private, replacing
+from ayaedge.untrusted.regular_file import open_regular
 
 logger = logging.getLogger(__name__)
 
-_SECRET, _SECRET_BYTES = "secret", 32
+_SECRET_BYTES = 32
 
 
 def user_secret(directory: Path) -> bytes | None:
     """The 32 random bytes by which this user's own states are known: made at the first call, then always the same.
 
     They lie in `directory`, where only this user may read them; processes that ask for the first time at once get the
-    same. None, with a message logged, if they cannot be kept there: states are neither saved nor used then.
+    same. None, with a message logged, if they cannot be kept there: nothing that was computed is kept or used then.
     """
-    path = directory / _SECRET
+    path = directory / SECRET
     try:
         make_private(directory)
         secret = _read_secret(path)
@@ -29,22 +32,35 @@ def user_secret(directory: Path) -> bytes | None:
             _make_secret(path)
             secret = _read_secret(path)
     except OSError as error:
-        logger.warning("conversations are saved without what was computed: no secret in %s: %s", path, error)
+        logger.warning(
+            "nothing is kept or used of what was computed, and conversations are saved without what was computed: "
+            "no secret in %s: %s",
+            path, error,
+        )  # fmt: skip
         return None
     return secret
 
 
+def mark(secret: bytes, kind: str, *facts: object) -> str:
+    """HMAC-SHA256, hexadecimal, of facts of a kind, which are made of numbers, strings and tuples."""
+    return hmac.new(secret, repr((kind, facts)).encode(), hashlib.sha256).hexdigest()
+
+
+def is_marked(secret: bytes, found: object, kind: str, *facts: object) -> bool:
+    """Whether these facts carry the mark of this secret, whatever was found in its place."""
+    expected = mark(secret, kind, *facts)
+    return isinstance(found, str) and hmac.compare_digest(found.encode(errors="replace"), expected.encode())
+
+
 def _read_secret(path: Path) -> bytes | None:
     """None if there is none, or not a whole one; OSError if it is somebody else's."""
-
-    def not_through_a_link(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0))
-
     try:
-        with open(path, "rb", opener=not_through_a_link) as stream:
+        with open_regular(path, links=False) as stream:
             status, content = os.fstat(stream.fileno()), stream.read(_SECRET_BYTES + 1)
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise OSError(str(error)) from None
     if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
         raise OSError("it belongs to another user")
     if status.st_mode & 0o077:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from contextlib import suppress
 from datetime import datetime
@@ -14,8 +15,10 @@ from rich.table import Table
 from ayaedge.cache.options import NAME_ANOTHER, CacheOptions, cache_directory
 from ayaedge.cache.prepared_graphs import PreparedGraphs
 from ayaedge.cache.stores import DiskStates
+from ayaedge.cache.verified import HASH_NAME, HASHES
 from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, write_json
-from ayaedge.files import matching
+from ayaedge.files import forget_abandoned, matching, not_own
+from ayaedge.planning.profile import MACHINE
 
 app = typer.Typer(
     no_args_is_help=True, help="Look after what is kept of images and prompts; only you can read it."
@@ -64,11 +67,28 @@ def prune(
 
 @app.command()
 def clear() -> None:
-    """Remove everything: states, vision graphs, drawn bundles of `bench`, and what was measured of this machine."""
+    """Remove everything: states, vision graphs, drawn bundles of `bench`, and what was measured of this machine.
+
+    What ayaedge did not put there stays, and so does the secret by which saved conversations know their owner.
+    """
     directory = _directory()
-    for part in ("vision", "machine", "synthetic"):
-        shutil.rmtree(directory / part, ignore_errors=True)
+    PreparedGraphs(directory / "vision").clear()
+    _remove(directory / MACHINE, re.compile(r"(verdict-)?[0-9a-f]{64}\.json"))
+    _remove(directory / HASHES, HASH_NAME)
+    _remove(directory / "synthetic", re.compile(r"synthetic-aya-vision-(8b|32b)(-\d+-layers)?"))
     _report(_store(directory), 0)
+
+
+def _remove(directory: Path, name: re.Pattern[str]) -> None:
+    """Remove what has a name of ours from a directory, and that if nothing else is in it."""
+    forget_abandoned(directory, age=0)
+    for path in matching(directory, "*"):
+        if not name.fullmatch(path.name):
+            continue
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with suppress(OSError):
+        directory.rmdir()
 
 
 def _report(store: DiskStates, limit: int) -> None:
@@ -77,13 +97,16 @@ def _report(store: DiskStates, limit: int) -> None:
 
 
 def _directory(*, as_json: bool = False) -> Path:
-    """The directory of the cache; says that nothing is kept, and ends the command, if there is none."""
-    if (directory := cache_directory()) is not None:
+    """The directory of the cache; says that nothing is kept, and ends the command, if there is none of this user's."""
+    directory = cache_directory()
+    foreign = directory and not_own(directory)
+    if directory is not None and not foreign:
         return directory
     if as_json:
         write_json({"directory": None, "states": [], "vision_graphs": []})
     else:
-        stderr.print(f"nothing is kept: this user has no home directory; {NAME_ANOTHER}")
+        why = f"{directory} is not used: {foreign}" if foreign else "this user has no home directory"
+        stderr.print(f"nothing is kept: {why}; {NAME_ANOTHER}")
     raise typer.Exit
 
 

@@ -51,7 +51,7 @@ def require_repacking(
 
 def repacking_of(bundle: Bundle, options: DecoderOptions) -> str:
     """The setting under which it is remembered: weights, and how many layers are not on the processor."""
-    weights = bundle.manifest.files[bundle.decoder_path.name].sha256
+    weights = bundle.hashes[bundle.decoder_path.name]
     return f"repack {weights}, {options.gpu_layers or 0} layers on a GPU"
 
 

@@ -63,9 +63,8 @@ class Engine:
         self._cache, self._profile = cache, profile
         self.prompts = PromptBuilder(bundle.manifest, decoder.vocabulary.tokenize)
         self.prefix = KnownPrefix(decoder, state_store(cache), RecentArrays(cache.turn_bytes))
-        hashes = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
-        self._identity = repr(hashes).encode() + decoder.identity
-        self.encoder = repr(hashes).encode() + vision.identity
+        self._identity = bundle.identity + decoder.identity
+        self.encoder = bundle.identity + vision.identity
         """Identifies what decides about an image's embeddings."""
         self._preamble = self.prompts.preamble()
         vocabulary = decoder.vocabulary

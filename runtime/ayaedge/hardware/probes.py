@@ -33,6 +33,7 @@ from ayaedge import errors
 from ayaedge.errors import AyaEdgeError, BackendError
 from ayaedge.files import write_private
 from ayaedge.hardware.machine import processor
+from ayaedge.untrusted.json_text import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ _WINDOWS_FAULTS = {0xC0000005: "ACCESS_VIOLATION", 0xC000001D: "ILLEGAL_INSTRUCT
 _FAULTS = {"SIGSEGV", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE", "SIGTRAP", "SIGSYS", *_WINDOWS_FAULTS.values()}
 """Deaths that come again; others, such as SIGKILL where memory ran out, may not."""
 _MOST_SAID = 2000
+_MOST_BYTES = 1 << 16
+"""Of a verdict."""
 _LAST_WAIT = 10.0
 """Seconds that a child which has closed its output, or was told to end, may take for it."""
 
@@ -173,11 +176,13 @@ class Verdicts:
         if self._directory is None:
             return _known.get(key)
         try:
-            entry = json.loads(self._path(self._directory, key).read_text("utf-8"))
-            result = Result(death=entry["death"], said=entry["said"])
-        except (OSError, ValueError, TypeError, KeyError):
+            entry = read_json(self._path(self._directory, key), most_bytes=_MOST_BYTES, links=False)
+            return _result(entry["death"], entry["said"])
+        except FileNotFoundError:
             return _known.get(key)
-        return result
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            logger.warning("what is known of %s cannot be read and is not used: %s", setting, error)
+            return _known.get(key)
 
     def remember(self, setting: str, result: Result) -> None:
         """Keep what was learnt, unless it may be otherwise the next time."""
@@ -205,6 +210,13 @@ class Verdicts:
     @staticmethod
     def _path(directory: Path, key: str) -> Path:
         return directory / f"verdict-{key}.json"
+
+
+def _result(death: object, said: object) -> Result:
+    """What was learnt, from parsed JSON; ValueError for what cannot have been."""
+    if not (death is None or isinstance(death, str)) or not isinstance(said, str):
+        raise ValueError("it says neither that the trial went well nor how it died")
+    return Result(death=death, said=said)
 
 
 def freeze_support() -> None:

@@ -10,6 +10,7 @@ from ayaedge.cache.options import NO_CACHE, CacheOptions
 from ayaedge.decoder.gguf_header import read_figures
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import InvalidOptionError
+from ayaedge.files import can_read
 from ayaedge.hardware.devices import (
     CPU_PROVIDER,
     Device,
@@ -21,7 +22,7 @@ from ayaedge.hardware.devices import (
 )
 from ayaedge.planning.costs import cache_element_bytes
 from ayaedge.planning.gpu_plan import GpuPlan, plan_gpu
-from ayaedge.planning.profile import Profile, load_profile, profile_path
+from ayaedge.planning.profile import MACHINE, Profile, load_profile, profile_path
 from ayaedge.vision.session import ON_PROCESSORS_ONLY, VisionOptions
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,9 @@ def resolve(
     InvalidOptionError if a device that was named is missing.
     """
     decoder, vision = decoder or DecoderOptions(), vision or VisionOptions()
-    profile = load_profile(profile_path(cache.root, bundle)) if cache.root else None
+    root = cache.root
+    known = root is not None and can_read(root / MACHINE)
+    profile = load_profile(profile_path(root, bundle)) if root and known else None
     decoder = profile.apply(decoder) if profile else decoder
     decoder = replace(decoder, device=decoder.device or device)
     named = vision.device not in (None, "auto")

@@ -9,14 +9,24 @@ import logging
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ayaedge.bundle import Bundle
+from ayaedge.cache.verified import verified
+from ayaedge.checks import check_options, instance, real_number, whole_number
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.files import write_private
 from ayaedge.hardware.machine import processor
 from ayaedge.hardware.speeds import Speeds
+from ayaedge.untrusted.json_text import read_json
 
 logger = logging.getLogger(__name__)
+
+MACHINE = "machine"
+"""Name of the directory of profiles in that of the cache."""
+_MOST_BYTES = 1 << 14
+_MOST_SECONDS = 1e6
+"""That a tile or a token takes, on the slowest machine: days."""
 
 
 @dataclass(frozen=True)
@@ -49,24 +59,51 @@ class Profile:
 
 
 def profile_path(cache: Path, bundle: Bundle) -> Path:
-    """Where the profile of a bundle on this machine lies."""
+    """Where the profile of a bundle on this machine lies; BundleError for a damaged bundle, which has none."""
     from ayaedge import llama, ort
 
-    hashes = sorted((name, info.sha256) for name, info in bundle.manifest.files.items())
+    hashes = list(verified(bundle, cache).hashes.items())
     versions = (llama.library().__version__, ort.library().__version__)
     facts = (hashes, processor().name, processor().threads, platform.machine(), versions)
-    return cache / "machine" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.json"
+    return cache / MACHINE / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.json"
 
 
 def load_profile(path: Path) -> Profile | None:
-    """A profile that was saved; None if there is none, or not a whole one."""
+    """A profile that was saved; None if there is none, or, with a message logged, not a whole one."""
     try:
-        values = json.loads(path.read_text("utf-8"))
-        settings = values["settings"]
-        profile = Profile(Speeds(**values["speeds"]), Settings(**settings) if settings else None)
-        profile.apply(DecoderOptions())
-    except (OSError, ValueError, TypeError, KeyError):
+        return _profile(read_json(path, most_bytes=_MOST_BYTES, links=False))
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        logger.warning("what was measured in %s cannot be read and is not used: %s", path, error)
+        return None
+
+
+def _profile(values: Any) -> Profile:
+    """A profile from parsed JSON; ValueError, TypeError or KeyError for what is none."""
+    settings = values["settings"]
+    profile = Profile(Speeds(**values["speeds"]), None if settings is None else Settings(**settings))
+    check_options(
+        *(
+            real_number(
+                name,
+                value,
+                least=0,
+                above=-1 if name.endswith("growth") else 0,
+                most=_MOST_SECONDS,
+                limits="seconds",
+            )
+            for name, value in dataclasses.asdict(profile.speeds).items()
+        )
+    )
+    if profile.settings is not None:
+        check_options(
+            instance("repack", profile.settings.repack, bool),
+            whole_number("threads", profile.settings.threads, least=1),
+            whole_number("threads_batch", profile.settings.threads_batch, least=1),
+            whole_number("ubatch_size", profile.settings.ubatch_size, least=1),
+        )
+    profile.apply(DecoderOptions())  # which knows how many there may be
     return profile
 
 

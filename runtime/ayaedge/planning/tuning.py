@@ -18,6 +18,7 @@ import numpy as np
 
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.cache.options import CacheOptions, prepared_graphs
+from ayaedge.cache.verified import verified
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.options import DecoderOptions, repacks_by_default
 from ayaedge.decoder.repacking import repacking_of
@@ -102,8 +103,10 @@ def tune(
     these are not chosen. Repacked weights are tried only where there is memory for them, and whether they work is
     remembered. Raises what loading raises, and BackendError if nothing works.
     """
+    cache = cache or CacheOptions()
+    bundle = verified(bundle, cache.root)
     placed = resolve(bundle, device, options)
-    options, cache = placed.decoder, cache or CacheOptions()
+    options = placed.decoder
     trials: list[Trial] = []
     best = _defaults()
     for changes in _changes(bundle):

@@ -5,11 +5,29 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0)
 """Opening a pipe does not wait for its other end."""
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
+class Stamp(NamedTuple):
+    """What tells of a file whether it is still the same: where it is, its size and its last changes."""
+
+    device: int
+    inode: int
+    size: int
+    """Bytes."""
+    modified: int
+    """When its content was changed, nanoseconds since 1970; anybody may set it back."""
+    changed: int
+    """When anything of it was changed, which nobody can set back; on Windows when it was made."""
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """The stamp of an open file: `os.fstat`, since `os.stat` gives other numbers on some systems."""
+    return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def open_regular(path: Path, *, links: bool = True) -> BinaryIO:

@@ -19,7 +19,7 @@ from ayaedge.decoder.options import MAX_THREADS
 from ayaedge.errors import BackendError, BundleError, InvalidOptionError
 from ayaedge.hardware.devices import CPU_PROVIDER, Device, choose_vision
 from ayaedge.hardware.machine import processor, usable_threads
-from ayaedge.manifest import VISION, Manifest
+from ayaedge.manifest import Manifest
 from ayaedge.vision.graph_check import check_graph
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def open_session(
     entries = EXACT_PRODUCTS if saturates else {}
     if prepared is not None and weights >= _LARGE_GRAPH:
         session = _prepared_session(
-            path, manifest, options, entries, prepared, _prepared_key(manifest, saturates)
+            path, manifest, options, entries, prepared, _prepared_key(path, prepared, saturates)
         )
         if session is not None:
             return session
@@ -151,9 +151,10 @@ def _start_on_device(path: Path, options: VisionOptions, providers: tuple[str, .
     return None
 
 
-def _prepared_key(manifest: Manifest, saturates: bool) -> str:
-    """Names everything that decides about a prepared graph."""
-    files = sorted((name, info.sha256) for name, info in manifest.files.items() if name.startswith(VISION))
+def _prepared_key(path: Path, prepared: PreparedGraphs, saturates: bool) -> str:
+    """Names everything that decides about a prepared graph; of the bundle's files what they hold, not what is said."""
+    paths = [path, path.with_name(f"{path.name}.data")]
+    files = [(one.name, prepared.hashes.find(one)[1]) for one in paths if one.exists()]
     cpu = processor()
     facts = (files, ort.library().__version__, cpu.name, sorted(cpu.features), saturates)
     return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -10,7 +9,9 @@ import pytest
 
 from ayaedge import AyaVision, VisionOptions
 from ayaedge.bundle import Bundle
-from ayaedge.cache.prepared_graphs import DATA, GRAPH, PreparedGraphs, _facts
+from ayaedge.cache.prepared_graphs import DATA, GRAPH, PreparedGraphs
+from ayaedge.cache.user_secret import user_secret
+from ayaedge.files import unfinished
 from ayaedge.vision import session as vision_session
 from ayaedge.vision.encoder import VisionEncoder
 from ayaedge_export.exporter import export_checkpoint
@@ -22,11 +23,11 @@ def write(target: Path) -> None:
 
 
 def test_a_graph_that_was_made_is_found(tmp_path: Path) -> None:
-    graphs = PreparedGraphs(tmp_path)
+    graphs = PreparedGraphs(tmp_path / "vision")
     assert graphs.find("a") is None
     made = graphs.make("a", 10, write)
-    assert made == graphs.find("a") == tmp_path / "a" / GRAPH
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+    assert made == graphs.find("a") == tmp_path / "vision" / "a" / GRAPH
+    assert [entry.name for entry in (tmp_path / "vision").iterdir()] == ["a"]
     graphs.forget("a")
     assert graphs.find("a") is None
 
@@ -34,9 +35,9 @@ def test_a_graph_that_was_made_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [GRAPH, DATA, "complete.json"])
 @pytest.mark.parametrize("damage", ["cut", "touched", "removed"])
 def test_a_damaged_graph_is_not_found_and_replaced(tmp_path: Path, name: str, damage: str) -> None:
-    graphs = PreparedGraphs(tmp_path)
+    graphs = PreparedGraphs(tmp_path / "vision")
     graphs.make("a", 10, write)
-    path = tmp_path / "a" / name
+    path = tmp_path / "vision" / "a" / name
     if damage == "removed":
         path.unlink()
     elif damage == "cut":
@@ -46,7 +47,7 @@ def test_a_damaged_graph_is_not_found_and_replaced(tmp_path: Path, name: str, da
     else:
         os.utime(path, (1, 1))
     assert graphs.find("a") is None
-    assert graphs.make("a", 10, write) == tmp_path / "a" / GRAPH
+    assert graphs.make("a", 10, write) == tmp_path / "vision" / "a" / GRAPH
 
 
 def test_a_graph_that_cannot_be_written_leaves_nothing(
@@ -57,19 +58,21 @@ def test_a_graph_that_cannot_be_written_leaves_nothing(
         raise OSError("no space left")
 
     with caplog.at_level(logging.WARNING):
-        assert PreparedGraphs(tmp_path).make("a", 10, fail) is None
-        assert PreparedGraphs(tmp_path).make("b", 1 << 60, write) is None
+        assert PreparedGraphs(tmp_path / "vision").make("a", 10, fail) is None
+        assert PreparedGraphs(tmp_path / "vision").make("b", 1 << 60, write) is None
     assert "no space left" in caplog.text
     assert "needed on the disk" in caplog.text
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "vision").iterdir()) == []
 
 
 def test_directories_are_private_and_abandoned_entries_go(tmp_path: Path) -> None:
     root = tmp_path / "cache"
-    root.mkdir(mode=0o755)
+    user_secret(root)
+    root.chmod(0o755)
     graphs = PreparedGraphs(root / "vision")
-    (root / "vision" / "old.1234.partial").mkdir(parents=True)
-    os.utime(root / "vision" / "old.1234.partial", (1, 1))
+    old = unfinished(root / "vision" / "old")
+    old.mkdir(parents=True)
+    os.utime(old, (1, 1))
     graphs.make("a", 10, write)
     assert [entry.name for entry in (root / "vision").iterdir()] == ["a"]
     if os.name == "posix":
@@ -77,10 +80,10 @@ def test_directories_are_private_and_abandoned_entries_go(tmp_path: Path) -> Non
 
 
 def test_only_the_graphs_used_last_are_kept(tmp_path: Path) -> None:
-    graphs = PreparedGraphs(tmp_path)
+    graphs = PreparedGraphs(tmp_path / "vision")
     for number, name in enumerate("abc"):
         graphs.make(name, 10, write)
-        os.utime(tmp_path / name / "complete.json", (number, number))
+        os.utime(tmp_path / "vision" / name / "complete.json", (number, number))
     graphs.find("a")
     graphs.make("d", 10, write)
     assert sorted(entry.name for entry, _ in graphs.entries()) == ["a", "c", "d"]
@@ -95,7 +98,7 @@ def test_a_prepared_graph_gives_the_same_embeddings(
     split_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(vision_session, "_LARGE_GRAPH", 0)
-    graphs = PreparedGraphs(tmp_path)
+    graphs = PreparedGraphs(tmp_path / "vision")
     manifest = split_bundle.manifest
     size = manifest.tiling.tile_size
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, 3, size, size)).astype(np.float32)
@@ -110,8 +113,8 @@ def test_a_prepared_graph_gives_the_same_embeddings(
     np.testing.assert_array_equal(embeddings(graphs), plain)
     ((entry, _),) = graphs.entries()
     np.testing.assert_array_equal(embeddings(graphs), plain)
-    (entry / GRAPH).write_bytes(b"not a graph")
-    (entry / "complete.json").write_text(json.dumps(_facts(entry)))
+    graphs.forget(entry.name)
+    assert graphs.make(entry.name, 10, write)  # whole, and no graph
     with caplog.at_level(logging.WARNING):
         np.testing.assert_array_equal(embeddings(graphs), plain)
     assert "was of no use and was removed" in caplog.text
@@ -122,4 +125,4 @@ def test_a_small_graph_is_not_kept(tmp_path: Path) -> None:
     from ayaedge import CacheOptions
 
     with AyaVision.load(cache=CacheOptions(directory=tmp_path)):
-        assert not (tmp_path / "vision").exists()
+        assert not (tmp_path / "ayaedge" / "vision").exists()

@@ -18,6 +18,7 @@ from ayaedge import NO_CACHE, CacheOptions, InvalidOptionError
 from ayaedge.cache.options import cache_directory, prepared_graphs, state_store
 from ayaedge.cache.prepared_graphs import DATA, GRAPH, PreparedGraphs
 from ayaedge.cache.stores import DiskStates, RecentArrays
+from ayaedge.files import unfinished
 
 
 def state(size: int, seed: int = 0) -> np.ndarray:
@@ -30,7 +31,8 @@ def store(tmp_path: Path) -> DiskStates:
 
 
 def names(store: DiskStates) -> list[str]:
-    return sorted(path.name for path in store.directory.iterdir())
+    """Of everything but the user's secret."""
+    return sorted(path.name for path in store.directory.iterdir() if path.name != "secret")
 
 
 def test_what_was_saved_is_loaded_also_by_another_process(store: DiskStates) -> None:
@@ -56,7 +58,7 @@ def test_only_the_user_may_read_it(store: DiskStates) -> None:
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
 def test_a_damaged_file_is_removed_and_never_used(store: DiskStates, damage: str) -> None:
     store.save("aa", state(1000))
-    (path,) = store.directory.iterdir()
+    (path,) = store.directory.glob("*.state")
     content = bytearray(path.read_bytes())
     if damage == "flipped":
         content[500] ^= 1
@@ -75,7 +77,7 @@ def test_the_least_recently_used_goes_first(store: DiskStates) -> None:
     store.load("aa")
     store.save("dd", state(3000))
     assert names(store) == ["aa.state", "cc.state", "dd.state"]
-    assert sum(path.stat().st_size for path in store.directory.iterdir()) <= 10_000
+    assert sum(path.stat().st_size for path in store.directory.glob("*.state")) <= 10_000
     store.save("ee", state(10_001))  # larger than all of them together: nothing has to go for it
     assert names(store) == ["aa.state", "cc.state", "dd.state"]
     assert [entry.path.name for entry in store.prune(4000)] == ["cc.state", "aa.state"]
@@ -83,12 +85,12 @@ def test_the_least_recently_used_goes_first(store: DiskStates) -> None:
 
 def test_what_a_killed_process_left_is_tidied_up_but_not_what_is_being_written(store: DiskStates) -> None:
     store.save("aa", state(10))
-    old, new = store.directory / "bb.1.partial", store.directory / "cc.2.partial"
+    old, new = (unfinished(store.directory / name) for name in ("bb", "cc"))
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)
     store.prune(10_000)
-    assert names(store) == ["aa.state", "cc.2.partial"]
+    assert names(store) == [new.name, "aa.state"]
 
 
 def test_a_directory_that_cannot_be_written_stops_nothing(
@@ -97,7 +99,7 @@ def test_a_directory_that_cannot_be_written_stops_nothing(
     (tmp_path / "file").touch()
     store = DiskStates(tmp_path / "file", 10_000)
     store.save("aa", state(10))
-    assert "could not be kept" in caplog.text
+    assert "nothing is kept" in caplog.text
     assert store.load("aa") is None
     assert store.entries() == []
 
@@ -117,7 +119,7 @@ def test_options_choose_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert isinstance(state_store(NO_CACHE), RecentArrays)
     stored = state_store(CacheOptions(directory=tmp_path))
     assert isinstance(stored, DiskStates)
-    assert stored.directory == tmp_path
+    assert stored.directory == tmp_path / "ayaedge"
     monkeypatch.delenv("AYAEDGE_CACHE_DIR")
     assert "ayaedge" in cache_directory().parts
     with pytest.raises(InvalidOptionError, match="disk_bytes"):
@@ -143,7 +145,7 @@ def test_without_a_home_directory_states_stay_in_memory(
     assert prepared_graphs(options) is options.root is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "AYAEDGE_CACHE_DIR" in caplog.text
-    assert CacheOptions(directory=Path("given")).root == Path("given")
+    assert CacheOptions(directory=Path("given")).root == Path("given") / "ayaedge"
 
 
 def test_a_directory_that_cannot_be_made_is_said_once(
@@ -154,7 +156,7 @@ def test_a_directory_that_cannot_be_made_is_said_once(
     assert isinstance(state_store(options), RecentArrays)
     assert options.settled() is options
     assert len(caplog.records) == 1
-    assert CacheOptions(directory=tmp_path / "new").settled().root == tmp_path / "new"
+    assert CacheOptions(directory=tmp_path / "new").settled().root == tmp_path / "new" / "ayaedge"
     assert len(caplog.records) == 1
 
 
@@ -167,7 +169,7 @@ def test_the_commands_list_prune_and_clear(tmp_path: Path) -> None:
         )  # fmt: skip
 
     assert json.loads(ayaedge("ls", "--json").stdout)["states"] == []
-    store = DiskStates(tmp_path / "kept", 10_000_000)
+    store = DiskStates(tmp_path / "kept" / "ayaedge", 10_000_000)
     for number, key in enumerate(("aa", "bb")):
         store.save(key, state(2_000_000, number))
         os.utime(store.directory / f"{key}.state", (number, number))
@@ -189,4 +191,4 @@ def test_the_commands_list_prune_and_clear(tmp_path: Path) -> None:
     assert graph["bytes"] > 2000
     assert "vision graph" in ayaedge("ls").stdout
     assert "removed 1 states" in ayaedge("clear").stderr
-    assert list(store.directory.iterdir()) == []
+    assert [path.name for path in store.directory.iterdir()] == ["secret"]  # which saved chats still need

@@ -106,15 +106,16 @@ def test_what_is_there_is_not_advised() -> None:
 
 
 def test_json_is_one_object_with_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "vision").mkdir()
-    (tmp_path / "vision" / "a").write_bytes(b"12345")
+    kept = tmp_path / "ayaedge"
+    (kept / "vision").mkdir(parents=True)
+    (kept / "vision" / "a").write_bytes(b"12345")
     monkeypatch.setenv("AYAEDGE_CACHE_DIR", str(tmp_path))
     result = CliRunner().invoke(app, ["--json"])
     assert result.exit_code == 0
     data = json.loads(result.stdout)
     assert set(data) == {*Facts.__dataclass_fields__, "missing"}
     assert data["processor"]["features"] == sorted(data["processor"]["features"])
-    assert data["cache"] == {"directory": str(tmp_path), "files": 1, "bytes": 5}
+    assert data["cache"] == {"directory": str(kept), "files": 1, "bytes": 5}
     assert data["speed"]["memory_bytes_per_second"] > 1e8
     assert {"ayaedge", "onnxruntime", "llama-cpp-python", "numpy", "pillow", "python"} == set(
         data["versions"]

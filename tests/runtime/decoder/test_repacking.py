@@ -11,12 +11,13 @@ import pytest
 import probed
 from ayaedge import AyaVision, BackendError, BundleError, CacheOptions, DecoderOptions
 from ayaedge.bundle import demo_bundle, read_bundle
+from ayaedge.cache.verified import verified
 from ayaedge.decoder.repacking import decode_little, repacking_of, require_repacking
 from ayaedge.hardware.probes import Result, Verdicts
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.planning.profile import Profile, Settings, load_profile, profile_path, save_profile
 
-DEMO = read_bundle(demo_bundle())
+DEMO = verified(read_bundle(demo_bundle()), None)
 REPACKED = DecoderOptions(repack=True)
 CRASHING = Path(__file__).parents[2] / "crashing_processor"
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has exit codes instead of signals")
@@ -87,7 +88,7 @@ def test_tuning_goes_on_without_what_dies_and_remembers_it(tmp_path: Path) -> No
     assert "repacked" in done.stderr
     assert "died: SIGILL" in done.stderr
     assert data["profile"]["settings"]["repack"] is False
-    verdicts = list((tmp_path / "machine").glob("verdict-*"))
+    verdicts = list((tmp_path / "ayaedge" / "machine").glob("verdict-*"))
     assert [json.loads(path.read_text())["death"] for path in verdicts] == ["SIGILL"]
     after = run_crashing("-c", PROGRAM.replace("CACHES", "None,"), cache=tmp_path, signal="SIGILL")
     assert "do not work on this machine" in after.stdout
@@ -108,7 +109,7 @@ class TestThisProcessor:
             except BackendError as error:
                 assert "do not work on this machine" in str(error)
         assert len([line for line in caplog.messages if "never tried" in line]) == 1
-        (path,) = (tmp_path / "machine").glob("verdict-*")
+        (path,) = (tmp_path / "ayaedge" / "machine").glob("verdict-*")
         assert DEMO.manifest.files["decoder.gguf"].sha256 in json.loads(path.read_text())["setting"]
 
     def test_what_was_not_asked_for_is_not_tried(self, tmp_path: Path) -> None:
@@ -118,10 +119,11 @@ class TestThisProcessor:
 
     def test_a_saved_profile_is_believed_only_as_far_as_it_was_seen(self, tmp_path: Path) -> None:
         settings = Settings(repack=True, threads=1, threads_batch=1, ubatch_size=256)
-        save_profile(profile_path(tmp_path, DEMO), Profile(Speeds(1, 1, 0, 1, 0), settings))
+        root = tmp_path / "ayaedge"
+        save_profile(profile_path(root, DEMO), Profile(Speeds(1, 1, 0, 1, 0), settings))
         setting = repacking_of(DEMO, DecoderOptions())
-        Verdicts(tmp_path).remember(setting, Result(death="SIGILL"))
-        assert load_profile(profile_path(tmp_path, DEMO)) is not None
+        Verdicts(root).remember(setting, Result(death="SIGILL"))
+        assert load_profile(profile_path(root, DEMO)) is not None
         with pytest.raises(BackendError, match="SIGILL"):
             AyaVision.load(cache=CacheOptions(directory=tmp_path))
 

@@ -255,4 +255,4 @@ def test_what_is_measured_with_other_options_is_not_remembered(tmp_path: Path) -
     cache = CacheOptions(directory=tmp_path)
     with AyaVision.load(cache=cache, decoder=DecoderOptions(threads=1)) as model:
         model.measure()
-    assert load_profile(profile_path(tmp_path, DEMO)) is None
+    assert load_profile(profile_path(tmp_path / "ayaedge", DEMO)) is None

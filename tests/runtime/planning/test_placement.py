@@ -101,7 +101,7 @@ def test_what_was_tuned_is_filled_in_before_devices(
     made_up(monkeypatch, 4)
     cache = CacheOptions(directory=tmp_path)
     saved = Profile(Speeds(1.0, 0.1, 0.0, 0.2, 0.0), Settings(False, 3, 2, 128))
-    save_profile(profile_path(tmp_path, portable), saved)
+    save_profile(profile_path(tmp_path / "ayaedge", portable), saved)
     placed = resolve(portable, cache=cache)
     assert placed.profile == saved
     assert (placed.decoder.threads, placed.decoder.ubatch_size) == (3, 128)

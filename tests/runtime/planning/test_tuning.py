@@ -13,6 +13,7 @@ from rich.console import Console
 import probed
 from ayaedge import AyaVision, BackendError, CacheOptions, DecoderOptions
 from ayaedge.bundle import demo_bundle, read_bundle
+from ayaedge.cache.verified import verified
 from ayaedge.cli.plan import _trial_table
 from ayaedge.decoder.repacking import repacking_of
 from ayaedge.hardware.probes import Result, Verdicts
@@ -23,7 +24,7 @@ from ayaedge.planning.tuning import Trial, _fastest, tune
 
 pytestmark = pytest.mark.usefixtures("all_processors")
 
-DEMO = read_bundle(demo_bundle())
+DEMO = verified(read_bundle(demo_bundle()), None)
 
 
 def test_the_choice_is_the_fastest_of_all_that_were_tried() -> None:
@@ -49,7 +50,7 @@ def test_settings_fill_what_the_options_leave_open(tmp_path: Path) -> None:
     given = profile.apply(DecoderOptions(threads=1, repack=False))
     assert (given.repack, given.threads, given.threads_batch, given.ubatch_size) == (False, 1, 1, 128)
     mapped = dataclasses.replace(settings, repack=False)  # which works on every processor
-    save_profile(profile_path(tmp_path, DEMO), dataclasses.replace(profile, settings=mapped))
+    save_profile(profile_path(tmp_path / "ayaedge", DEMO), dataclasses.replace(profile, settings=mapped))
     with AyaVision.load(cache=CacheOptions(directory=tmp_path)) as model:
         used = model._engine.decoder.options
         assert (used.repack, used.threads, used.threads_batch, used.ubatch_size) == (False, 2, 1, 128)
@@ -81,7 +82,7 @@ def test_each_rival_has_a_process_of_its_own_and_one_that_dies_later_counts_as_d
     assert {(trial.settings.repack, trial.death) for trial in first} == {(False, None), (True, "SIGSEGV")}
     assert profile.settings is not None
     assert not profile.settings.repack
-    assert Verdicts(tmp_path).recall(repacking_of(DEMO, DecoderOptions(gpu_layers=0))) == Result(
+    assert Verdicts(tmp_path / "ayaedge").recall(repacking_of(DEMO, DecoderOptions(gpu_layers=0))) == Result(
         death="SIGSEGV"
     )
 
@@ -93,7 +94,7 @@ def test_the_command_tunes_and_remembers(tmp_path: Path, monkeypatch: object) ->
     command = [sys.executable, "-m", "ayaedge", "tune", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     data = json.loads(done.stdout)
-    profile = load_profile(profile_path(tmp_path, DEMO))
+    profile = load_profile(profile_path(tmp_path / "ayaedge", DEMO))
     assert profile is not None
     assert profile.settings is not None
     assert data["profile"]["settings"]["repack"] == profile.settings.repack
