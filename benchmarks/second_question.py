@@ -71,7 +71,7 @@ def main() -> None:
             print(f"| {name} | {seconds:.2f} | {100 * seconds / without:.1f} % |")
         sizes = ", ".join(
             f"{path.stat().st_size / 1e6:.1f} MB"
-            for path in sorted(states.glob("*.state"), key=os.path.getsize)
+            for path in sorted(states.glob("ayaedge/*.state"), key=os.path.getsize)
         )
         print(f"\nstates: {sizes or 'none'}")
 

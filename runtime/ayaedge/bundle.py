@@ -30,7 +30,7 @@ from ayaedge.untrusted.regular_file import Stamp, open_regular, stamp_of
 MANIFEST = "manifest.json"
 FILES = (VISION, f"{VISION}.data", DECODER)
 """Everything that a bundle may hold beside its manifest."""
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 _MOST_MANIFEST = 1 << 24
 """Bytes of manifest.json; those of the released checkpoints have a few hundred thousand."""
 

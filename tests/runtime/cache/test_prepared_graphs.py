@@ -9,6 +9,7 @@ import pytest
 
 from ayaedge import AyaVision, VisionOptions
 from ayaedge.bundle import Bundle
+from ayaedge.cache import verified
 from ayaedge.cache.prepared_graphs import DATA, GRAPH, PreparedGraphs
 from ayaedge.cache.user_secret import user_secret
 from ayaedge.files import unfinished
@@ -126,3 +127,74 @@ def test_a_small_graph_is_not_kept(tmp_path: Path) -> None:
 
     with AyaVision.load(cache=CacheOptions(directory=tmp_path)):
         assert not (tmp_path / "ayaedge" / "vision").exists()
+
+
+@pytest.mark.parametrize("name", [GRAPH, DATA])
+def test_a_graph_whose_content_was_changed_at_its_size_and_time_is_not_used(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    graphs = PreparedGraphs(tmp_path / "vision")
+    made = graphs.make("a", 10, write)
+    assert made is not None
+    path = made.with_name(name)
+    status = path.stat()
+    path.write_bytes(bytes(status.st_size))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert PreparedGraphs(tmp_path / "vision").find("a") is None
+    assert f"the SHA-256 of {name} differs" in caplog.text
+
+
+def test_a_graph_of_another_user_or_under_another_name_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    graphs, other = (PreparedGraphs(tmp_path / name / "vision") for name in ("mine", "his"))
+    graphs.make("a", 10, write)
+    other.make("b", 10, write)
+    (graphs.directory / "a").rename(graphs.directory / "c")
+    assert graphs.find("c") is None
+    (other.directory / "b").rename(graphs.directory / "b")
+    assert graphs.find("b") is None
+    assert caplog.text.count("was not written by this user, under this name") == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX files")
+@pytest.mark.parametrize("name", [GRAPH, DATA, "complete.json"])
+def test_a_pipe_in_the_place_of_a_file_makes_nobody_wait(tmp_path: Path, name: str) -> None:
+    graphs = PreparedGraphs(tmp_path / "vision")
+    made = graphs.make("a", 10, write)
+    assert made is not None
+    made.with_name(name).unlink()
+    os.mkfifo(made.with_name(name))
+    assert graphs.find("a") is None
+    assert graphs.make("a", 10, write) == made
+
+
+def test_a_graph_is_on_the_disk_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A computer may lose its power at any time, and half a graph would have its whole size."""
+    synced: list[tuple[int, bool]] = []
+    plain, vision = os.fsync, tmp_path / "vision"
+
+    def watched(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, bool(list(vision.glob("*/complete.json")))))
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    made = PreparedGraphs(vision).make("a", 10, write)
+    assert made is not None
+    inodes = [made.with_name(name).stat().st_ino for name in (GRAPH, DATA, "complete.json")]
+    assert [entry for entry in synced if entry[0] in inodes] == [(inode, False) for inode in inodes]
+
+
+def test_a_graph_is_hashed_once_and_not_at_later_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = PreparedGraphs(tmp_path / "vision")
+    monkeypatch.setattr(verified, "_RACY", -(10**18))
+    graphs.make("a", 10, write)
+    monkeypatch.setattr(verified, "_known", {})  # as in another process
+
+    def refuse(*_: object) -> str:
+        raise AssertionError("it was read again")
+
+    monkeypatch.setattr(verified, "hash_stream", refuse)
+    assert PreparedGraphs(tmp_path / "vision").find("a") is not None

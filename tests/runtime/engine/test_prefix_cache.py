@@ -125,7 +125,7 @@ def test_a_state_that_llama_cpp_refuses_is_computed_again(wide_bundle: Path, tmp
     with AyaVision.load(wide_bundle, cache=options) as model:
         expected = model.ask(QUESTIONS[0], images=[IMAGES[0]])
         store = model._engine.prefix._states
-        for entry in tmp_path.iterdir():
+        for entry in tmp_path.glob("ayaedge/*.state"):
             store.save(entry.stem, np.zeros(1000, np.uint8))  # intact, but no state
     with AyaVision.load(wide_bundle, cache=options) as model:
         answer = model.ask(QUESTIONS[0], images=[IMAGES[0]])
@@ -196,7 +196,7 @@ def test_a_prefix_longer_than_the_window_is_kept_in_the_context_alone(tmp_path: 
     with AyaVision.load(cache=options) as model:
         expected = model.ask(QUESTIONS[0], images=[IMAGES[0]])
         assert expected.usage.prompt_tokens > (model.bundle.manifest.decoder.sliding_window or 0)
-        assert list(tmp_path.iterdir()) == []
+        assert list(tmp_path.rglob("*.state")) == []
         again = model.ask(QUESTIONS[0], images=[IMAGES[0]])
         assert again.usage.cached_tokens > 0
         assert again.ids == expected.ids

@@ -43,7 +43,9 @@ def portable() -> Bundle:
     files = {**manifest.files, "vision.onnx.data": FileInfo(1_208_000_000, "")}
     decoder = dataclasses.replace(manifest.decoder, context_length=8192)
     return Bundle(
-        DEMO.directory, dataclasses.replace(manifest, formats=formats, files=files, decoder=decoder)
+        DEMO.directory,
+        dataclasses.replace(manifest, formats=formats, files=files, decoder=decoder),
+        stamps={},
     )
 
 
