@@ -184,14 +184,14 @@ def test_only_the_user_can_read_what_is_kept(
     tmp_path: Path, wide_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever his umask is: states, hashes, measurements, prepared graphs and saved conversations."""
-    picture = Path(__file__).parents[3] / "examples" / "pictures" / "six-cells.png"
+    image = Path(__file__).parents[3] / "examples" / "pictures" / "six-cells.png"
     monkeypatch.setattr(verified, "_RACY", -(10**18))  # the bundle was just written
     monkeypatch.setattr(verified, "_known", {})
     before = os.umask(0)
     try:
         with AyaVision.load(wide_bundle, cache=CacheOptions(directory=tmp_path / "cache")) as model:
             chat = model.chat()
-            chat.ask("?", images=picture, max_tokens=2)
+            chat.ask("?", images=image, max_tokens=2)
             model.measure()
             chat.save(tmp_path / "cache" / "chat.ayachat")
         PreparedGraphs(tmp_path / "cache" / "ayaedge" / "vision").make("aa", 10, write_graph)

@@ -21,7 +21,7 @@ from ayaedge.cache import verified as module
 from ayaedge.cache.verified import HASHES, FileHashes, verified
 from ayaedge.planning.profile import profile_path
 
-PICTURE = Path(__file__).parents[3] / "examples" / "pictures" / "six-cells.png"
+IMAGE = Path(__file__).parents[3] / "examples" / "pictures" / "six-cells.png"
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_no_key_is_made_of_a_bundle_that_was_not_verified(copy: Path, tmp_path: 
 
 
 def test_what_a_manifest_says_of_using_the_files_belongs_to_every_key(copy: Path) -> None:
-    """Two bundles of the same files, one of which normalises pictures in another way."""
+    """Two bundles of the same files, one of which normalises images in another way."""
     path = copy / "manifest.json"
     data = json.loads(path.read_text("utf-8"))
     data["tiling"]["mean"] = [0.4, 0.5, 0.5]
@@ -105,7 +105,7 @@ def test_what_a_manifest_says_of_using_the_files_belongs_to_every_key(copy: Path
         assert good.bundle.hashes == other.bundle.hashes
         assert good.bundle.identity != other.bundle.identity
         with pytest.raises(ImageError, match="another model"):
-            other.ask("?", images=good.encode_image(PICTURE))
+            other.ask("?", images=good.encode_image(IMAGE))
     bundle = verified(read_bundle(demo_bundle()), None)
     measured = dataclasses.replace(bundle.manifest, parity={"kl": 0.1})
     assert dataclasses.replace(bundle, manifest=measured).identity == bundle.identity
