@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 from ayaedge.answers import Answer
-from ayaedge.bundle import Bundle, demo_bundle, read_bundle
+from ayaedge.bundle import Bundle, demo_bundle
 from ayaedge.cache.options import CacheOptions, prepared_graphs
-from ayaedge.cache.verified import verified
+from ayaedge.cache.verified import open_verified
 from ayaedge.checks import check_options, function, instance, one_of, path_of, whole_number
 from ayaedge.conversation import Conversation, Images, open_conversation
 from ayaedge.decoder.decoder import Decoder
@@ -84,9 +84,6 @@ class AyaVision:
         the last question and asks for no directory. An answer does not depend on it. Beyond `queue_size` waiting
         requests there is BusyError.
 
-        At the first load the SHA-256 of the bundle's files is compared with the manifest's, which takes some seconds
-        for an 8B. The cache's directory remembers which files were; without one each process does it again.
-
         Raises BundleError if the bundle is damaged or its halves do not belong together, InvalidOptionError for a
         device that is missing, with the command that installs it, OutOfMemoryError if the context does not fit,
         BackendError where weights that were to be repacked would end the process.
@@ -100,9 +97,8 @@ class AyaVision:
             instance("cache", cache, CacheOptions, optional=True),
         )
         decoder = _with_context(decoder or DecoderOptions(), context)
-        opened = read_bundle(demo_bundle() if bundle is None else path_of("bundle", bundle))
         cache = (cache or CacheOptions()).settled()
-        opened = verified(opened, cache.root)
+        opened = open_verified(demo_bundle() if bundle is None else path_of("bundle", bundle), cache.root)
         placed = resolve(opened, device, decoder, vision, cache)
         require_repacking(opened, placed.decoder, cache.root)
         with ThreadPoolExecutor(1) as pool:  # the tower warms up while the decoder loads
@@ -116,9 +112,7 @@ class AyaVision:
             with ExitStack() as loaded:
                 loaded.callback(_close_result, loading)
                 half = loaded.enter_context(Decoder(opened.decoder_path, opened.manifest, placed.decoder))
-                tower = loading.result()
-                opened.check_unchanged()
-                model = cls(Engine(opened, tower, half, cache, placed.profile), queue_size)
+                model = cls(Engine(opened, loading.result(), half, cache, placed.profile), queue_size)
                 loaded.pop_all()
         return model
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from altered_bundle import state_contents
 
 from ayaedge import AyaVision, Bundle, BundleError, read_bundle
-from ayaedge.bundle import check_hashes, hash_file
+from ayaedge.bundle import check_hashes
 from random_checkpoint import Shape, write_random_checkpoint
 
 
@@ -23,13 +24,6 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
     data = json.loads(path.read_text("utf-8"))
     change(data)
     path.write_text(json.dumps(data), "utf-8")
-
-
-def state_contents(directory: Path, name: str) -> None:
-    """Let the manifest say what the file of this name holds now."""
-    path = directory / name
-    facts = {"size": path.stat().st_size, "sha256": hash_file(path)}
-    edit(directory, lambda data: data["files"][name].update(facts))
 
 
 def test_a_manifest_survives_writing_and_reading(exact_bundle: Bundle) -> None:
@@ -164,7 +158,7 @@ def stranger(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.mark.parametrize("half", ["vision.onnx", "decoder.gguf"])
 def test_halves_that_do_not_belong_together_are_refused(copy: Path, stranger: Bundle, half: str) -> None:
     shutil.copy(stranger.directory / half, copy / half)
-    state_contents(copy, half)
+    state_contents(copy)
     with pytest.raises(BundleError, match="does not belong to this bundle"):
         AyaVision.load(copy)
 
@@ -183,6 +177,6 @@ def test_a_decoder_of_the_same_size_with_other_tokens_is_refused(copy: Path) -> 
 def test_a_damaged_half_gives_the_librarys_reason(copy: Path, half: str) -> None:
     size = (copy / half).stat().st_size
     (copy / half).write_bytes(b"\0" * size)
-    state_contents(copy, half)
+    state_contents(copy)
     with pytest.raises(BundleError, match=f"cannot load .*{half}: .{{10,}}"):
         AyaVision.load(copy)

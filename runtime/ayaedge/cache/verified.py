@@ -21,7 +21,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from threading import Event
 
-from ayaedge.bundle import Bundle, damaged, hash_stream
+from ayaedge.bundle import Bundle, damaged, hash_stream, read_bundle
 from ayaedge.cache.user_secret import is_marked, mark, user_secret
 from ayaedge.errors import BundleError, list_faults
 from ayaedge.files import matching, write_private
@@ -44,6 +44,11 @@ _MOST_BYTES = 1 << 12
 
 _known: dict[Stamp, str] = {}
 """What this process has found."""
+
+
+def open_verified(directory: str | Path, root: Path | None) -> Bundle:
+    """Read and verify a bundle: see `ayaedge.bundle.read_bundle` and `verified`."""
+    return verified(read_bundle(directory), root)
 
 
 def verified(bundle: Bundle, root: Path | None) -> Bundle:

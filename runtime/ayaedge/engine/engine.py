@@ -59,6 +59,7 @@ class Engine:
         cache: CacheOptions,
         profile: Profile | None,
     ) -> None:
+        bundle.check_unchanged()  # since it was verified, and both halves were loaded
         self.bundle, self.vision, self.decoder = bundle, vision, decoder
         self._cache, self._profile = cache, profile
         self.prompts = PromptBuilder(bundle.manifest, decoder.vocabulary.tokenize)

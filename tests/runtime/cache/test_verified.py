@@ -18,7 +18,7 @@ import pytest
 from ayaedge import NO_CACHE, AyaVision, BundleError, CacheOptions, ImageError, read_bundle
 from ayaedge.bundle import Bundle, demo_bundle, hash_file
 from ayaedge.cache import verified as module
-from ayaedge.cache.verified import HASHES, FileHashes, verified
+from ayaedge.cache.verified import HASHES, FileHashes, open_verified, verified
 from ayaedge.planning.profile import profile_path
 
 IMAGE = Path(__file__).parents[3] / "examples" / "pictures" / "six-cells.png"
@@ -180,13 +180,13 @@ def test_a_file_that_changes_while_it_is_read_is_not_verified(
 def test_a_file_that_changes_between_its_check_and_its_use_is_refused(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def late(bundle: Bundle, root: Path | None) -> Bundle:
-        found = verified(bundle, root)
+    def late(directory: Path, root: Path | None) -> Bundle:
+        found = open_verified(directory, root)
         shutil.copy2(copy / "decoder.gguf", copy / "new")
         (copy / "new").replace(copy / "decoder.gguf")
         return found
 
-    monkeypatch.setattr("ayaedge.model.verified", late)
+    monkeypatch.setattr("ayaedge.model.open_verified", late)
     with pytest.raises(BundleError, match=r"decoder\.gguf was changed while it was being loaded"):
         AyaVision.load(copy)
 

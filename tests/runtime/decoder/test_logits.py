@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from altered_bundle import state_contents
 
 from ayaedge import NO_CACHE, AyaVision, BackendError, DecoderOptions
 from ayaedge.bundle import Bundle, demo_bundle
@@ -40,6 +41,7 @@ def damaged(bundle: Path, directory: Path, value: float, places: slice = EVERYWH
     )
     weights[places] = value
     weights.flush()
+    state_contents(copy)
     return copy
 
 
