@@ -94,17 +94,24 @@ def _nothing_left_behind(request: pytest.FixtureRequest, capfd: pytest.CaptureFi
     """A test leaves no thread and no open file, writes nothing, and the model answers as before."""
     model = request.getfixturevalue("model")
     gc.collect()  # what earlier tests dropped goes now, not in between
-    before = threading.active_count(), psutil.Process().num_fds() if os.name == "posix" else 0
+    before = settled()
     faulthandler.dump_traceback_later(HANGS, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
     assert model.ask(QUESTION, images=[SIX]).text == ANSWER
-    after = threading.active_count(), psutil.Process().num_fds() if os.name == "posix" else 0
-    assert after[0] <= before[0]
-    assert after[1] <= before[1]
+    assert settled() == before
     written, errors = capfd.readouterr()
     assert written == ""
     assert [line for line in errors.splitlines() if not LIBTIFF.match(line)] == []
+
+
+def settled() -> tuple[int, int]:
+    """Threads and open files, once those that were told to end have ended: until nothing changes for a moment."""
+    counts: list[tuple[int, int]] = []
+    while len(counts) < 3 or len(set(counts[-3:])) > 1:
+        counts.append((threading.active_count(), psutil.Process().num_fds() if os.name == "posix" else 0))
+        time.sleep(0.01)
+    return counts[-1]
 
 
 def check_message(message: str) -> None:
