@@ -96,10 +96,13 @@ def check_decoder(path: Path, manifest: Manifest) -> None:
 
 
 def check_vocabulary(path: Path) -> None:
-    """Raise BundleError, with all faults, unless a file's tokenizer is what the exporter writes."""
-    checked = _Checked(_open(path))
-    checked.keys(whole=False)
+    """Raise BundleError, with all faults, unless a file is what the exporter writes, or the tokenizer of that alone."""
+    header = _open(path)
+    checked = _Checked(header)
+    checked.keys(whole=bool(header.tensors))
     checked.vocabulary()
+    if header.tensors:
+        checked.shapes()
     if checked.faults:
         raise BundleError(_faulty(path, checked.faults))
 

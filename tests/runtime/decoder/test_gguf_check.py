@@ -197,6 +197,9 @@ def test_a_header_that_the_exporter_does_not_write_is_refused(tmp_path: Path, na
         check_decoder(path, fitting(MANIFEST, parts))
     assert says in str(caught.value)
     assert "copy or export it again" in str(caught.value)
+    with pytest.raises(BundleError) as caught:  # nor is its tokenizer opened alone
+        check_vocabulary(path)
+    assert says in str(caught.value)
 
 
 @pytest.mark.parametrize("architecture", ["cohere2", "command-r"])
@@ -382,9 +385,7 @@ def load_unchecked(path: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["a token twice", "no block", "no tokenizer", "an unknown scaling", "no pattern"]
-)
+@pytest.mark.parametrize("name", ["a token twice", "no block", "an unknown scaling", "experts"])
 def test_llama_cpp_does_not_bear_such_headers(tmp_path: Path, name: str) -> None:
     """Where it does one day, the check is still right, but need not be as strict."""
     path, _ = written(tmp_path / "decoder.gguf", FAULTS[name][0])
