@@ -6,6 +6,7 @@ import copy
 import importlib
 import multiprocessing
 import pickle
+import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -162,3 +163,27 @@ def test_an_answer_of_a_real_model_comes_back_as_it_was(demo_model: AyaVision) -
     answer = demo_model.ask("What is it?", max_tokens=3, top_logprobs=2)
     assert pickle.loads(pickle.dumps(answer)) == answer
     assert pickle.loads(pickle.dumps(replace(answer, response_format=ApplicationError))).text == answer.text
+
+
+QUOTED = "\x1b]52;c;cm0=\x07\x9b2J\x7f\u202e\u2066\u2028\x85\r\ud800 صورة שלום नमस्ते 図\u3000表"
+"""What a name of a file may hold: a sequence that writes to the clipboard, marks of direction, and letters."""
+
+
+PRINTED = [kind for kind in own_errors() if issubclass(kind, ayaedge.AyaEdgeError)]
+"""Others are turned into these before anybody sees them."""
+
+
+@pytest.mark.parametrize("kind", PRINTED, ids=lambda kind: kind.__name__)
+def test_every_message_can_be_printed_whatever_it_quotes(kind: type[BaseException]) -> None:
+    error = MADE.get(kind, lambda: kind(f"first\n\t{QUOTED}"))()
+    message = str(error)
+    assert message.encode().decode() == message
+    assert not [
+        char
+        for char in message
+        if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") and char not in "\n\t"
+    ]
+    assert not set(message) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+    if kind not in MADE:
+        assert message.startswith("first\n\t\\x1b]52;c;cm0=\\x07")
+        assert message.endswith("\\ud800 صورة שלום नमस्ते 図\u3000表")
