@@ -29,7 +29,7 @@ from ayaedge.checks import check_options, plain, whole_number
 from ayaedge.decoder.gguf_header import DecoderFigures, read_figures
 from ayaedge.decoder.options import DEFAULT_CONTEXT
 from ayaedge.errors import InvalidOptionError
-from ayaedge.files import can_read
+from ayaedge.files import can_read, make_private
 from ayaedge.hardware.machine import memory, processor
 
 OnStep = Callable[[int, int, str], None]
@@ -352,7 +352,7 @@ def _workplace() -> Iterator[tuple[Path, Mapping[str, str]]]:
     """A directory, and an environment with a cache of its own in which only the machine's tuning is known."""
     with tempfile.TemporaryDirectory(prefix="ayaedge-bench-") as name:
         cache, known = Path(name, "cache"), cache_directory()
-        cache.mkdir()
+        make_private(cache / "ayaedge")
         if known is not None and can_read(known / "machine"):
             shutil.copytree(known / "machine", cache / "ayaedge" / "machine")
         yield Path(name), {**os.environ, "AYAEDGE_CACHE_DIR": str(cache)}

@@ -54,14 +54,15 @@ class PreparedGraphs:
         return user_secret(self.directory.parent)
 
     def find(self, key: str) -> Path | None:
-        """The graph under `key`; None if there is none, or, with a message logged, not the one that was written."""
+        """The graph under `key`, or None; one that is not as it was written is removed, with a message logged."""
         entry = self.directory / key
         if not os.path.lexists(entry) or self._secret is None:
             return None
         try:
             self._check(entry, read_json(entry / _FACTS, most_bytes=_MOST_FACTS, links=False))
         except (OSError, ValueError, TypeError, KeyError) as error:
-            logger.warning("the prepared vision graph %s is damaged and is not used: %s", entry, error)
+            logger.warning("the prepared vision graph %s is damaged and was removed: %s", entry, error)
+            self.forget(key)
             return None
         with suppress(OSError):
             (entry / _FACTS).touch()
@@ -74,7 +75,7 @@ class PreparedGraphs:
         """
         if not can_write(self.directory.parent) or self._secret is None:  # which was said before
             return None
-        partial = unfinished(self.directory / key)
+        partial, found = unfinished(self.directory / key), None
         try:
             self.directory.mkdir(mode=0o700, exist_ok=True)
             forget_abandoned(self.directory)
@@ -83,16 +84,17 @@ class PreparedGraphs:
                 raise OSError(f"{size + _ROOM:,} bytes are needed on the disk")
             write(partial)
             self._complete(partial, key)
-            if self.find(key) is None:  # else another process was faster
+            found = self.find(key)
+            if found is None:  # else another process was faster
                 self.forget(key)
-                partial.rename(self.directory / key)
+                found = partial.rename(self.directory / key) / GRAPH
         except Exception as error:  # noqa: BLE001  whatever is wrong with the cache, the bundle itself can be loaded
             logger.warning("the vision graph could not be kept in %s: %s", self.directory, error)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         for entry, _ in self.entries()[:-_MOST]:
             self.forget(entry.name)
-        return self.find(key)
+        return found
 
     def forget(self, key: str) -> None:
         """Remove an entry; a process that has mapped it goes on."""
