@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,7 +32,7 @@ from ayaedge.manifest import Manifest
 Shape = Literal["8b", "32b"]
 
 
-class Other(str, Enum):
+class Other(StrEnum):
     """Programs to compare with; an enumeration because typer takes no list of literals."""
 
     BF16 = "transformers-bf16"
