@@ -1,4 +1,4 @@
-// KL divergence and top-1 agreement of pairs of logits rows; the numpy twin is ayaedge_quant/divergence.py.
+// KL divergence and top-1 agreement of pairs of logits rows; the numpy twin is ayaedge_quant/kl_divergence.py.
 
 #include <algorithm>
 #include <atomic>

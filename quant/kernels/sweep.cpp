@@ -76,7 +76,7 @@ int32_t run(const Sweep &sweep, SweepPanel *sweep_panel, int32_t threads) {
 }  // namespace
 
 // Rounds weights (rows, columns) with error feedback onto the grid of blocks of ggml's type `type`, Q4_K, Q5_K, Q6_K or
-// IQ4_XS; ayaedge_quant/sweep.py describes it. Rows of weights, feedback and blocks are `..._stride` apart, in floats
+// IQ4_XS; ayaedge_quant/gptq_sweep.py describes it. Rows of weights, feedback and blocks are `..._stride` apart, in floats
 // and bytes.
 //
 // `feedback` (columns, columns) is read above the diagonal. `order` (columns) or null permutes the columns of each

@@ -1,6 +1,6 @@
 // The column sweep with error feedback on PANEL_ROWS rows, a row in each SIMD lane.
 //
-// Its numpy twin is ayaedge_quant/sweep.py: each value sees the same float operations in the same order, so the codes
+// Its numpy twin is ayaedge_quant/gptq_sweep.py: each value sees the same float operations in the same order, so the codes
 // are the same; that needs strict IEEE arithmetic without fused multiply-add. The order leaves the choice whether an
 // error is taken from columns at once or later, together with others. Here columns wait until it is their turn, so that
 // their sums stay in registers. CMake compiles this file once for each instruction set.

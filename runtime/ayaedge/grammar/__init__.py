@@ -1,1 +1,1 @@
-"""What an answer may look like: JSON schemas and choices as grammars in GBNF, llama.cpp's notation."""
+"""What an answer may look like: JSON schemas, choices and GBNF as llguidance's grammars; which tokens they allow."""
