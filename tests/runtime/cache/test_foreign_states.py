@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ayaedge import AyaVision, CacheOptions
+from ayaedge import AyaVision, CacheOptions, DecoderOptions, VisionOptions
 from ayaedge.cache.options import NO_CACHE
 from ayaedge.cache.stores import _HEAD, _MAGIC, DiskStates
 
@@ -91,7 +91,11 @@ def test_an_answer_does_not_depend_on_what_lies_in_the_cache(tmp_path: Path, wid
     second = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
 
     def answers(cache: CacheOptions) -> list[object]:
-        with AyaVision.load(wide_bundle, cache=cache) as model:
+        threads = (
+            DecoderOptions(threads=1),
+            VisionOptions(threads=1),
+        )  # which wait for nobody on a busy machine
+        with AyaVision.load(wide_bundle, cache=cache, decoder=threads[0], vision=threads[1]) as model:
             answer = model.ask("What is at the top?", images=[IMAGE, second], max_tokens=4, top_logprobs=2)
             return [answer.ids, answer.text, answer.logprobs]
 
