@@ -15,7 +15,7 @@ from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.cache.options import NO_CACHE, CacheOptions
 from ayaedge.conversation import Conversation, Images, Turn
 from ayaedge.decoder.options import CacheType, DecoderOptions
-from ayaedge.engine.engine import OnProgress
+from ayaedge.engine.interface import OnProgress
 from ayaedge.engine.streams import AnswerHandle, AnswerStream, AsyncAnswerStream
 from ayaedge.errors import (
     AyaEdgeError,
@@ -35,8 +35,8 @@ from ayaedge.errors import (
     PromptError,
     TruncatedError,
 )
+from ayaedge.hardware.children import freeze_support
 from ayaedge.hardware.devices import Device
-from ayaedge.hardware.probes import freeze_support
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.images.encoded_image import AnyImage, EncodedImage
 from ayaedge.images.load import BinaryFile, ImageInput

@@ -11,17 +11,15 @@ Reading one reports all faults at once. Whether the two halves fit together is c
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
-import types
-import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO
 
+from ayaedge.checks import build
 from ayaedge.errors import BundleError, list_faults
 from ayaedge.manifest import DECODER, FORMAT_VERSION, LONGEST_NAME, VISION, Manifest, check_values
 from ayaedge.untrusted.json_text import read_json
@@ -54,7 +52,7 @@ class Bundle:
     def identity(self) -> bytes:
         """SHA-256 of everything that decides about answers: the files, and what the manifest says of using them."""
         assert self.hashes
-        manifest = dataclasses.replace(self.manifest, parity={})  # figures, which `verify` may add later
+        manifest = replace(self.manifest, parity={})  # figures, which `verify` may add later
         return hashlib.sha256(manifest.to_json().encode()).digest()
 
     def check_unchanged(self) -> None:
@@ -134,7 +132,7 @@ def read_manifest(directory: Path) -> Manifest:
             f"{path} has format version {version!r}, this ayaedge reads {FORMAT_VERSION}: {advice}"
         )
     faults: list[str] = []
-    manifest = _build(Manifest, data, "", faults)
+    manifest = build(Manifest, data, "", faults)
     faults = faults or check_values(manifest)
     if faults:
         raise BundleError(list_faults(str(path), faults))
@@ -170,43 +168,6 @@ def hash_stream(stream: BinaryIO, go_on: Callable[[], bool] = lambda: True) -> s
     while go_on() and (count := stream.readinto(chunk)):  # type: ignore[attr-defined]
         digest.update(chunk[:count])
     return digest.hexdigest()
-
-
-_T = TypeVar("_T")
-
-
-def _build(cls: type[_T], data: object, where: str, faults: list[str]) -> _T:
-    """A dataclass from parsed JSON, checking every field's type; unknown keys are ignored."""
-    if not isinstance(data, Mapping):
-        faults.append(f"{where or 'the manifest'} must be an object")
-        data = {}
-    hints = typing.get_type_hints(cls)
-    values: dict[str, Any] = {}
-    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
-        place = f"{where}.{item.name}".lstrip(".")
-        if item.name in data:
-            values[item.name] = _convert(hints[item.name], data[item.name], place, faults)
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            faults.append(f"{place} is missing")
-            values[item.name] = None
-    return cls(**values)
-
-
-def _convert(hint: Any, value: object, place: str, faults: list[str]) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast("type[Any]", hint), value, place, faults)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):  # only "or None" is used
-        return None if value is None else _convert(arguments[0], value, place, faults)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_convert(arguments[0], item, place, faults) for item in value)
-    if origin is dict and isinstance(value, dict):
-        return {key: _convert(arguments[1], item, f"{place}.{key}", faults) for key, item in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not (isinstance(hint, type) and isinstance(value, hint)) or isinstance(value, bool) != (hint is bool):
-        faults.append(f"{place} has the wrong type: {value!r}")
-    return value
 
 
 def demo_bundle() -> Path:

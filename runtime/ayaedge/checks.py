@@ -10,15 +10,20 @@ from __future__ import annotations
 import math
 import operator
 import os
+import types
+import typing
 import warnings
-from collections.abc import Collection, Sequence
-from dataclasses import fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ayaedge.errors import InvalidOptionError
+
+_T = TypeVar("_T")
 
 _SHOWN = 100
 _BRIEF = 60
@@ -176,6 +181,60 @@ def path_of(name: str, value: object) -> Path:
         except TypeError:  # of a PathLike that gives something else
             pass
     raise InvalidOptionError(f"{name} must be a path, not {shown(value)}")
+
+
+def build(cls: type[_T], data: object, where: str, faults: list[str]) -> _T:
+    """A dataclass from parsed JSON, checking every field's type; unknown keys are ignored.
+
+    Bytes are hexadecimal digits there, and paths and tuples strings and lists.
+    """
+    if not isinstance(data, Mapping):
+        faults.append(f"{where or 'the whole'} must be an object")
+        data = {}
+    hints = _hints(cls)  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for item in fields(cls):  # type: ignore[arg-type]
+        place = f"{where}.{item.name}".lstrip(".")
+        if item.name in data:
+            values[item.name] = _convert(hints[item.name], data[item.name], place, faults)
+        elif item.default is MISSING and item.default_factory is MISSING:
+            faults.append(f"{place} is missing")
+            values[item.name] = None
+    return cls(**values)
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _convert(hint: Any, value: object, place: str, faults: list[str]) -> Any:
+    if is_dataclass(hint):
+        return build(typing.cast("type[Any]", hint), value, place, faults)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):  # only "or None" is used
+        return None if value is None else _convert(arguments[0], value, place, faults)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(arguments[0], item, place, faults) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {key: _convert(arguments[1], item, f"{place}.{key}", faults) for key, item in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str) and hint in (bytes, Path):
+        return _from_string(hint, value, place, faults)
+    if (origin is typing.Literal and value in arguments) or (hint is Any and value is None):
+        return value
+    if not (isinstance(hint, type) and isinstance(value, hint)) or isinstance(value, bool) != (hint is bool):
+        faults.append(f"{place} has the wrong type: {shown(value)}")
+    return value
+
+
+def _from_string(hint: Any, value: str, place: str, faults: list[str]) -> Any:
+    try:
+        return bytes.fromhex(value) if hint is bytes else hint(value)
+    except ValueError:
+        faults.append(f"{place} is not made of hexadecimal digits: {shown(value)}")
+        return b""
 
 
 def shown(value: object) -> str:

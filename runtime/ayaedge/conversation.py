@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from ayaedge.answers import Answer, StopReason
 from ayaedge.checks import check_options, earlier_name, function, path_of
 from ayaedge.engine.dialogue import Dialogue
-from ayaedge.engine.engine import Engine, OnProgress
+from ayaedge.engine.interface import AnyEngine, OnProgress
 from ayaedge.engine.service import Service
 from ayaedge.engine.streams import AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream
 from ayaedge.engine.worker import Request
@@ -160,7 +160,7 @@ class Conversation:
 
         target = path_of("the file of a conversation", path)
 
-        def work(engine: Engine, _request: Request[None, None]) -> None:
+        def work(engine: AnyEngine, _request: Request[None, None]) -> None:
             root = engine.cache_root
             secret = user_secret(root) if state and root else None
             known = self._known_state(engine) if secret and self._turns else None
@@ -181,7 +181,7 @@ class Conversation:
 
     def _work(
         self, question: str, images: Images, on_progress: OnProgress | None, options: AnswerOptions
-    ) -> Callable[[Engine, AnswerRequest], Answer]:
+    ) -> Callable[[AnyEngine, AnswerRequest], Answer]:
         """What the model's thread is to do, with the images as they are now."""
         if not isinstance(question, str):
             raise PromptError(f"a question must be a string, not {type(question).__name__}")
@@ -191,7 +191,7 @@ class Conversation:
         report = _no_progress if on_progress is None else on_progress
         return partial(self._answer, self.system, question, taken, options, report)
 
-    async def _whole(self, work: Callable[[Engine, AnswerRequest], Answer]) -> Answer:
+    async def _whole(self, work: Callable[[AnyEngine, AnswerRequest], Answer]) -> Answer:
         stream = AsyncAnswerStream(self._service.request(work))
         del work  # an error's traceback would hold its images
         return await stream.whole()
@@ -203,7 +203,7 @@ class Conversation:
         images: list[Any],
         options: AnswerOptions,
         report: OnProgress,
-        engine: Engine,
+        engine: AnyEngine,
         request: AnswerRequest,
     ) -> Answer:
         """On the model's thread: everything that was asked before is answered now."""
@@ -220,6 +220,8 @@ class Conversation:
                     self._turns = (*before, turn)
 
         dialogue = self._dialogue(system, before, [Message("user", question, len(images))], images)
+        if not self._goes_on:
+            return engine.answer(request, dialogue, options, report)
         try:
             answer = engine.answer(request, dialogue, options, report, read.extend)
         except CancelledError as error:
@@ -244,16 +246,15 @@ class Conversation:
             before += turn.images
         return Dialogue((*messages, *last), (*before, *images), self._goes_on)
 
-    def _known_state(self, engine: Engine) -> SavedState | None:
+    def _known_state(self, engine: AnyEngine) -> SavedState | None:
         from ayaedge.chat_file.saved_chat import SavedState
 
         found = engine.snapshot(self._dialogue(self.system, self._turns))
         if found is None:
             return None
-        segment, data = found
-        return SavedState(segment.key, segment.stop, data)
+        return SavedState(*found)
 
-    def _saved(self, engine: Engine, state: SavedState | None) -> SavedChat:
+    def _saved(self, engine: AnyEngine, state: SavedState | None) -> SavedChat:
         from ayaedge.chat_file.saved_chat import SavedChat, SavedImage, SavedTurn
 
         turns = [
@@ -285,7 +286,7 @@ def open_conversation(service: Service, path: str | os.PathLike[str]) -> Convers
     chat = Conversation(service, saved.system, turns)
     if (state := saved.state) is not None:
 
-        def work(engine: Engine, _request: Request[None, bool]) -> bool:
+        def work(engine: AnyEngine, _request: Request[None, bool]) -> bool:
             dialogue = chat._dialogue(chat.system, chat.turns)
             return engine.adopt(dialogue, state.key, state.count, state.data)
 
@@ -294,7 +295,7 @@ def open_conversation(service: Service, path: str | os.PathLike[str]) -> Convers
     return chat
 
 
-def _check_fits(engine: Engine, path: str | os.PathLike[str], chat: SavedChat) -> None:
+def _check_fits(engine: AnyEngine, path: str | os.PathLike[str], chat: SavedChat) -> None:
     """ChatFileError for images that are cut in another way than this model's."""
     tiling = engine.bundle.manifest.tiling
     for tiles in (image.tiles for turn in chat.turns for image in turn.images):
@@ -305,14 +306,14 @@ def _check_fits(engine: Engine, path: str | os.PathLike[str], chat: SavedChat) -
             )
 
 
-def _opened_turn(engine: Engine, turn: SavedTurn) -> Turn:
+def _opened_turn(engine: AnyEngine, turn: SavedTurn) -> Turn:
     """A turn of a file; its tokens count only if they mean the same to this model."""
     ids = None if turn.ids is None else engine.text_ids(turn.answer, turn.ids)
     images = tuple(_opened_image(engine, image) for image in turn.images)
     return Turn(turn.question, images, turn.answer, ids, cast("StopReason", turn.stop_reason))
 
 
-def _opened_image(engine: Engine, image: SavedImage) -> EncodedImage:
+def _opened_image(engine: AnyEngine, image: SavedImage) -> EncodedImage:
     manifest, tiles = engine.bundle.manifest, image.tiles
     grid = [image.facts.get(name) for name in ("columns", "rows")]
     columns, rows = grid if all(isinstance(number, int) for number in grid) else (len(tiles), 1)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,15 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 from ayaedge.answers import Answer
 from ayaedge.bundle import Bundle, demo_bundle
-from ayaedge.cache.options import CacheOptions, prepared_graphs
+from ayaedge.cache.options import CacheOptions
 from ayaedge.cache.verified import open_verified
 from ayaedge.checks import check_options, function, instance, one_of, path_of, whole_number
 from ayaedge.conversation import Conversation, Images, open_conversation
-from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.options import DecoderOptions
-from ayaedge.decoder.repacking import require_repacking
 from ayaedge.engine.dialogue import Dialogue
-from ayaedge.engine.engine import Engine, OnProgress
+from ayaedge.engine.interface import AnyEngine, OnProgress
+from ayaedge.engine.loading import EngineOptions, open_engine
 from ayaedge.engine.service import Service
 from ayaedge.engine.streams import AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream
 from ayaedge.engine.worker import Request
@@ -34,10 +31,8 @@ from ayaedge.images.load import take_image
 from ayaedge.images.tile_budget import TileChoice
 from ayaedge.images.tiling import TilePolicy
 from ayaedge.options import AnswerKeywords, AnswerOptions, answer_options
-from ayaedge.planning.placement import resolve
 from ayaedge.text.prompt import Message
 from ayaedge.text.text_stream import Piece
-from ayaedge.vision.encoder import VisionEncoder, open_encoder
 from ayaedge.vision.session import VisionOptions
 
 if TYPE_CHECKING:
@@ -59,7 +54,7 @@ class AyaVision:
     does not survive a fork of the process.
     """
 
-    def __init__(self, engine: Engine, queue_size: int = QUEUE_SIZE):
+    def __init__(self, engine: AnyEngine, queue_size: int = QUEUE_SIZE):
         self.bundle: Bundle = engine.bundle
         self._service = Service(engine, queue_size)
 
@@ -99,22 +94,7 @@ class AyaVision:
         decoder = _with_context(decoder or DecoderOptions(), context)
         cache = (cache or CacheOptions()).settled()
         opened = open_verified(demo_bundle() if bundle is None else path_of("bundle", bundle), cache.root)
-        placed = resolve(opened, device, decoder, vision, cache)
-        require_repacking(opened, placed.decoder, cache.root)
-        with ThreadPoolExecutor(1) as pool:  # the tower warms up while the decoder loads
-            loading = pool.submit(
-                open_encoder,
-                opened,
-                placed.vision,
-                keep_bytes=cache.embedding_bytes,
-                prepared=prepared_graphs(cache),
-            )
-            with ExitStack() as loaded:
-                loaded.callback(_close_result, loading)
-                half = loaded.enter_context(Decoder(opened.decoder_path, opened.manifest, placed.decoder))
-                model = cls(Engine(opened, loading.result(), half, cache, placed.profile), queue_size)
-                loaded.pop_all()
-        return model
+        return cls(open_engine(opened, EngineOptions(device, decoder, vision, cache)), queue_size)
 
     def __enter__(self) -> AyaVision:
         return self
@@ -266,11 +246,8 @@ class AyaVision:
         `messages` and `local_files` are those of `create_chat_completion`. Does not wait for an answer that
         is being written. Raises PromptError and ImageError.
         """
-        engine, choice = self._engine, TileChoice(tiles, max_tiles, budget)
-        dialogue = _dialogue(messages, local_files)
-        images = engine.read(dialogue.images, choice, self.measure)
-        counts = [image.cost.tiles for image in images]
-        return len(engine.prompts.build(dialogue.messages, counts).ids)
+        choice = TileChoice(tiles, max_tiles, budget)
+        return self._engine.count_tokens(_dialogue(messages, local_files), choice, self.measure)
 
     @overload
     def create_chat_completion(
@@ -330,13 +307,13 @@ class AyaVision:
         Waits for requests that came before.
         """
 
-        def work(engine: Engine, _request: Request[None, Speeds]) -> Speeds:
+        def work(engine: AnyEngine, _request: Request[None, Speeds]) -> Speeds:
             return engine.speeds()
 
         return self._service.call(work)
 
     @property
-    def _engine(self) -> Engine:
+    def _engine(self) -> AnyEngine:
         return self._service.engine
 
     def _once(self, system: str | None) -> Conversation:
@@ -347,7 +324,7 @@ class AyaVision:
         return self._service.request(partial(_answer, dialogue, options))
 
 
-def _answer(dialogue: Dialogue, options: AnswerOptions, engine: Engine, request: AnswerRequest) -> Answer:
+def _answer(dialogue: Dialogue, options: AnswerOptions, engine: AnyEngine, request: AnswerRequest) -> Answer:
     return engine.answer(request, dialogue, options, _no_progress)
 
 
@@ -355,11 +332,10 @@ def _encode(
     image: AnyImage,
     choice: TileChoice,
     report: OnProgress,
-    engine: Engine,
+    engine: AnyEngine,
     request: Request[None, EncodedImage],
 ) -> EncodedImage:
-    (read,) = engine.read([image], choice, engine.speeds, request.cancellation)
-    return engine.encode(read, request.cancellation, report)
+    return engine.encode(image, choice, request.cancellation, report)
 
 
 def _with_context(decoder: DecoderOptions, context: int | None) -> DecoderOptions:
@@ -389,12 +365,6 @@ def _chunks(answer: AnswerStream, maker: Any) -> Iterator[dict[str, Any]]:
         for piece in answer:
             yield maker.of(piece)
         yield from maker.closing(answer.answer)
-
-
-def _close_result(loading: Future[VisionEncoder]) -> None:
-    """Close an encoder that was loaded, or is being loaded, for nothing."""
-    with suppress(Exception):  # the other half's error is the one that is raised
-        loading.result().close()
 
 
 def _no_progress(step: str, done: int, of: int) -> None: ...

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.sampling import Sampler
 from ayaedge.engine.dialogue import Dialogue, FittedPrompt, fit_prompt
 from ayaedge.engine.generation import generate
+from ayaedge.engine.interface import OnProgress
 from ayaedge.engine.prefix_cache import KnownPrefix
 from ayaedge.engine.segments import Segment, split_prompt
 from ayaedge.engine.streams import AnswerRequest
@@ -42,10 +43,6 @@ from ayaedge.vision.encoder import VisionEncoder
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-OnProgress = Callable[[Literal["vision", "prefill"], int, int], None]
-"""Called on the model's thread with the step, how many tiles or tokens of it are done, and of how many."""
 
 
 class Engine:
@@ -91,6 +88,9 @@ class Engine:
         spelled = b"".join(map(self.decoder.vocabulary.piece, written)).decode("utf-8", "replace")
         return written if spelled == text else None
 
+    def abandon(self) -> None:
+        """Nothing to do: the running request is cancelled, and that is enough here."""
+
     def close(self) -> None:
         """Free the weights and caches of both halves."""
         self.prefix.close()
@@ -134,16 +134,25 @@ class Engine:
             for one in images
         )
 
-    def encode(self, image: EncodedImage, flag: Cancellation, report: OnProgress) -> EncodedImage:
-        """The same image with its embeddings."""
+    def encode(
+        self, image: AnyImage, choice: TileChoice, flag: Cancellation, report: OnProgress
+    ) -> EncodedImage:
+        """An image with its embeddings."""
+        (read,) = self.read([image], choice, self.speeds, flag)
         flag.check()
         self._watch(flag)
-        return replace(image, embeddings=self._embeddings([image], flag, report)[0])
+        return replace(read, embeddings=self._embeddings([read], flag, report)[0])
 
-    def snapshot(self, dialogue: Dialogue) -> tuple[Segment, State] | None:
-        """What the decoder knows of a finished dialogue, and up to which segment; None if nothing can be kept."""
+    def count_tokens(self, dialogue: Dialogue, choice: TileChoice, speeds: Callable[[], Speeds]) -> int:
+        """Tokens of a dialogue's prompt. Safe on any thread."""
+        images = self.read(dialogue.images, choice, speeds)
+        return len(replace(dialogue, images=images).prompt(self.prompts).ids)
+
+    def snapshot(self, dialogue: Dialogue) -> tuple[str, int, State] | None:
+        """The state of a finished dialogue, its key and of how many tokens it is; None if nothing can be kept."""
         self._watch(Cancellation())
-        return self.prefix.snapshot(self._segments(dialogue))
+        found = self.prefix.snapshot(self._segments(dialogue))
+        return None if found is None else (found[0].key, found[0].stop, found[1])
 
     def adopt(self, dialogue: Dialogue, key: str, count: int, state: State) -> bool:
         """Take over a state of the first `count` tokens of a dialogue, if it has them and they were made alike."""

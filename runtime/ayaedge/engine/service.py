@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ayaedge.engine.engine import Engine
+from ayaedge.engine.interface import AnyEngine
 from ayaedge.engine.worker import Item, Request, Result, Worker
 from ayaedge.errors import AyaEdgeError
 
@@ -15,14 +15,14 @@ from ayaedge.errors import AyaEdgeError
 class Service:
     """Takes requests from any thread. Ends by itself when nobody holds it any more, and at the interpreter's exit."""
 
-    def __init__(self, engine: Engine, queue_size: int) -> None:
+    def __init__(self, engine: AnyEngine, queue_size: int) -> None:
         self.engine = engine
-        self._worker = Worker(f"ayaedge {engine.bundle.name}", queue_size, engine.close)
+        self._worker = Worker(f"ayaedge {engine.bundle.name}", queue_size, engine.close, engine.abandon)
         weakref.finalize(self, self._worker.abandon).atexit = False
 
     def request(
         self,
-        work: Callable[[Engine, Request[Item, Result]], Result],
+        work: Callable[[AnyEngine, Request[Item, Result]], Result],
         listener: Callable[[Any], object] | None = None,
     ) -> Request[Item, Result]:
         """Queue work for the engine; ClosedError or BusyError if that is not possible."""
@@ -30,7 +30,7 @@ class Service:
         # work is done; a closure would live as long as an error whose traceback names it.
         return self._worker.submit(Request(partial(_serve, self, work), listener))
 
-    def call(self, work: Callable[[Engine, Request[Any, Result]], Result]) -> Result:
+    def call(self, work: Callable[[AnyEngine, Request[Any, Result]], Result]) -> Result:
         """Queue work and wait for its result; AyaEdgeError in a callback, which would wait for itself."""
         if self._worker.is_current_thread:
             raise AyaEdgeError("a callback runs on the model's own thread and cannot wait for it")
@@ -42,6 +42,8 @@ class Service:
 
 
 def _serve(
-    service: Service, work: Callable[[Engine, Request[Item, Result]], Result], request: Request[Item, Result]
+    service: Service,
+    work: Callable[[AnyEngine, Request[Item, Result]], Result],
+    request: Request[Item, Result],
 ) -> Result:
     return work(service.engine, request)

@@ -219,10 +219,15 @@ def _call_all(callbacks: Iterable[Callable[[], None]]) -> None:
 
 
 class Worker:
-    """A thread with a bounded queue before it. `free` is called on that thread when it ends, as its last work."""
+    """A thread with a bounded queue before it.
 
-    def __init__(self, name: str, queue_size: int, free: Callable[[], None]) -> None:
-        self._limit, self._free = queue_size, free
+    `free` is called on that thread when it ends, as its last work; `hurry` on the one that asks it to end.
+    """
+
+    def __init__(
+        self, name: str, queue_size: int, free: Callable[[], None], hurry: Callable[[], None] | None = None
+    ) -> None:
+        self._limit, self._free, self._hurry = queue_size, free, hurry or _nothing
         self._changed = threading.Condition()
         self._queue: deque[Request[Any, Any]] = deque()
         self._current: Request[Any, Any] | None = None
@@ -276,6 +281,7 @@ class Worker:
             self._closed = True
             current = self._current
             self._changed.notify_all()
+        self._hurry()
         if current is not None:
             current.abandon()
 
@@ -292,7 +298,7 @@ class Worker:
                 left, self._queue = self._queue, deque()
             for waiting in left:
                 waiting.end(None, ClosedError())
-            free, self._free = self._free, _nothing
+            free, self._free, self._hurry = self._free, _nothing, _nothing
             free()
 
     def _next(self) -> Request[Any, Any] | None:

@@ -4,8 +4,7 @@ Some kernels and graphics drivers end the process on some computers, where no er
 in a child, gives back what it found or says how it died, and what was learnt can be kept for this machine. What is
 tried, and what follows from it, is decided elsewhere.
 
-The child imports the function that is tried, never the program's own main file. A program that is frozen into an
-executable starts itself as the child, so it has to call `ayaedge.freeze_support()` before anything else.
+How such a child is started is said in `ayaedge.hardware.children`.
 """
 
 from __future__ import annotations
@@ -13,18 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import operator
 import os
 import platform
-import signal
-import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,27 +26,15 @@ from typing import Any
 from ayaedge import errors
 from ayaedge.errors import AyaEdgeError, BackendError
 from ayaedge.files import write_private
+from ayaedge.hardware.children import FAULTS, Child, resolve
 from ayaedge.hardware.machine import processor
 from ayaedge.untrusted.json_text import read_json
 
 logger = logging.getLogger(__name__)
 
-_FLAG = "--ayaedge-probe"
-_START = (
-    "import sys; sys.path[:] = eval(sys.stdin.readline()); from ayaedge.hardware.probes import serve; serve()"
-)
-"""With nothing imported before the path is this program's: the working directory would come first."""
-_WINDOWS_FAULTS = {0xC0000005: "ACCESS_VIOLATION", 0xC000001D: "ILLEGAL_INSTRUCTION", 0xC0000409: "FAIL_FAST"}
-_FAULTS = {"SIGSEGV", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE", "SIGTRAP", "SIGSYS", *_WINDOWS_FAULTS.values()}
-"""Deaths that come again; others, such as SIGKILL where memory ran out, may not."""
-_MOST_SAID = 2000
 _MOST_BYTES = 1 << 16
 """Of a verdict."""
-_LAST_WAIT = 10.0
-"""Seconds that a child which has closed its output, or was told to end, may take for it."""
 
-_restarts = False
-"""Whether this program, frozen, has called `freeze_support`."""
 _known: dict[str, Result] = {}
 """What was learnt by this process and has no file."""
 
@@ -71,7 +53,7 @@ class Result:
     @property
     def lasts(self) -> bool:
         """Whether the same would happen again, by all that is known."""
-        return self.death is None or self.death in _FAULTS
+        return self.death is None or self.death in FAULTS
 
 
 class Probe:
@@ -82,20 +64,12 @@ class Probe:
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any):
-        call = {"function": f"{function.__module__}:{function.__qualname__}", "arguments": arguments}
-        command = _command()
         self._late: float | None = None
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0), encoding="utf-8",
-            )  # fmt: skip
-        except OSError as error:
-            self._stderr.close()
-            raise BackendError(f"{command[0]} cannot be started to try something apart: {error}") from None
-        path = ascii([entry for entry in sys.path if isinstance(entry, str)])
-        self._write(path, json.dumps(call, default=operator.index))
+        self._child = Child(
+            serve, f"{function.__module__}:{function.__qualname__}", arguments, encoding="utf-8"
+        )
+        self._process = self._child.process
+        self._write(self._child.opening)
 
     def __enter__(self) -> Probe:
         return self
@@ -107,13 +81,7 @@ class Probe:
 
     def close(self) -> None:
         """End the child."""
-        self._process.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream:
-                with suppress(OSError):
-                    stream.close()
-        self._process.wait()
-        self._stderr.close()
+        self._child.close()
 
     def ask(self, seconds: float) -> Result:
         """The next value, within so many seconds. What ayaedge raises on purpose in the child is raised here."""
@@ -121,21 +89,21 @@ class Probe:
         timer.daemon = True
         timer.start()
         try:
-            self._write("")
+            self._write("\n")
             line = self._process.stdout.readline() if self._process.stdout else ""
         finally:
             timer.cancel()
         if not line.endswith("\n"):
-            return Result(death=self._death(), said=self._said())
+            return Result(death=self._death(), said=self._child.said())
         answer = json.loads(line)
         if "error" in answer:
             raise _error(*answer["error"])
         return Result(answer["value"])
 
-    def _write(self, *lines: str) -> None:
+    def _write(self, text: str) -> None:
         with suppress(OSError, ValueError):  # it has died: reading will tell
             if self._process.stdin:
-                self._process.stdin.write("".join(f"{line}\n" for line in lines))
+                self._process.stdin.write(text)
                 self._process.stdin.flush()
 
     def _end_late(self, seconds: float) -> None:
@@ -143,16 +111,8 @@ class Probe:
         self._process.kill()
 
     def _death(self) -> str:
-        try:
-            code = self._process.wait(_LAST_WAIT)
-        except subprocess.TimeoutExpired:
-            return "it said no more"
-        return f"no answer within {self._late:g} s" if self._late is not None else _death_of(code)
-
-    def _said(self) -> str:
-        size = self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(max(0, size - _MOST_SAID))
-        return self._stderr.read().decode("utf-8", "replace").strip()
+        death = self._child.death()
+        return death if self._late is None else f"no answer within {self._late:g} s"
 
 
 def probe(function: Callable[..., Any], *arguments: Any, seconds: float) -> Result:
@@ -219,27 +179,11 @@ def _result(death: object, said: object) -> Result:
     return Result(death=death, said=said)
 
 
-def freeze_support() -> None:
-    """Let a frozen program start itself for probes: to be called first in its main file, once.
-
-    In the process of a probe it does not return; elsewhere it does nothing else. Without it a frozen program has no
-    probes, and what needs one is refused.
-    """
-    global _restarts
-    _restarts = True
-    if sys.argv[1:] == [_FLAG]:
-        sys.stdin.readline()  # the path, which a frozen program has already
-        serve()
-        sys.exit()
-
-
-def serve() -> None:
-    """Be the child: read what is called from stdin, and write a line of JSON for each value."""
-    _die_quietly()
+def serve(function: str, arguments: list[Any]) -> None:
+    """Be the child: write a line of JSON for each value of `module:function` that is asked for on stdin."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
         os.dup2(2, 1)  # what libraries print must not come between
-        call = json.loads(sys.stdin.readline())
-        values = _values(call["function"], call["arguments"])
+        values = _values(function, arguments)
         while sys.stdin.readline():
             answer: dict[str, Any]
             try:
@@ -252,54 +196,11 @@ def serve() -> None:
 
 
 def _values(name: str, arguments: list[Any]) -> Iterator[Any]:
-    module, _, function = name.partition(":")
-    result = getattr(import_module(module), function)(*arguments)
+    result = resolve(name)(*arguments)
     if isinstance(result, Iterator):
         yield from result
     else:
         yield result
-
-
-def _die_quietly() -> None:
-    """No core file, no window with a question, no trace of an interrupt: whoever started this one decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "win32":
-        import ctypes
-
-        ctypes.windll.kernel32.SetErrorMode(0x0001 | 0x0002)  # no dialogs for critical errors and faults
-        return
-    import resource
-
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _command() -> list[str]:
-    """What starts a child; BackendError in a program that cannot be started for that."""
-    import multiprocessing.spawn
-
-    executable = os.fsdecode(multiprocessing.spawn.get_executable() or "")
-    if not getattr(sys, "frozen", False) and _is_python(executable):
-        return [executable, "-c", _START]
-    if _restarts:
-        return [sys.executable, _FLAG]
-    raise BackendError(
-        "this program has no Python interpreter to try something apart in: let its main file begin with "
-        "`import ayaedge; ayaedge.freeze_support()`"
-    )
-
-
-def _is_python(executable: str) -> bool:
-    """Whether it can be told what to run; a program that embeds Python cannot."""
-    return Path(executable).name.lower().startswith(("python", "pypy")) and Path(executable).is_file()
-
-
-def _death_of(code: int) -> str:
-    if code >= 0:
-        return _WINDOWS_FAULTS.get(code) or f"exit code {code}"
-    with suppress(ValueError):
-        return signal.Signals(-code).name
-    return f"signal {-code}"
 
 
 def _error(kind: str, message: str) -> AyaEdgeError:

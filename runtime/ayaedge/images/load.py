@@ -177,7 +177,7 @@ def _file_of(image: Any) -> tuple[bytes, str]:
         return _of_url(image.strip())
     if isinstance(image, str) and not image:
         raise ImageError("the path of an image is empty")
-    if isinstance(image, _TakenPath):
+    if isinstance(image, TakenPath):
         return _read_path(image.path, image.given), image.given
     if isinstance(image, (str, os.PathLike)):
         try:
@@ -217,7 +217,7 @@ def _of_url(url: str) -> tuple[bytes, str]:
 
 
 @dataclass(frozen=True)
-class _TakenPath:
+class TakenPath:
     """A path that leads to the same file whatever becomes the current directory."""
 
     given: str
@@ -225,10 +225,10 @@ class _TakenPath:
     path: Path
 
 
-def _take_path(path: str | os.PathLike[str]) -> str | os.PathLike[str] | _TakenPath:
+def _take_path(path: str | os.PathLike[str]) -> str | os.PathLike[str] | TakenPath:
     try:
         given = os.fsdecode(path)
-        return _TakenPath(given, Path(given).absolute()) if given else path
+        return TakenPath(given, Path(given).absolute()) if given else path
     except (TypeError, OSError):  # said when it is read
         return path
 

@@ -12,7 +12,7 @@ import pytest
 import ayaedge
 import probed
 from ayaedge import BackendError, BundleError
-from ayaedge.hardware import probes
+from ayaedge.hardware import children, probes
 from ayaedge.hardware.probes import Probe, Result, Verdicts, probe
 
 SOON = 60.0
@@ -218,6 +218,6 @@ class TestVerdicts:
 
 
 def test_importing_ayaedge_starts_and_writes_nothing() -> None:
-    assert not probes._restarts
-    assert ayaedge.hardware.probes is probes
+    assert not children._restarts
+    assert ayaedge.hardware.children is children
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
