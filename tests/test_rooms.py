@@ -36,6 +36,7 @@ FLOORS = {
         {"answers", "options", "chat_file", "vision"},
         {"openai", "planning"},
         {"engine"},
+        {"isolation"},
         {"conversation"},
         {"model"},
         {"bench"},

@@ -30,6 +30,7 @@ from ayaedge.images.encoded_image import AnyImage, EncodedImage
 from ayaedge.images.load import take_image
 from ayaedge.images.tile_budget import TileChoice
 from ayaedge.images.tiling import TilePolicy
+from ayaedge.isolation.engine import open_isolated
 from ayaedge.options import AnswerKeywords, AnswerOptions, answer_options
 from ayaedge.text.prompt import Message
 from ayaedge.text.text_stream import Piece
@@ -69,6 +70,7 @@ class AyaVision:
         vision: VisionOptions | None = None,
         cache: CacheOptions | None = None,
         queue_size: int = QUEUE_SIZE,
+        isolated: bool = False,
     ) -> AyaVision:
         """Load a bundle directory; None loads the small demonstration model that ships with the package.
 
@@ -90,11 +92,13 @@ class AyaVision:
             instance("decoder", decoder, DecoderOptions, optional=True),
             instance("vision", vision, VisionOptions, optional=True),
             instance("cache", cache, CacheOptions, optional=True),
+            instance("isolated", isolated, bool),
         )
         decoder = _with_context(decoder or DecoderOptions(), context)
         cache = (cache or CacheOptions()).settled()
         opened = open_verified(demo_bundle() if bundle is None else path_of("bundle", bundle), cache.root)
-        return cls(open_engine(opened, EngineOptions(device, decoder, vision, cache)), queue_size)
+        options = EngineOptions(device, decoder, vision, cache)
+        return cls((open_isolated if isolated else open_engine)(opened, options), queue_size)
 
     def __enter__(self) -> AyaVision:
         return self

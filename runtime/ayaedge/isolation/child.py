@@ -1,0 +1,236 @@
+"""The process of an isolated model: it loads one engine and does what it is told, until nobody listens any more.
+
+One thread reads what comes, so that it may cancel; one works for the engine; one does what need not wait for that.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import warnings
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+from ayaedge.bundle import read_bundle
+from ayaedge.cancellation import Cancellation
+from ayaedge.engine.engine import Engine
+from ayaedge.engine.loading import EngineOptions, open_engine
+from ayaedge.engine.streams import AnswerRequest
+from ayaedge.engine.worker import Request
+from ayaedge.errors import CancelledError
+from ayaedge.hardware.speeds import Speeds
+from ayaedge.images.encoded_image import EncodedImage
+from ayaedge.images.tile_budget import TileChoice
+from ayaedge.isolation import forms
+from ayaedge.isolation.records import Records
+from ayaedge.isolation.wire import Arrays, Message, SharedMemory, Wire
+from ayaedge.options import AnswerOptions
+
+logger = logging.getLogger(__name__)
+
+_ASIDE = ("count_tokens", "text_ids")
+"""What any thread may ask of an engine."""
+_GRACE = 10.0
+"""Seconds for what is being done, when nobody listens any more."""
+_DIE_WITH_PARENT, _SIGKILL = 1, 9
+"""PR_SET_PDEATHSIG of Linux's prctl, and what it then sends."""
+
+
+class _Call:
+    """One call, and what it says on its way."""
+
+    def __init__(self, server: _Server, message: Message, arrays: Arrays) -> None:
+        self.number: int = message["call"]
+        self.name: str = message["do"]
+        self.level: int = message["level"]
+        self.value: Any = message["value"]
+        self.arrays = arrays
+        self.flag = Cancellation()
+        self.server = server
+
+    def say(self, event: str, value: Any, arrays: Arrays | None = None) -> None:
+        """Let an event be known."""
+        self.server.wire.send({"call": self.number, "event": event, "value": value}, arrays or ())
+
+    def end(self, arrays: Arrays | None = None, **outcome: Any) -> None:
+        """Give the `result` or the `error`."""
+        self.server.wire.send({"call": self.number, **outcome}, arrays or ())
+
+
+class _Server:
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self._engine: Engine | None = None
+        self._own: SimpleQueue[_Call | None] = SimpleQueue()
+        self._aside: SimpleQueue[_Call | None] = SimpleQueue()
+        self._calls: dict[int, _Call] = {}
+        self._here = threading.local()
+
+    @property
+    def engine(self) -> Engine:
+        """What was loaded."""
+        assert self._engine is not None
+        return self._engine
+
+    def run(self) -> None:
+        """Do what is told, until nobody listens."""
+        self.wire.send({"event": "hello"})  # nothing of what is said from now on is buffered by `sys.stdin`
+        records = Records(self._say)
+        logging.getLogger("ayaedge").addHandler(records)
+        warnings.showwarning = records.warn  # type: ignore[assignment]
+        for work in (self._read, partial(self._work, self._aside)):
+            threading.Thread(target=work, daemon=True).start()
+        self._work(self._own)
+
+    def load(self, value: Any) -> dict[str, Any]:
+        """Open the engine, and give what is known of it everywhere."""
+        options = forms.whole(EngineOptions, value["options"])
+        self._engine = open_engine(read_bundle(value["bundle"]), options)
+        return {"context_size": self._engine.context_size, "encoder": self._engine.encoder}
+
+    def _read(self) -> None:
+        with suppress(OSError):
+            while (received := self.wire.receive(lambda _: sys.maxsize)) is not None:
+                message, arrays = received
+                if "cancel" in message:
+                    if (running := self._calls.get(message["cancel"])) is not None:
+                        running.flag.set()
+                    continue
+                call = self._calls[message["call"]] = _Call(self, message, arrays)
+                (self._aside if call.name in _ASIDE else self._own).put(call)
+        for call in list(self._calls.values()):
+            call.flag.set()
+        self._own.put(None)
+        threading.Event().wait(_GRACE)
+        os._exit(1)
+
+    def _work(self, queue: SimpleQueue[_Call | None]) -> None:
+        while (call := queue.get()) is not None:
+            self._here.call = call.number
+            logging.getLogger("ayaedge").setLevel(call.level)
+            try:
+                _OPERATIONS[call.name](self, call)
+            except BaseException as error:  # noqa: BLE001 - raised on the other side
+                self._fail(call, error)
+            del self._calls[call.number]
+            self._here.call = None
+            del call  # and its images
+
+    def _fail(self, call: _Call, error: BaseException) -> None:
+        form = forms.error_form(error)
+        if isinstance(error, CancelledError) and error.answer is not None:
+            answer = error.answer
+            form["ending"] = forms.Ending(answer.usage, answer.timings, answer.stop_reason, answer.ids)
+        call.end(error=form)
+
+    def _say(self, event: str, value: Any) -> None:
+        with suppress(OSError):
+            self.wire.send({"call": getattr(self._here, "call", None), "event": event, "value": value})
+
+
+def serve(shared: int | None) -> None:
+    """Be the process of an isolated model; `shared` is the descriptor of the memory that both share."""
+    _die_with_parent()
+    source, target = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)  # what libraries print must not come between
+    os.close(nothing)
+    memory = None if shared is None else SharedMemory(shared)
+    with os.fdopen(source, "rb") as stream, suppress(OSError):
+        _Server(Wire(stream, partial(os.write, target), memory)).run()
+    os._exit(0)  # the weights go with the process
+
+
+def _die_with_parent() -> None:
+    """On Linux, end with the thread that started this process, and before it where memory runs out."""
+    if sys.platform != "linux":
+        return  # the end of stdin tells, unless a fork of the parent holds its other end
+    import ctypes
+
+    parent = os.getppid()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, _SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+        file.write("1000")
+
+
+def _load(server: _Server, call: _Call) -> None:
+    call.end(result=server.load(call.value))
+
+
+def _answer(server: _Server, call: _Call) -> None:
+    dialogue = forms.dialogue_of(call.value["dialogue"], call.arrays)
+    options = forms.whole(AnswerOptions, call.value["options"])
+    request: AnswerRequest = Request(_nothing, lambda piece: call.say("piece", forms.piece_form(piece)))
+    request.cancellation = call.flag
+
+    def on_read(images: tuple[EncodedImage, ...]) -> None:
+        given = dialogue.pictures[len(dialogue.pictures) - len(images) :]
+        cut = [one for one, before in zip(images, given, strict=True) if not isinstance(before, EncodedImage)]
+        call.say("read", [len(images), [one.cost for one in cut]], [one.tiles for one in cut])
+
+    wanted = on_read if call.value["wants_images"] else None
+    answer = server.engine.answer(request, dialogue, options, partial(_report, call), wanted)
+    ending = forms.Ending(answer.usage, answer.timings, answer.stop_reason, answer.ids)
+    call.end(result=ending)
+
+
+def _encode(server: _Server, call: _Call) -> None:
+    image, choice = (
+        forms.image_of(call.value["image"], call.arrays),
+        forms.whole(TileChoice, call.value["choice"]),
+    )
+    encoded = server.engine.encode(image, choice, call.flag, partial(_report, call))
+    assert encoded.embeddings is not None
+    call.end([encoded.tiles, encoded.embeddings], result=encoded.cost)
+
+
+def _speeds(server: _Server, call: _Call) -> None:
+    call.end(result=server.engine.speeds(call.flag))
+
+
+def _snapshot(server: _Server, call: _Call) -> None:
+    found = server.engine.snapshot(forms.dialogue_of(call.value, call.arrays))
+    call.end([] if found is None else [found[2]], result=found and found[:2])
+
+
+def _adopt(server: _Server, call: _Call) -> None:
+    *arrays, state = call.arrays
+    dialogue = forms.dialogue_of(call.value["dialogue"], arrays)
+    call.end(result=server.engine.adopt(dialogue, call.value["key"], call.value["count"], state))
+
+
+def _count_tokens(server: _Server, call: _Call) -> None:
+    dialogue = forms.dialogue_of(call.value["dialogue"], call.arrays)
+    measured, choice = call.value["speeds"], forms.whole(TileChoice, call.value["choice"])
+    call.end(result=server.engine.count_tokens(dialogue, choice, lambda: Speeds(**measured)))
+
+
+def _text_ids(server: _Server, call: _Call) -> None:
+    call.end(result=server.engine.text_ids(call.value["text"], call.value["ids"]))
+
+
+def _report(call: _Call, step: str, done: int, of: int) -> None:
+    call.say("progress", [step, done, of])
+
+
+def _nothing(_request: AnswerRequest) -> Any: ...
+
+
+_OPERATIONS = {
+    "load": _load,
+    "answer": _answer,
+    "encode": _encode,
+    "speeds": _speeds,
+    "snapshot": _snapshot,
+    "adopt": _adopt,
+    "count_tokens": _count_tokens,
+    "text_ids": _text_ids,
+}
