@@ -25,7 +25,9 @@ PICTURE = Path(__file__).parents[1] / "examples" / "pictures" / "six-cells.png"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--max-tokens", type=int)

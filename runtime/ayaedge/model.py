@@ -30,7 +30,6 @@ from ayaedge.images.encoded_image import AnyImage, EncodedImage
 from ayaedge.images.load import take_image
 from ayaedge.images.tile_budget import TileChoice
 from ayaedge.images.tiling import TilePolicy
-from ayaedge.isolation.engine import open_isolated
 from ayaedge.options import AnswerKeywords, AnswerOptions, answer_options
 from ayaedge.text.prompt import Message
 from ayaedge.text.text_stream import Piece
@@ -98,7 +97,11 @@ class AyaVision:
         cache = (cache or CacheOptions()).settled()
         opened = open_verified(demo_bundle() if bundle is None else path_of("bundle", bundle), cache.root)
         options = EngineOptions(device, decoder, vision, cache)
-        return cls((open_isolated if isolated else open_engine)(opened, options), queue_size)
+        if not isolated:
+            return cls(open_engine(opened, options), queue_size)
+        from ayaedge.isolation.engine import open_isolated
+
+        return cls(open_isolated(opened, options), queue_size)
 
     def __enter__(self) -> AyaVision:
         return self

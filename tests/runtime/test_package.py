@@ -41,6 +41,7 @@ LAZY = {
     "regex",
     "prompt_toolkit",
     "asyncio",
+    "ayaedge.isolation",
 }
 
 
