@@ -21,7 +21,7 @@ from ayaedge import AyaVision
 from ayaedge.hardware.machine import processor
 
 QUESTION = "Describe the picture."
-PICTURE = Path(__file__).parents[1] / "examples" / "pictures" / "six-cells.png"
+IMAGE = Path(__file__).parents[1] / "examples" / "pictures" / "six-cells.png"
 
 
 def main() -> None:
@@ -60,8 +60,8 @@ def measure(model: AyaVision, image: np.ndarray, max_tokens: int | None) -> tupl
 
 
 def images(number: int) -> list[np.ndarray]:
-    """The picture with another corner each time, so that nothing of it is known."""
-    with Image.open(PICTURE) as opened:
+    """The image with another corner each time, so that nothing of it is known."""
+    with Image.open(IMAGE) as opened:
         pixels = np.asarray(opened.convert("RGB"))
     found = []
     for corner in np.random.default_rng(time.time_ns()).integers(0, 256, (number, 3), np.uint8):

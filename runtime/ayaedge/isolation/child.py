@@ -172,7 +172,7 @@ def _answer(server: _Server, call: _Call) -> None:
     request.cancellation = call.flag
 
     def on_read(images: tuple[EncodedImage, ...]) -> None:
-        given = dialogue.pictures[len(dialogue.pictures) - len(images) :]
+        given = dialogue.images[len(dialogue.images) - len(images) :]
         cut = [one for one, before in zip(images, given, strict=True) if not isinstance(before, EncodedImage)]
         call.say("read", [len(images), [one.cost for one in cut]], [one.tiles for one in cut])
 

@@ -86,7 +86,7 @@ class IsolatedEngine:
 
         return self.process.call(
             "answer", value, arrays, read=lambda form, _: finish(form), fail=fail, flag=request.cancellation,
-            on_event=on_event, most=len(dialogue.pictures) * self._most_tiles_bytes,
+            on_event=on_event, most=len(dialogue.images) * self._most_tiles_bytes,
         )  # fmt: skip
 
     def encode(
@@ -132,7 +132,7 @@ class IsolatedEngine:
         """See `AnyEngine`."""
         arrays = Arrays()
         form = forms.dialogue_form(dialogue, arrays)
-        unread = any(not isinstance(one, EncodedImage) for one in dialogue.pictures)
+        unread = any(not isinstance(one, EncodedImage) for one in dialogue.images)
         measured = speeds() if choice.policy == "auto" and unread else None
         value = {"dialogue": form, "choice": choice, "speeds": measured}
         return self.process.call("count_tokens", value, arrays, read=lambda found, _: forms.number_of(found))
@@ -168,7 +168,7 @@ class IsolatedEngine:
     def _read_images(self, dialogue: Dialogue, form: Any, found: Arrays) -> tuple[EncodedImage, ...]:
         """The last images of a dialogue, those that were new in the tiles that the model has cut."""
         count, costs = form
-        given = dialogue.pictures[len(dialogue.pictures) - forms.number_of(count) :]
+        given = dialogue.images[len(dialogue.images) - forms.number_of(count) :]
         side = self.bundle.manifest.tiling.tile_size
         cut = (
             forms.tiles_of(cost, tiles, side, self.encoder) for cost, tiles in zip(costs, found, strict=True)

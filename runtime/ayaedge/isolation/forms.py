@@ -63,7 +63,7 @@ def dialogue_form(dialogue: Dialogue, arrays: Arrays) -> dict[str, Any]:
     """A dialogue whose images' pixels go to `arrays`; ImageError for one that is no image."""
     return {
         "messages": dialogue.messages,
-        "images": [image_form(one, arrays) for one in dialogue.pictures],
+        "images": [image_form(one, arrays) for one in dialogue.images],
         "goes_on": dialogue.goes_on,
     }
 

@@ -85,7 +85,7 @@ class TestTheSameApi:
         for options in ({}, {"top_logprobs": 2}, {"temperature": 1.0, "seed": 3, "max_tokens": 9}):
             one, other = (m.ask(QUESTION, images=[CELLS], **options) for m in (demo_model, apart))
             assert (one.text, one.ids, one.stop_reason) == (other.text, other.ids, other.stop_reason)
-            assert one.usage.pictures == other.usage.pictures
+            assert one.usage.images == other.usage.images
             assert [one.id for one in one.logprobs] == [one.id for one in other.logprobs]
             assert [[top.data for top in one.top] for one in one.logprobs] == [
                 [top.data for top in one.top] for one in other.logprobs
@@ -118,7 +118,7 @@ class TestTheSameApi:
         chat = model.chat(system="Answer briefly.")
         first = chat.ask("What number is at the bottom left?", images=[CELLS])
         assert (first.text, chat.ask("右下の形は何ですか？").usage.cached_tokens > 100) == ("2675", True)
-        assert chat.turns[0].pictures[0].tiles.shape == (7, 56, 56, 3)
+        assert chat.turns[0].images[0].tiles.shape == (7, 56, 56, 3)
         assert chat.turns[0].ids is not None
         chat.save(tmp_path / "chat")
         undone = chat.undo()
@@ -135,6 +135,7 @@ class TestTheSameApi:
             chat = one.chat(system=f"{number}")
             first = chat.ask("What is it?", max_tokens=4)  # within the window, so that the state is whole
             chat.save(tmp_path / "chat")
+            other.ask("What?", max_tokens=1)  # which nobody misses, unlike a conversation
             opened = other.open_chat(tmp_path / "chat")
             answer = opened.ask("And that?", max_tokens=1)
             assert answer.usage.cached_tokens >= first.usage.prompt_tokens
@@ -222,7 +223,7 @@ class TestTheSameApi:
         asked: list[dict[str, Any]] = [
             {"question": "x " * 4000},
             {"question": "x", "images": ["nowhere.png"]},
-            {"question": "x", "images": [b"no picture"]},
+            {"question": "x", "images": [b"no image"]},
             {"question": "x", "images": [3.5]},
             {"question": "x", "images": [foreign]},
             {"question": "\ud800"},
@@ -289,16 +290,16 @@ def names_in(directory: str) -> set[str]:
 def nothing_left() -> Iterator[None]:
     """No descriptor, thread, process or shared memory that was not there before."""
 
-    def things() -> tuple[Any, ...]:
+    def things() -> set[Any]:
         children = {one.pid for one in psutil.Process().children()}
-        return names_in("/proc/self/fd"), set(threading.enumerate()), children, names_in("/dev/shm")
+        return {*threading.enumerate(), *children, *names_in("/dev/shm")}
 
-    before = things()
+    before, open_before = things(), len(names_in("/proc/self/fd"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         yield
-        gc.collect()
-    assert things() == before
+    assert things() - before == set()
+    assert len(names_in("/proc/self/fd")) <= open_before
 
 
 @needs_signals

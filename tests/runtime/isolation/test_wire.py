@@ -226,7 +226,7 @@ def test_the_lowest_level_of_all_loggers_is_wanted(caplog: pytest.LogCaptureFixt
 @pytest.mark.parametrize("lie", ["garbage", "endless", "wrong", "silence"])
 def test_a_process_that_sends_something_else_is_ended(monkeypatch: pytest.MonkeyPatch, lie: str) -> None:
     monkeypatch.setattr(process, "serve", getattr(isolated_children, lie))
-    monkeypatch.setattr(process, "_MOST_WAITING", 1000)
+    monkeypatch.setattr(process, "_MOST_WAITING", 100)
     child = process.ModelProcess()
     with pytest.raises(BackendError, match=r"has sent|exit code 3"):
         child.call("load", None, read=lambda form, _: forms.number_of(form), on_event=lambda *_: None)
