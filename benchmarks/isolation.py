@@ -1,9 +1,10 @@
 """What isolation costs: seconds to the first token and of each further one, in this process and in one of its own.
 
-    python benchmarks/isolation.py [--rounds 100] [--bundle BUNDLE]
+    python benchmarks/isolation.py [--rounds 100] [--bundle BUNDLE] [--threads N]
 
-Both models are loaded at once, and asked in turn (A B A B), so that whatever else the machine does meets both alike;
-figures are medians over the rounds, and the overhead is the median of what the two of a round differ by.
+Both models are loaded at once, and asked in turn (A B A B), so that whatever else the machine does meets both alike:
+twice each time, of which the second counts, as the first finds the processor's caches full of the other one. Figures
+are medians over the rounds, and the overhead is the median of what the two of a round differ by.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from ayaedge import AyaVision
+from ayaedge import AyaVision, DecoderOptions, VisionOptions
 from ayaedge.hardware.machine import processor
 
 QUESTION = "Describe the picture."
@@ -31,10 +32,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--max-tokens", type=int)
+    parser.add_argument("--threads", type=int)
     given = parser.parse_args()
+    options = {
+        "decoder": DecoderOptions(threads=given.threads),
+        "vision": VisionOptions(threads=given.threads),
+    }
     with ExitStack() as stack:
         models = [
-            stack.enter_context(AyaVision.load(given.bundle, isolated=isolated)) for isolated in (False, True)
+            stack.enter_context(AyaVision.load(given.bundle, isolated=isolated, **options))
+            for isolated in (False, True)
         ]
         for image in images(3):
             for model in models:
@@ -50,7 +57,9 @@ def main() -> None:
 
 
 def measure(model: AyaVision, image: np.ndarray, max_tokens: int | None) -> tuple[float, float]:
-    """Seconds from the question to its first piece, and from piece to piece after that."""
+    """Seconds from the question to its first piece, and from piece to piece after that; of the second question."""
+    for _ in model.stream(QUESTION, images=images(1), max_tokens=max_tokens):
+        pass
     start = time.perf_counter()
     pieces = model.stream(QUESTION, images=[image], max_tokens=max_tokens)
     next(pieces)

@@ -31,6 +31,13 @@ def endless(shared: int | None) -> None:
         _say({"call": 1, "event": "piece", "value": ["", [], []]})
 
 
+def long(shared: int | None) -> None:
+    _begin()
+    for _ in range(20):  # few, but long
+        _say({"call": 1, "event": "piece", "value": ["x" * 10_000, [], []]})
+    sys.stdin.read()
+
+
 def wrong(shared: int | None) -> None:
     _begin()
     _say({"call": 1, "result": "a number"})

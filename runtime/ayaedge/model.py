@@ -80,9 +80,14 @@ class AyaVision:
         the last question and asks for no directory. An answer does not depend on it. Beyond `queue_size` waiting
         requests there is BusyError.
 
+        `isolated` runs the model in a process of its own, with everything else the same: for bundles of strangers,
+        and for programs that must not end with llama.cpp or ONNX Runtime. Whatever ends that process is BackendError
+        here, which says how it ended and what to do; this model is of no use then, and another may be loaded. Where a
+        program is frozen it needs `freeze_support`.
+
         Raises BundleError if the bundle is damaged or its halves do not belong together, InvalidOptionError for a
         device that is missing, with the command that installs it, OutOfMemoryError if the context does not fit,
-        BackendError where weights that were to be repacked would end the process.
+        BackendError where weights that were to be repacked would end the process, and where an isolated one ends.
         """
         check_options(
             whole_number("queue_size", queue_size, least=1),

@@ -57,7 +57,7 @@ class Child:
             )  # fmt: skip
         except OSError as error:
             self._stderr.close()
-            raise BackendError(f"{command[0]} cannot be started to try something apart: {error}") from None
+            raise BackendError(f"{command[0]} cannot be started as a child process: {error}") from None
         self.opening = f"{path}\n{json.dumps(call, default=operator.index)}\n"
         """What the child waits for on its stdin."""
 
@@ -137,7 +137,7 @@ def _command() -> list[str]:
     if _restarts:
         return [sys.executable, _FLAG]
     raise BackendError(
-        "this program has no Python interpreter to try something apart in: let its main file begin with "
+        "this program has no Python interpreter to run a child process in: let its main file begin with "
         "`import ayaedge; ayaedge.freeze_support()`"
     )
 

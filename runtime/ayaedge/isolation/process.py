@@ -41,6 +41,8 @@ _GRACE = 10.0
 """Seconds that a process which was told to end may take for it."""
 _MOST_WAITING = 1 << 19
 """Events of a call that may wait for its callbacks: more than any answer has."""
+_MOST_SAID = 1 << 28
+"""Bytes of JSON of one call: the longest answer with all its log-probabilities has less."""
 _KILLED = (
     "the system does that where memory runs out: close other programs, lower context_size, or take a smaller "
     "bundle"
@@ -53,6 +55,8 @@ class _Call:
     inbox: SimpleQueue[_Received | None]
     most: int
     """Bytes of arrays in one of its messages."""
+    began: int
+    """Bytes of JSON that had come before it."""
 
 
 class ModelProcess:
@@ -114,7 +118,7 @@ class ModelProcess:
                 raise self._ended()
             self._number += 1
             number = self._number
-            self._calls[number] = _Call(inbox, most)
+            self._calls[number] = _Call(inbox, most, self._wire.received)
         try:
             with self._holding(arrays) as places:
                 message = {"call": number, "do": name, "level": level_wanted(), "value": value}
@@ -200,7 +204,7 @@ class ModelProcess:
     ) -> None:
         try:
             self._wire.send(message, arrays, places)
-        except OSError:  # it has died: reading will tell
+        except (OSError, ValueError):  # it has died: reading will tell
             pass
         except TypeError as error:
             raise InvalidOptionError(f"an isolated model cannot be given this: {error}") from None
@@ -288,7 +292,7 @@ class ModelProcess:
     def _hand_over(self, message: Message, arrays: Arrays) -> None:
         call = self._call_of(message)
         if call is not None:
-            if call.inbox.qsize() > _MOST_WAITING:
+            if call.inbox.qsize() > _MOST_WAITING or self._wire.received - call.began > _MOST_SAID:
                 raise WireError("more than anybody can read")
             call.inbox.put((message, arrays))
         elif message.get("event") in ("record", "warning"):

@@ -23,8 +23,11 @@ class Records(logging.Handler):
         self._send = send
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)  # with the traceback, if there is one
-        self._send("record", [record.name, record.levelno, text[:_LONGEST]])
+        try:
+            text = self.format(record)  # with the traceback, if there is one
+            self._send("record", [record.name, record.levelno, text[:_LONGEST]])
+        except Exception:  # noqa: BLE001 - as every handler does
+            self.handleError(record)
 
     def warn(self, message: Any, category: type[Warning], *_where: Any) -> None:
         """Take the place of `warnings.showwarning`."""

@@ -34,6 +34,8 @@ _MOST_TEXT = 1 << 26
 """Bytes of JSON: 60 times what the longest answer's tokens take."""
 _DTYPES = {kind.str: kind for kind in (np.dtype("|u1"), np.dtype("<f4"))}
 _MOST_DIMENSIONS = 4
+_KEPT = 1 << 23
+"""Bytes of shared memory that stay when nothing is in them: new pages cost time with each image."""
 
 
 class WireError(Exception):
@@ -53,6 +55,8 @@ class Wire:
         shared: SharedMemory | None,
     ) -> None:
         self._source, self._write, self._shared = source, write, shared
+        self.received = 0
+        """Bytes of JSON so far."""
         self._sending = threading.Lock()
         self._encode = json.JSONEncoder(default=_plain, check_circular=False).encode
 
@@ -83,6 +87,7 @@ class Wire:
         text = self._source.read(length)
         if len(text) < length:
             return None
+        self.received += length
         try:
             message = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -157,8 +162,8 @@ class SharedMemory:
         finally:
             with self._lock:
                 del self._held[start]
-                if self._descriptor is not None:
-                    os.ftruncate(self._descriptor, max(self._held.values(), default=0))
+                if self._descriptor is not None and start + size > _KEPT:
+                    os.ftruncate(self._descriptor, max([_KEPT, *self._held.values()]))
 
     def read(self, view: memoryview, place: int) -> None:
         """Fill a view of bytes with what lies at a place."""

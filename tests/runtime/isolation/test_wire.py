@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from ayaedge import AyaEdgeError, BackendError, ContextLengthError, InvalidOptionError, Piece, TokenLogprob
-from ayaedge.isolation import forms, process
+from ayaedge.isolation import forms, process, wire
 from ayaedge.isolation.forms import strictly
 from ayaedge.isolation.records import level_wanted, take_record, take_warning
 from ayaedge.isolation.wire import SharedMemory, Wire, WireError
@@ -108,17 +108,19 @@ def shared() -> Iterator[SharedMemory]:
     memory.close()
 
 
-def test_arrays_lie_in_shared_memory_as_long_as_they_are_held(shared: SharedMemory) -> None:
+def test_arrays_lie_in_shared_memory_as_long_as_they_are_held(
+    shared: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_KEPT", 100)
     one, two = np.arange(5000, dtype=np.uint8), np.float32([[1, 2], [3, 4]])
     with shared.holding([one, two]) as outer, shared.holding([two]) as inner:
         data = io.BytesIO()
-        wire = Wire(io.BytesIO(), data.write, None)
-        wire.send({}, [one, two, two], [*outer, *inner])
+        Wire(io.BytesIO(), data.write, None).send({}, [one, two, two], [*outer, *inner])
         assert len(data.getvalue()) < 200
         _, found = Wire(io.BytesIO(data.getvalue()), len, shared).receive(lambda _: 10_000)  # type: ignore
         assert all(np.array_equal(a, b) for a, b in zip(found, [one, two, two], strict=True))
         assert os.fstat(shared.descriptor).st_size > 5000
-    assert os.fstat(shared.descriptor).st_size == 0
+    assert os.fstat(shared.descriptor).st_size == 100
     with shared.holding([]), shared.holding([]), shared.holding([one]):
         pass
 
@@ -223,10 +225,11 @@ def test_the_lowest_level_of_all_loggers_is_wanted(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the children are made for POSIX")
-@pytest.mark.parametrize("lie", ["garbage", "endless", "wrong", "silence"])
+@pytest.mark.parametrize("lie", ["garbage", "endless", "long", "wrong", "silence"])
 def test_a_process_that_sends_something_else_is_ended(monkeypatch: pytest.MonkeyPatch, lie: str) -> None:
     monkeypatch.setattr(process, "serve", getattr(isolated_children, lie))
     monkeypatch.setattr(process, "_MOST_WAITING", 100)
+    monkeypatch.setattr(process, "_MOST_SAID", 100_000)
     child = process.ModelProcess()
     with pytest.raises(BackendError, match=r"has sent|exit code 3"):
         child.call("load", None, read=lambda form, _: forms.number_of(form), on_event=lambda *_: None)
