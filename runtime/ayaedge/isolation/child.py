@@ -12,10 +12,11 @@ import threading
 import warnings
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from ayaedge.bundle import read_bundle
+from ayaedge.bundle import Bundle
 from ayaedge.cancellation import Cancellation
 from ayaedge.engine.engine import Engine
 from ayaedge.engine.loading import EngineOptions, open_engine
@@ -28,7 +29,9 @@ from ayaedge.images.tile_budget import TileChoice
 from ayaedge.isolation import forms
 from ayaedge.isolation.records import Records
 from ayaedge.isolation.wire import Arrays, Message, SharedMemory, Wire
+from ayaedge.manifest import Manifest
 from ayaedge.options import AnswerOptions
+from ayaedge.untrusted.regular_file import Stamp
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +92,9 @@ class _Server:
     def load(self, value: Any) -> dict[str, Any]:
         """Open the engine, and give what is known of it everywhere."""
         options = forms.whole(EngineOptions, value["options"])
-        self._engine = open_engine(read_bundle(value["bundle"]), options)
+        stamps = {name: Stamp(*numbers) for name, numbers in value["stamps"].items()}
+        bundle = Bundle(Path(value["directory"]), forms.whole(Manifest, value["manifest"]), stamps)
+        self._engine = open_engine(bundle, options)
         return {"context_size": self._engine.context_size, "encoder": self._engine.encoder}
 
     def _read(self) -> None:
@@ -142,7 +147,7 @@ def serve(shared: int | None) -> None:
     os.close(nothing)
     memory = None if shared is None else SharedMemory(shared)
     with os.fdopen(source, "rb") as stream, suppress(OSError):
-        _Server(Wire(stream, partial(os.write, target), memory)).run()
+        _Server(Wire(stream, partial(os.write, target), memory, trusts=True)).run()
     os._exit(0)  # the weights go with the process
 
 

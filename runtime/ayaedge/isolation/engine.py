@@ -189,7 +189,12 @@ def open_isolated(bundle: Bundle, options: EngineOptions) -> IsolatedEngine:
     """Load a bundle in a process of its own; errors as `AyaVision.load`, and BackendError if the process dies."""
     process = ModelProcess()
     try:
-        value = {"bundle": bundle.directory.absolute(), "options": options}
+        value = {
+            "directory": bundle.directory.absolute(),
+            "manifest": bundle.manifest,
+            "stamps": dict(bundle.stamps or {}),  # its files are hashed once, here
+            "options": options,
+        }
         facts = process.call("load", value, read=_read_facts)
     except BaseException:
         process.close(at_once=True)

@@ -24,8 +24,9 @@ class Records(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = self.format(record)  # with the traceback, if there is one
-            self._send("record", [record.name, record.levelno, text[:_LONGEST]])
+            text = self.format(record)[:_LONGEST]  # with the traceback, if there is one
+            readable = text.encode("utf-8", "backslashreplace").decode()
+            self._send("record", [record.name, record.levelno, readable])
         except Exception:  # noqa: BLE001 - as every handler does
             self.handleError(record)
 

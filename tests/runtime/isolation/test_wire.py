@@ -71,6 +71,7 @@ def announcing(*entry: Any) -> bytes:
         b"[" * 100_000,
         b'{"a": ' * 100_000,
         b"cos\nsystem\n(S'true'\ntR.",
+        b'{"a": ' + b"9" * 5000 + b"}",
         b'{"arrays": 3}',
         b'{"arrays": [3]}',
         announcing("|O", [1], None),
