@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ayaedge_quant import kernels
-from ayaedge_quant.ggml import GgmlType, stock_encode
+from ayaedge_quant.number_formats import GgmlType, stock_encode
 
 ROWS, COLUMNS, ROUNDS = 256, 4096, 3
 INSTRUCTIONS = ("portable", "AVX2", "AVX-512")

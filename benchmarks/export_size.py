@@ -49,7 +49,7 @@ from ayaedge_export.plan import plan_export
 from ayaedge_export.synthetic.random_weights import RandomWeights
 from ayaedge_export.vision.graph import write_vision_graph
 from ayaedge_export.vision.int8 import write_int8_vision_graph
-from ayaedge_quant.ggml import GgmlType, stock_encode
+from ayaedge_quant.number_formats import GgmlType, stock_encode
 from ayaedge_quant.recipes import FILE_TYPE
 
 WORK = Path(__file__).parents[1] / "build" / "full-size"

@@ -40,10 +40,10 @@ from ayaedge_export.effort import BLOCK
 from ayaedge_quant import kernels
 from ayaedge_quant.allocation import Choice, allocate, bytes_of, loss_of
 from ayaedge_quant.blocks import SUPER_BLOCK
-from ayaedge_quant.ggml import GgmlType, decode, encode
 from ayaedge_quant.gptq import GptqEncoder
 from ayaedge_quant.hessian import Hessian
 from ayaedge_quant.kl_divergence import KlDivergence
+from ayaedge_quant.number_formats import GgmlType, decode, encode
 
 FloatArray = NDArray[np.float32]
 Product = Callable[[str, Tensor], Tensor]

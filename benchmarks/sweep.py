@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from ayaedge_quant import kernels
 from ayaedge_quant.blocks import CODES, SUPER_BLOCK, read_grid, with_codes
-from ayaedge_quant.ggml import GgmlType, stock_encode
 from ayaedge_quant.gptq_sweep import LAZY, sweep
+from ayaedge_quant.number_formats import GgmlType, stock_encode
 
 ROWS, COLUMNS, THREADS, KIND = 4096, 14336, 2, GgmlType.Q4_K
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ayaedge_export.exporter import choose_effort, export_checkpoint, write_bundle
     from ayaedge_export.plan import ExportPlan, Group, Part, VisionFormat, make_recipe, plan_export
     from ayaedge_export.resume.staged_bundle import check_target, what_is_left
-    from ayaedge_quant.ggml import GgmlType
     from ayaedge_quant.imatrix import ImportanceMatrix, write_imatrix
+    from ayaedge_quant.number_formats import GgmlType
     from ayaedge_quant.recipes import DecoderFormat, Recipe
 
 _PLACES = {
@@ -42,7 +42,7 @@ _PLACES = {
     "ayaedge_export.exporter": ("choose_effort", "export_checkpoint", "write_bundle"),
     "ayaedge_export.plan": ("ExportPlan", "Group", "Part", "VisionFormat", "make_recipe", "plan_export"),
     "ayaedge_export.resume.staged_bundle": ("check_target", "what_is_left"),
-    "ayaedge_quant.ggml": ("GgmlType",),
+    "ayaedge_quant.number_formats": ("GgmlType",),
     "ayaedge_quant.imatrix": ("ImportanceMatrix", "write_imatrix"),
     "ayaedge_quant.recipes": ("DecoderFormat", "Recipe"),
 }  # fmt: skip

@@ -29,8 +29,8 @@ from ayaedge_export.checkpoint.spec import UNUSED_TENSORS
 from ayaedge_export.checkpoint.tokenizer import Tokenizer
 from ayaedge_export.decoder.gguf_writer import PlannedTensor, header_bytes, plan_tensors
 from ayaedge_export.vision.int8 import BLOCK_LINEAR, BLOCK_SIZE, MLP_GROUPS
-from ayaedge_quant.ggml import GgmlType
 from ayaedge_quant.int8 import group_slices
+from ayaedge_quant.number_formats import GgmlType
 from ayaedge_quant.recipes import DecoderFormat, Recipe, as_recipe
 
 logger = logging.getLogger("ayaedge.export")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge_quant.ggml import GgmlType
+from ayaedge_quant.number_formats import GgmlType
 
 STATES = 8192
 """Partial allocations that are kept: with fewer there is no rounding, and the result is the best one."""

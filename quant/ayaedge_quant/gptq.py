@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge_quant import ggml, kernels
+from ayaedge_quant import kernels, number_formats
 from ayaedge_quant.blocks import CODES, SUPER_BLOCK
-from ayaedge_quant.ggml import GgmlType
 from ayaedge_quant.hessian import DAMPING, Hessian, feedback, target_gain
 from ayaedge_quant.matmul import multiply
+from ayaedge_quant.number_formats import GgmlType
 
 FloatArray = NDArray[np.float32]
 
@@ -49,16 +49,16 @@ class GptqEncoder:
         """Weights (rows, columns) as blocks of `kind`, (rows, row_bytes).
 
         Types that GPTQ cannot write get ggml's encoder, weighed by the mean squared inputs. Raises ValueError
-        as `ggml.encode` does.
+        as `number_formats.encode` does.
         """
         wanted = np.ascontiguousarray(weights, np.float32)
-        ggml.check_weights(wanted, kind)
+        number_formats.check_weights(wanted, kind)
         if any(span.gain is not None for span in self._spans):
             wanted = np.concatenate([_correct(wanted, span) for span in self._spans], axis=1)
         if kind not in CODES:
-            return ggml.encode(wanted, kind, self.importance)
+            return number_formats.encode(wanted, kind, self.importance)
         blocks = np.empty((len(wanted), kind.row_bytes(wanted.shape[1])), np.uint8)
-        encoder = ggml.stock_encoder(kind, weighted=True)
+        encoder = number_formats.stock_encoder(kind, weighted=True)
         for span in self._spans:
             start, stop = span.columns.start, span.columns.stop
             kernels.sweep(

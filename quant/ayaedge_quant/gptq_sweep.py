@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge_quant.blocks import CODES, SUPER_BLOCK, Blocks, levels, nearest_codes, read_grid, with_codes
-from ayaedge_quant.ggml import GgmlType, encode
+from ayaedge_quant.number_formats import GgmlType, encode
 
 FloatArray = NDArray[np.float32]
 

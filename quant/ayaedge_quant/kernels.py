@@ -62,7 +62,7 @@ def encode(
 
 _SUPER_BLOCK = 256
 _BLOCK_BYTES = {12: 144, 13: 176, 14: 210, 23: 136}
-"""Of ggml's type numbers that the sweep knows; `ayaedge_quant.ggml` has their names."""
+"""Of ggml's type numbers that the sweep knows; `ayaedge_quant.number_formats` has their names."""
 
 _SWEEP_ERRORS = {
     2: "the order leaves a super-block or is no permutation",

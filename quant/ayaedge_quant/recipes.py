@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from ayaedge_quant.ggml import GgmlType
+from ayaedge_quant.number_formats import GgmlType
 
 DecoderFormat = Literal["q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16", "f32"]
 DECODER_FORMATS: tuple[DecoderFormat, ...] = get_args(DecoderFormat)

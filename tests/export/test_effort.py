@@ -19,8 +19,8 @@ from ayaedge_export.best.sensitivity import KINDS, Sensitivity
 from ayaedge_export.decoder.gguf_writer import write_decoder
 from ayaedge_export.effort import EFFORTS, Budget, Effort, GptqOptions, effort_faults
 from ayaedge_export.plan import ExportPlan, plan_export
-from ayaedge_quant.ggml import GgmlType
 from ayaedge_quant.hessian import Hessian
+from ayaedge_quant.number_formats import GgmlType
 from ayaedge_quant.recipes import EMBEDDINGS, DecoderFormat, Recipe
 
 FORMAT = Budget()

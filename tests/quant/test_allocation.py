@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ayaedge_quant import allocation
 from ayaedge_quant.allocation import Choice, allocate, bytes_of, loss_of
-from ayaedge_quant.ggml import GgmlType
+from ayaedge_quant.number_formats import GgmlType
 
 KINDS = (GgmlType.IQ4_XS, GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K, GgmlType.Q8_0)
 

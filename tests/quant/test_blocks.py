@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ayaedge_quant import blocks as taken_apart
-from ayaedge_quant import ggml
+from ayaedge_quant import number_formats
 from ayaedge_quant.blocks import CODES, SUPER_BLOCK, read_codes, read_grid, with_codes
-from ayaedge_quant.ggml import GgmlType
+from ayaedge_quant.number_formats import GgmlType
 
 kinds = pytest.mark.parametrize("kind", list(CODES))
 
@@ -36,14 +36,14 @@ def test_any_block_stands_for_what_both_dequantizers_say(kind: GgmlType) -> None
     blocks = any_blocks(kind)
     ours = taken_apart.decode(blocks, kind)
     assert np.array_equal(ours, gguf.dequantize(blocks, gguf.GGMLQuantizationType[kind.name]))
-    np.testing.assert_allclose(ours, ggml.decode(blocks, kind), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(ours, number_formats.decode(blocks, kind), rtol=1e-6, atol=1e-6)
 
 
 @kinds
 def test_blocks_that_were_encoded_stand_for_what_ggml_says(kind: GgmlType) -> None:
     weights = np.random.default_rng(0).normal(0, 0.02, (20, 512)).astype(np.float32)
-    blocks = ggml.encode(weights, kind)
-    assert np.array_equal(taken_apart.decode(blocks, kind), ggml.decode(blocks, kind))
+    blocks = number_formats.encode(weights, kind)
+    assert np.array_equal(taken_apart.decode(blocks, kind), number_formats.decode(blocks, kind))
 
 
 @kinds

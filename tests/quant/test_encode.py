@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ayaedge_quant import ggml, kernels
-from ayaedge_quant.ggml import GgmlType, encode, stock_encode
+from ayaedge_quant import kernels, number_formats
+from ayaedge_quant.number_formats import GgmlType, encode, stock_encode
 
 FAST = [GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K]
 
@@ -44,7 +44,7 @@ def _exact_compilers() -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("kind", FAST)
 def test_our_encoders_are_the_ones_that_are_used(kind: GgmlType, weighted: bool) -> None:
-    assert ggml._kernel_agrees(kind, weighted=weighted)
+    assert number_formats._kernel_agrees(kind, weighted=weighted)
 
 
 @pytest.mark.parametrize("widest", range(kernels.WIDEST + 1))
@@ -94,12 +94,12 @@ def test_a_ggml_that_rounds_differently_is_used_itself(monkeypatch: pytest.Monke
     expected = stock_encode(x, GgmlType.Q4_K)
     compiled = kernels.encode
     monkeypatch.setattr(kernels, "encode", lambda *given, **options: compiled(*given, **options) ^ 1)
-    ggml._kernel_agrees.cache_clear()
+    number_formats._kernel_agrees.cache_clear()
     try:
         assert np.array_equal(encode(x, GgmlType.Q4_K), expected)
-        assert not ggml._kernel_agrees(GgmlType.Q4_K, weighted=False)
+        assert not number_formats._kernel_agrees(GgmlType.Q4_K, weighted=False)
     finally:
-        ggml._kernel_agrees.cache_clear()
+        number_formats._kernel_agrees.cache_clear()
 
 
 def test_a_type_without_encoder_is_left_to_ggml() -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ayaedge_quant import ggml
 from ayaedge_quant import hessian as hessians
+from ayaedge_quant import number_formats
 from ayaedge_quant.blocks import CODES, SUPER_BLOCK
-from ayaedge_quant.ggml import GgmlType, decode, encode
 from ayaedge_quant.gptq import TARGET_DAMPING, GptqEncoder, processing_order
 from ayaedge_quant.gptq_sweep import sweep
 from ayaedge_quant.hessian import Hessian
+from ayaedge_quant.number_formats import GgmlType, decode, encode
 
 FloatArray = NDArray[np.float32]
 COLUMNS, POSITIONS = 512, 800
@@ -194,6 +194,6 @@ def test_weights_that_only_become_too_large_when_they_are_corrected_are_refused(
     y = activations()
     hessian = hessian_of((y * np.float32(1e-3)).astype(np.float32), y)  # the gain is about a thousand
     large = weights() * np.float32(5e4)
-    ggml.check_weights(large, GgmlType.Q4_K)
+    number_formats.check_weights(large, GgmlType.Q4_K)
     with pytest.raises(ValueError, match="too large"):
         GptqEncoder(hessian, target_damping=1e-6).encode(large, GgmlType.Q4_K)

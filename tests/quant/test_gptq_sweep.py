@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ayaedge_quant import ggml, kernels
+from ayaedge_quant import kernels, number_formats
 from ayaedge_quant.blocks import CODES, levels, read_codes, read_grid
-from ayaedge_quant.ggml import GgmlType, encode
 from ayaedge_quant.gptq_sweep import sweep
+from ayaedge_quant.number_formats import GgmlType, encode
 
 KINDS = list(CODES)
 INSTRUCTIONS = range(-1, kernels.WIDEST + 1)
@@ -60,7 +60,7 @@ def shuffled(columns: int, seed: int = 0) -> NDArray[np.int32]:
 
 
 def address_of_ggmls_encoder() -> int | None:
-    return ctypes.cast(ggml._library().ggml_quantize_chunk, ctypes.c_void_p).value
+    return ctypes.cast(number_formats._library().ggml_quantize_chunk, ctypes.c_void_p).value
 
 
 def native(
@@ -70,7 +70,7 @@ def native(
     importance: FloatArray | None = None,
     **options: Any,
 ) -> Blocks:
-    options.setdefault("stock_encoder", ggml.stock_encoder(kind, weighted=importance is not None))
+    options.setdefault("stock_encoder", number_formats.stock_encoder(kind, weighted=importance is not None))
     return kernels.sweep(x, int(kind), kind.row_bytes(x.shape[1]), feedback, importance, **options)
 
 
@@ -164,7 +164,7 @@ def test_ggmls_encoder_can_search_the_grid(kind: GgmlType) -> None:
 def test_blocks_are_valid_and_stand_for_step_times_level_less_offset(kind: GgmlType) -> None:
     x, (_, feedback, importance) = weights(64, 1024), inputs(1024)
     blocks = native(x, kind, feedback, importance)
-    base = ctypes.CDLL(str(ggml.library_path()))
+    base = ctypes.CDLL(str(number_formats.library_path()))
     base.ggml_validate_row_data.restype = ctypes.c_bool
     base.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
     assert base.ggml_validate_row_data(int(kind), blocks.ctypes.data, blocks.nbytes)

@@ -12,8 +12,8 @@ import pytest
 from ayaedge_export.checkpoint.checkpoint import open_checkpoint
 from ayaedge_export.decoder.gguf_writer import write_decoder
 from ayaedge_export.plan import plan_export
-from ayaedge_quant.ggml import GgmlType, encode, library_path
 from ayaedge_quant.imatrix import ColumnSums, ImportanceMatrix, SquareSums, read_imatrix, write_imatrix
+from ayaedge_quant.number_formats import GgmlType, encode, library_path
 from ayaedge_quant.recipes import DecoderFormat
 from random_checkpoint import Shape, write_random_checkpoint
 from stock_quantizer import stock_quantize, tensors_of

@@ -18,8 +18,8 @@ import pytest
 from numpy.typing import NDArray
 
 from ayaedge_quant.blocks import CODES
-from ayaedge_quant.ggml import GgmlType, stock_encode
 from ayaedge_quant.gptq_sweep import sweep
+from ayaedge_quant.number_formats import GgmlType, stock_encode
 
 ROOT = Path(__file__).parents[2]
 ENCODED = (GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K)

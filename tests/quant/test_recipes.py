@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from ayaedge_quant.ggml import GgmlType
+from ayaedge_quant.number_formats import GgmlType
 from ayaedge_quant.recipes import Recipe, as_recipe, parse_type, tensor_type
 
 DOWN, VALUE, HEAD = "blk.0.ffn_down.weight", "blk.3.attn_v.weight", "token_embd.weight"

@@ -9,8 +9,8 @@ import pytest
 FIRST = {
     "llama.cpp": "from ayaedge import llama; llama.library()",
     "the devices": "from ayaedge.hardware import devices; devices.decoder_gpus()",
-    "the quantizer": "from ayaedge_quant.ggml import _library; _library()",
-    "the kernels": "from ayaedge_quant import ggml; ggml._kernel_agrees(ggml.GgmlType.Q4_K, weighted=True)",
+    "the quantizer": "from ayaedge_quant.number_formats import _library; _library()",
+    "the kernels": "from ayaedge_quant import number_formats as f; f._kernel_agrees(f.GgmlType.Q4_K, weighted=True)",
 }
 """What may be the first to load ggml."""
 
@@ -19,7 +19,7 @@ import ctypes, re
 from ayaedge import llama
 from ayaedge.hardware import devices
 from ayaedge_export.calibration.observed_decoder import _ggml as observed
-from ayaedge_quant.ggml import _library
+from ayaedge_quant.number_formats import _library
 
 def address(library, name):
     return ctypes.cast(getattr(library, name), ctypes.c_void_p).value

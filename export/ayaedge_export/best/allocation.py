@@ -14,8 +14,8 @@ from ayaedge_export.decoder.gguf_writer import PlannedTensor
 from ayaedge_export.effort import Budget
 from ayaedge_export.plan import ExportPlan
 from ayaedge_quant.allocation import Choice, allocate, loss_of
-from ayaedge_quant.ggml import GgmlType
 from ayaedge_quant.hessian import Hessian
+from ayaedge_quant.number_formats import GgmlType
 from ayaedge_quant.recipes import EMBEDDINGS, Recipe
 
 

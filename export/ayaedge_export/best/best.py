@@ -29,8 +29,8 @@ from ayaedge_export.resume.eta import Eta
 from ayaedge_export.resume.journal import Journal
 from ayaedge_export.resume.state_file import Arrays, StateFile, Values
 from ayaedge_quant import kernels
-from ayaedge_quant.ggml import GgmlType
 from ayaedge_quant.hessian import Hessian
+from ayaedge_quant.number_formats import GgmlType
 
 _SENSITIVITY, _MEASURED, _ROUNDED = "../survey.npz", "../surveyed.npz", "../rounded.npz"
 """Next to the bundle's files: the result, and how far two computations have come."""

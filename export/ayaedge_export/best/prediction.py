@@ -11,8 +11,8 @@ from ayaedge.hardware.machine import usable_threads
 from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.effort import MAX_TOKENS, PROBE_TOKENS, SENSITIVITY_TOKENS, Effort, FloatArray
 from ayaedge_export.matmul_threads import bounded_matmul
-from ayaedge_quant.ggml import GgmlType, encode
 from ayaedge_quant.matmul import multiply
+from ayaedge_quant.number_formats import GgmlType, encode
 
 _ALL_STREAMS = 23
 """Streams of probes: 7 linears in each third of the layers, the head, and the exact one."""

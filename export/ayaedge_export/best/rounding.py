@@ -19,10 +19,10 @@ from ayaedge_export.decoder.forward import EMBEDDINGS, PART, StoredLinears, add_
 from ayaedge_export.decoder.gguf_writer import PlannedTensor
 from ayaedge_export.effort import GptqOptions
 from ayaedge_export.resume.state_file import StateFile
-from ayaedge_quant.ggml import GgmlType, decode, encode
 from ayaedge_quant.gptq import GptqEncoder
 from ayaedge_quant.hessian import Hessian
 from ayaedge_quant.matmul import multiply
+from ayaedge_quant.number_formats import GgmlType, decode, encode
 
 FloatArray = NDArray[np.float32]
 Blocks = NDArray[np.uint8]

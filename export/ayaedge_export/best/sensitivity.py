@@ -21,11 +21,11 @@ from ayaedge_export.checkpoint.tensors import TensorSource, slabs
 from ayaedge_export.decoder.forward import EMBEDDINGS, StoredLinears, add_layer, final_norm
 from ayaedge_export.decoder.gguf_writer import gguf_name
 from ayaedge_export.resume.state_file import StateFile
-from ayaedge_quant.ggml import GgmlType, decode, encode
 from ayaedge_quant.gptq import GptqEncoder
 from ayaedge_quant.hessian import Hessian
 from ayaedge_quant.kl_divergence import RunningKlDivergence
 from ayaedge_quant.matmul import multiply
+from ayaedge_quant.number_formats import GgmlType, decode, encode
 
 FloatArray = NDArray[np.float32]
 OnStep = Callable[[int, int], None]

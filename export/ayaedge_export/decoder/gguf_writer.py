@@ -26,8 +26,8 @@ from ayaedge_export.checkpoint.config import TextConfig
 from ayaedge_export.checkpoint.tensors import TensorSource, slabs
 from ayaedge_export.checkpoint.tokenizer import PRE_TOKENIZER, Tokenizer
 from ayaedge_export.resume.journal import Journal, Piece
-from ayaedge_quant.ggml import GgmlType, encode
 from ayaedge_quant.imatrix import ImportanceMatrix
+from ayaedge_quant.number_formats import GgmlType, encode
 from ayaedge_quant.recipes import FILE_TYPE, DecoderFormat, Recipe, tensor_type
 
 if TYPE_CHECKING:

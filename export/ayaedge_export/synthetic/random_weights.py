@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ayaedge_export.checkpoint.tensors import TensorEntry
 from ayaedge_export.decoder.gguf_writer import PlannedTensor
-from ayaedge_quant.ggml import GgmlType, encode
+from ayaedge_quant.number_formats import GgmlType, encode
 
 POOL = 1 << 23
 DEGREES_OF_FREEDOM = 5

@@ -18,7 +18,7 @@ from ayaedge_export.checkpoint.checkpoint import open_checkpoint
 from ayaedge_export.effort import Budget, GptqOptions
 from ayaedge_export.evaluation.evaluate import evaluate_bundle
 from ayaedge_export.exporter import export_checkpoint
-from ayaedge_quant.ggml import GgmlType
+from ayaedge_quant.number_formats import GgmlType
 from ayaedge_quant.recipes import EMBEDDINGS, DecoderFormat, Recipe
 from random_checkpoint import Shape, write_random_checkpoint
 

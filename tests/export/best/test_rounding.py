@@ -22,8 +22,8 @@ from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.plan import plan_export
 from ayaedge_export.resume.staged_bundle import staging_place
 from ayaedge_export.resume.state_file import StateFile
-from ayaedge_quant.ggml import GgmlType, decode, encode
 from ayaedge_quant.hessian import Hessian
+from ayaedge_quant.number_formats import GgmlType, decode, encode
 from ayaedge_quant.recipes import Recipe
 from random_checkpoint import Shape, write_random_checkpoint
 

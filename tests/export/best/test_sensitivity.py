@@ -16,10 +16,10 @@ from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.decoder.forward import EMBEDDINGS, decoder_forward, head_logits
 from ayaedge_export.decoder.gguf_writer import gguf_name
 from ayaedge_export.resume.state_file import StateFile
-from ayaedge_quant.ggml import decode, encode
 from ayaedge_quant.gptq import GptqEncoder
 from ayaedge_quant.hessian import Hessian
 from ayaedge_quant.kl_divergence import kl_divergence
+from ayaedge_quant.number_formats import decode, encode
 from random_checkpoint import Shape, write_random_checkpoint
 
 FloatArray = NDArray[np.float32]

@@ -28,7 +28,7 @@ from ayaedge_export.synthetic.bundle import (
 )
 from ayaedge_export.synthetic.random_weights import RandomBlocks, RandomTensors, RandomWeights
 from ayaedge_export.synthetic.tokenizer import fill_vocabulary, read_demo
-from ayaedge_quant.ggml import GgmlType, encode
+from ayaedge_quant.number_formats import GgmlType, encode
 from ayaedge_quant.recipes import DecoderFormat
 
 PHOTO = Image.new("RGB", (640, 480), (40, 90, 160))

@@ -19,7 +19,7 @@ from ayaedge.decoder.gguf_file import STORAGE_TYPES, read_header
 from ayaedge.hardware.probes import Probe, probe
 from ayaedge_export.checkpoint.config import TextConfig
 from ayaedge_export.decoder.gguf_writer import ARCHITECTURES, plan_tensors
-from ayaedge_quant.ggml import GgmlType
+from ayaedge_quant.number_formats import GgmlType
 from gguf_mutations import ARRAY, STRING, Parts, base, changed_file, fitting, lay_out, outcomes
 
 MANIFEST = read_manifest(demo_bundle())
