@@ -132,6 +132,8 @@ class PreparedGraphs:
     def _check(self, entry: Path, facts: Any) -> None:
         """Raise ValueError, TypeError or KeyError if an entry's files are not those that were written."""
         files, found = facts["files"], facts["mark"]
+        if not isinstance(files, dict):
+            raise TypeError("its list of files is none")
         if not is_marked(self._secret or b"", found, _KIND, entry.name, _flat(files)):
             raise ValueError("it was not written by this user, under this name")
         for name in (GRAPH, DATA):

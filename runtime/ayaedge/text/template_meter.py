@@ -67,6 +67,8 @@ class Meter:
             return len(value) + 1
         if isinstance(value, int):
             return 1 + value.bit_length() // 8
+        if isinstance(value, range):
+            return _NODE + len(value)
         if isinstance(value, Mapping):
             inside: Iterable[object] = (part for item in value.items() for part in item)
         elif isinstance(value, (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)):

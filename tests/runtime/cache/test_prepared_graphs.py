@@ -169,6 +169,18 @@ def test_a_pipe_in_the_place_of_a_file_makes_nobody_wait(tmp_path: Path, name: s
     assert graphs.make("a", 10, write) == made
 
 
+@pytest.mark.parametrize(
+    "facts", ['{"files": [], "mark": "0"}', '{"files": {"a": 1}, "mark": 0}', "[]", '{"mark": "0"}']
+)
+def test_facts_of_another_form_are_of_no_graph(tmp_path: Path, facts: str) -> None:
+    graphs = PreparedGraphs(tmp_path / "vision")
+    made = graphs.make("a", 10, write)
+    assert made is not None
+    made.with_name("complete.json").write_text(facts)
+    assert graphs.find("a") is None
+    assert graphs.make("a", 10, write) == made
+
+
 def test_a_graph_is_on_the_disk_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A computer may lose its power at any time, and half a graph would have its whole size."""
     synced: list[tuple[int, bool]] = []

@@ -81,6 +81,8 @@ REFUSED = {
     "|slice": "{{ [1]|slice(10**9)|list }}",
     "|tojson": "{{ [1]|tojson(indent=10**9) }}",
     "|tojson of what is deep": GROWING.format("[1]", "[ns.x]") + "{{ ([ns.x] * 9999)|tojson(indent=999) }}",
+    "looking through a range": LOOP + "{{ 'a' in range(99999) }}{% endfor %}",
+    "|select in a range": LOOP + "{{ messages|select('in', range(99999))|list }}{% endfor %}",
     "|round": "{{ 5|round(-10**9) }}",
     "|round up": "{{ 5|round(10**9, 'ceil') }}",
     "|sum": "{{ ([[1] * 999] * 999)|sum(start=[]) }}",
