@@ -12,7 +12,7 @@ from types import BuiltinMethodType, MethodType
 from typing import Any
 
 from ayaedge.errors import PromptError
-from ayaedge.text.template_meter import CALL, PER_ITEM, Meter
+from ayaedge.text.template_meter import CALL, PER_ITEM, STEP, Meter
 
 
 def _names(text: str) -> frozenset[str]:
@@ -27,6 +27,8 @@ _ALL_TEXT = _names(
     "wordcount"
 )
 _SORTED = _names("dictsort groupby sort")
+_BY_ATTRIBUTE = _names("groupby join map max min rejectattr selectattr sort sum unique")
+"""Filters that may be given attributes with dots and commas, and then take a step for each part and item."""
 _OF_VALUES = _names("!= < <= == > >= eq equalto ge greaterthan gt in le lessthan lt ne lower upper")
 """Tests that look at all of a value; the others ask what kind it has."""
 _SORTING = 32
@@ -35,10 +37,12 @@ _FINEST = 400
 _WIDEST_INDENT = 1 << 10
 _LINEAR_METHODS = _names(
     "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit isidentifier islower "
-    "isnumeric isprintable isspace istitle isupper lower lstrip partition removeprefix removesuffix rfind rindex "
-    "rpartition rstrip startswith strip swapcase title upper copy"
+    "isnumeric isprintable isspace istitle isupper lower partition removeprefix removesuffix startswith swapcase title "
+    "upper copy"
 )
-_SPLITTING = frozenset(("split", "rsplit", "splitlines"))
+_FROM_THE_END = _names("lstrip rfind rindex rpartition rsplit rstrip strip trim")
+"""What compares up to all of its argument at each place: only searching forwards is linear in Python."""
+_SPLITTING = frozenset(("split", "splitlines"))
 _VIEWS = frozenset(("items", "keys", "values"))
 _PADDING = frozenset(("center", "ljust", "rjust", "zfill"))
 
@@ -49,6 +53,9 @@ def pay_filter(
     """Pay for a filter before it runs."""
     given = [*arguments, *named.values()]
     meter.spend(CALL)
+    if name in _BY_ATTRIBUTE:
+        parts = sum(one.count(".") + one.count(",") for one in given if isinstance(one, str))
+        meter.spend(PER_ITEM * _count(value) * parts)
     if name in _AT_ONCE:
         return
     if name in _EACH_ITEM:
@@ -76,8 +83,8 @@ def pay_test(
 
 def pay_call(meter: Meter, called: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
     """Pay for a call before it is made: of a method of a value, or of what a template has defined."""
-    meter.spend(CALL)
     given = [*arguments, *named.values()]
+    meter.spend(CALL + STEP * len(given))
     owner = called.__self__ if isinstance(called, (BuiltinMethodType, MethodType)) else None
     if called is dict or (isinstance(called, MethodType) and called.__name__ == "changed"):
         meter.spend(sum(map(meter.size, given)))
@@ -89,6 +96,8 @@ def _filter_cost(meter: Meter, name: str, value: object, given: list[Any]) -> in
     size = meter.size(value)
     if name == "replace":
         return _replaced(size, given)
+    if name in _FROM_THE_END:
+        return size * (1 + _amounts(meter, given))
     if name in _ALL_TEXT:
         return size if name not in ("urlencode", "unique") else PER_ITEM * size
     if name in _SORTED:
@@ -114,6 +123,8 @@ def _method_cost(meter: Meter, name: str, owner: object, given: list[Any]) -> in
     if name in _SPLITTING:
         return PER_ITEM * meter.size(owner)
     amounts = _amounts(meter, given)
+    if name in _FROM_THE_END:
+        return meter.size(owner) * ((PER_ITEM if name == "rsplit" else 1) + _amounts(meter, given[:1]))
     if name in _PADDING:
         return meter.size(owner) + amounts
     if name == "join" and given:

@@ -24,7 +24,7 @@ _NODE = 16
 """Size of an object without its contents."""
 _SECONDS_PER_UNIT = 2e-7
 """The last net: a hundred times what a step takes. Seconds of this thread, which a busy machine does not lengthen."""
-_LOOK = 1 << 17
+_LOOK = 1 << 13
 """Units between two looks at the clock."""
 _LARGEST_BITS = 1 << 13
 """Of a whole number; there is no use for more in a template."""
@@ -68,7 +68,7 @@ class Meter:
         if isinstance(value, int):
             return 1 + value.bit_length() // 8
         if isinstance(value, range):
-            return _NODE + len(value)
+            return _NODE + 4 * len(value)
         if isinstance(value, Mapping):
             inside: Iterable[object] = (part for item in value.items() for part in item)
         elif isinstance(value, (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)):

@@ -15,7 +15,12 @@ from typing import Any, cast
 from jinja2 import TemplateError, nodes, pass_context
 from jinja2.ext import Extension, loopcontrols
 from jinja2.runtime import Context, LoopContext
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEscapeFormatter, SandboxedFormatter
+from jinja2.sandbox import (
+    ImmutableSandboxedEnvironment,
+    SandboxedEscapeFormatter,
+    SandboxedFormatter,
+    safe_range,
+)
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
@@ -25,6 +30,7 @@ from ayaedge.text.template_costs import pay_call, pay_filter, pay_test
 from ayaedge.text.template_meter import CALL, STEP, Meter
 
 _LONGEST_DATE = 1000
+_FARTHEST = 1 << 53
 _STEP, _READ, _SAME, _WRITE, _MADE, _WRITTEN = ":step", ":read", ":same", ":write", ":made", ":written"
 """Filters that only the pass over a template's tree can name."""
 
@@ -61,12 +67,14 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         ):
             self.filters[name] = pass_context(functools.partial(work, self))
         self.globals["namespace"] = _Variables
+        self.globals["range"] = _small_range
         del self.globals["lipsum"]  # for trying out pages; writes as much as it is asked to
         self.globals["raise_exception"] = _refuse
         self.globals["strftime_now"] = _now
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """Call what is safe to call, and was paid for."""
+        args, kwargs = __self._all_given(args, kwargs)
         pay_call(__self.meter, __obj, args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
 
@@ -104,14 +112,26 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         return super()._generate(_Hooks().visit(source), *args, **kwargs)
 
+    def _whole(self, value: Any) -> Any:
+        """A value that says how much it holds: of an iterator a list."""
+        if hasattr(value, "__next__") and not isinstance(value, LoopContext):
+            return self.meter.all_of(value)
+        return value
+
+    def _all_given(
+        self, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return tuple(map(self._whole, arguments)), {name: self._whole(one) for name, one in named.items()}
+
     def _paid(self, pay: Callable[..., None], name: str, work: Any) -> Callable[..., Any]:
         """A filter or test that is paid for before it runs."""
         kind = getattr(getattr(work, "jinja_pass_arg", None), "name", "")
 
         @pass_context  # and so never worked out while a template is compiled
         def paid(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
-            if hasattr(value, "__next__") and name != "first" and not isinstance(value, LoopContext):
-                value = self.meter.all_of(value)
+            if name != "first":
+                value = self._whole(value)
+            args, kwargs = self._all_given(args, kwargs)
             pay(self.meter, name, value, args, kwargs)
             first = {"context": context, "eval_context": context.eval_ctx, "environment": self}
             return work(*([first[kind]] if kind else ()), value, *args, **kwargs)
@@ -248,6 +268,13 @@ class _MeteredFormatter(SandboxedFormatter):
 
 class _MeteredEscapeFormatter(_MeteredFormatter, SandboxedEscapeFormatter):
     pass
+
+
+def _small_range(*bounds: Any) -> range:
+    """A range of numbers that all have hashes of their own."""
+    if any(isinstance(one, int) and abs(one) > _FARTHEST for one in bounds):
+        raise PromptError(f"it counts beyond {_FARTHEST:,}")
+    return safe_range(*bounds)
 
 
 def _refuse(message: str) -> None:

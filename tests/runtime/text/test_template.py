@@ -31,6 +31,7 @@ MESSAGES = [
 NAMED = {"bos_token": "<BOS>", "eos_token": "<EOS>", "pad_token": "<PAD>"}
 LONG = "{% set x = 'a' * 1000000 %}"
 LOOP, KEPT = "{% for i in range(9999) %}", "{% set ns = namespace(x=[]) %}"
+MANY_WORDS = "{% set w = ('a,' * 9999).split(',')|select %}"
 GROWING = "{{% set ns = namespace(x={}) %}}{{% for i in range(60) %}}{{% set ns.x = {} %}}{{% endfor %}}"
 LISTS, TUPLES = GROWING.format("[1]", "[ns.x, ns.x]"), GROWING.format("(1,)", "(ns.x, ns.x)")
 REFUSED = {
@@ -89,6 +90,23 @@ REFUSED = {
     "|urlize": "{{ ('http://a.b ' * 9999)|urlize }}",
     "|striptags": "{{ ('<' * 99999)|striptags }}",
     "|format": "{{ '%1000000000s'|format('x') }}",
+    "|join of an iterator": MANY_WORDS + "{{ ('a' * 100000).join(w) }}",
+    "|join of an iterator that is safe": MANY_WORDS + "{{ ('a' * 100000)|safe|join(w) ~ ('a' * 100000).join(w) }}",
+    "|map of a long path": "{{ range(4000)|map(attribute='real.' * 20000 ~ 'real')|list }}",
+    "|map of a long path in a text": "{{ ('a' * 4000)|map(attribute='0.' * 20000 ~ '0')|list }}",
+    "|sort by a long path": "{{ range(4000)|sort(attribute='real.' * 20000 ~ 'real') }}",
+    "|selectattr of a long path": "{{ range(4000)|selectattr('real.' * 20000 ~ 'real')|list }}",
+    "|groupby a long path": "{{ range(4000)|groupby('real.' * 20000 ~ 'real') }}",
+    "rfind": "{{ ('a' * 500000).rfind('ab' ~ 'a' * 200000) }}",
+    "rsplit": "{{ ('a' * 60000).rsplit('ab' ~ 'a' * 30000) }}",
+    "strip": "{{ ('a' * 99999).strip('b' * 99999 ~ 'a') }}",
+    "|trim": "{{ ('a' * 99999)|trim('b' * 99999 ~ 'a') }}",
+    "ranges searched": LOOP + "{% if 1.5 in range(99999) %}{% endif %}{% endfor %}",
+    "ranges joined": LOOP + "{% if range(99999)|join %}{% endif %}{% endfor %}",
+    "ranges sorted": LOOP + "{% if range(99999)|sort %}{% endif %}{% endfor %}",
+    "ranges counted": LOOP + "{{ range(99999).count(1.5) }}{% endfor %}",
+    "ranges as arguments": LOOP + "{{ cycler(*range(99999)) }}{% endfor %}",
+    "keys of one hash": "{% set p = 2**61 - 1 %}{{ dict(range(0, 60000 * p, p)|batch(2)) }}",
     "dates": "{{ strftime_now('%c' * 9999) }}",
     "lipsum": "{{ lipsum(10**9) }}",
     "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
@@ -122,7 +140,9 @@ def seconds_of(work: Callable[[], object]) -> float:
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_template_that_would_never_end_is_refused_at_once(case: str) -> None:
     def refused() -> None:
-        with pytest.raises(PromptError, match=r"^the chat template .*(work|text|than|nested|undefined)"):
+        with pytest.raises(
+            PromptError, match=r"^the chat template .*(work|text|than|nested|undefined|beyond)"
+        ):
             render(REFUSED[case])
 
     assert seconds_of(refused) < CPU_SECONDS
