@@ -39,7 +39,7 @@ FLOORS = {
         {"isolation"},
         {"conversation"},
         {"model"},
-        {"bench"},
+        {"bench", "server"},
         {"cli"},
         {"__main__"},
     ),

@@ -17,7 +17,7 @@ from ayaedge.cache.verified import open_verified
 from ayaedge.checks import check_options, function, instance, one_of, path_of, whole_number
 from ayaedge.conversation import Conversation, Images, open_conversation
 from ayaedge.decoder.options import DecoderOptions
-from ayaedge.engine.dialogue import Dialogue
+from ayaedge.engine.dialogue import Dialogue, chat_dialogue
 from ayaedge.engine.interface import AnyEngine, OnProgress
 from ayaedge.engine.loading import EngineOptions, open_engine
 from ayaedge.engine.service import Service
@@ -31,7 +31,6 @@ from ayaedge.images.load import take_image
 from ayaedge.images.tile_budget import TileChoice
 from ayaedge.images.tiling import TilePolicy
 from ayaedge.options import AnswerKeywords, AnswerOptions, answer_options
-from ayaedge.text.prompt import Message
 from ayaedge.text.text_stream import Piece
 from ayaedge.vision.session import VisionOptions
 
@@ -259,7 +258,7 @@ class AyaVision:
         is being written. Raises PromptError and ImageError.
         """
         choice = TileChoice(tiles, max_tiles, budget)
-        return self._engine.count_tokens(_dialogue(messages, local_files), choice, self.measure)
+        return self._engine.count_tokens(chat_dialogue(messages, local_files), choice, self.measure)
 
     @overload
     def create_chat_completion(
@@ -306,12 +305,30 @@ class AyaVision:
 
         asked = parse_options({**options, "stream": stream})
         answer = AnswerStream(
-            self._complete(_dialogue(messages, local_files), answer_options(**asked.options))
+            self._complete(
+                chat_dialogue(messages, local_files), answer_options(**asked.options), _no_progress
+            )
         )
         name = asked.model or self.bundle.name
         if not asked.stream:
             return completion(answer.result(), model=name)
-        return _chunks(answer, ChunkMaker(model=name, include_usage=asked.include_usage))
+        return ChunkMaker(model=name, include_usage=asked.include_usage).all_of(answer)
+
+    def astream_messages(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        on_progress: OnProgress | None = None,
+        local_files: Path | Sequence[Path] = (),
+        **options: Unpack[AnswerKeywords],
+    ) -> AsyncAnswerStream:
+        """What `create_chat_completion` answers to these messages, in pieces of text, for asyncio.
+
+        `messages` and `local_files` are those of `create_chat_completion`, options and errors those of `stream`.
+        """
+        check_options(function("on_progress", on_progress))
+        dialogue, settled = chat_dialogue(messages, local_files), answer_options(**options)
+        return AsyncAnswerStream(self._complete(dialogue, settled, on_progress or _no_progress))
 
     def measure(self) -> Speeds:
         """How fast this machine is with this bundle: what was remembered, or else measured now, in seconds.
@@ -332,12 +349,14 @@ class AyaVision:
         """A conversation of a single question."""
         return Conversation(self._service, system, goes_on=False)
 
-    def _complete(self, dialogue: Dialogue, options: AnswerOptions) -> AnswerRequest:
-        return self._service.request(partial(_answer, dialogue, options))
+    def _complete(self, dialogue: Dialogue, options: AnswerOptions, report: OnProgress) -> AnswerRequest:
+        return self._service.request(partial(_answer, dialogue, options, report))
 
 
-def _answer(dialogue: Dialogue, options: AnswerOptions, engine: AnyEngine, request: AnswerRequest) -> Answer:
-    return engine.answer(request, dialogue, options, _no_progress)
+def _answer(
+    dialogue: Dialogue, options: AnswerOptions, report: OnProgress, engine: AnyEngine, request: AnswerRequest
+) -> Answer:
+    return engine.answer(request, dialogue, options, report)
 
 
 def _encode(
@@ -358,25 +377,6 @@ def _with_context(decoder: DecoderOptions, context: int | None) -> DecoderOption
             f"context is {context} and decoder.context_size {decoder.context_size}: give one"
         )
     return replace(decoder, context_size=context)
-
-
-def _dialogue(messages: Sequence[Mapping[str, Any]], local_files: Path | Sequence[Path]) -> Dialogue:
-    from ayaedge.openai.messages import parse_messages
-
-    parsed = parse_messages(messages, trusted=True, local_files=local_files)
-    images = [take_image(image) for message in parsed for image in message.images]
-    texts = tuple(Message(message.role, message.text, len(message.images)) for message in parsed)
-    goes_on = any(message.role == "assistant" for message in parsed)
-    return Dialogue(texts, tuple(images), goes_on)
-
-
-def _chunks(answer: AnswerStream, maker: Any) -> Iterator[dict[str, Any]]:
-    """The chunks of an answer; ending them early cancels it."""
-    with answer:
-        yield maker.opening()
-        for piece in answer:
-            yield maker.of(piece)
-        yield from maker.closing(answer.answer)
 
 
 def _no_progress(step: str, done: int, of: int) -> None: ...

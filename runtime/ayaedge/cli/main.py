@@ -53,6 +53,7 @@ from ayaedge.cli.options import (
     takes_flags,
 )
 from ayaedge.cli.plan import plan, tune
+from ayaedge.cli.serve import serve
 from ayaedge.errors import printable
 
 
@@ -194,7 +195,17 @@ def info(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
         write_line(f"{name:<13} {value}")
 
 
-for _command in (chat, plan, tune, doctor, bench, exporting.export, exporting.verify, exporting.calibrate):
+for _command in (
+    chat,
+    serve,
+    plan,
+    tune,
+    doctor,
+    bench,
+    exporting.export,
+    exporting.verify,
+    exporting.calibrate,
+):
     app.command()(_command)
 app.command("eval")(exporting.evaluate)
 app.add_typer(cache_app, name="cache")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 from ayaedge.cancellation import Cancellation
 from ayaedge.errors import ContextLengthError
 from ayaedge.images.encoded_image import AnyImage, EncodedImage
+from ayaedge.images.load import take_image
 from ayaedge.options import AnswerOptions
 from ayaedge.planning.costs import ANSWER_ROOM
 from ayaedge.text.prompt import Message, Prompt, PromptBuilder
@@ -50,6 +53,17 @@ class Dialogue:
         """Its prompt, if its images are in tiles; without `generate` it ends behind the last message."""
         tiles = [image.cost.tiles for image in self.read_images]
         return builder.build(self.messages, tiles, generate=generate)
+
+
+def chat_dialogue(messages: Sequence[Mapping[str, Any]], local_files: Path | Sequence[Path]) -> Dialogue:
+    """The dialogue that OpenAI's messages are, their images taken; PromptError for what is not understood."""
+    from ayaedge.openai.messages import parse_messages  # for callers of this process who speak OpenAI's alone
+
+    parsed = parse_messages(messages, trusted=True, local_files=local_files)
+    images = [take_image(image) for message in parsed for image in message.images]
+    texts = tuple(Message(message.role, message.text, len(message.images)) for message in parsed)
+    goes_on = any(message.role == "assistant" for message in parsed)
+    return Dialogue(texts, tuple(images), goes_on)
 
 
 @dataclass(frozen=True)

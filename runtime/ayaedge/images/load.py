@@ -114,13 +114,16 @@ def load_rgb(image: ImageInput) -> Image.Image:
         return upright(rgb, orientation_of(opened) if orientation is None else orientation)
 
 
-def image_size(image: ImageInput) -> tuple[int, int]:
-    """Width and height of what `load_image` gives, without decoding it if its head says them; errors as there."""
+def image_size(image: ImageInput, *, most_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of what `load_image` gives, without decoding it if its head says them; errors as there.
+
+    An image of more than `most_pixels` is refused before any is decoded.
+    """
     if isinstance(image, (np.ndarray, Image.Image)):
         return load_rgb(image).size
     data, what = _file_of(image)
     with _faults(what):
-        opened, orientation = _open(data, what)
+        opened, orientation = _open(data, what, most_pixels)
         if opened.format not in _SIZED or (
             opened.format == "PNG" and any(mark in data for mark in _MAY_TURN)
         ):
@@ -129,13 +132,13 @@ def image_size(image: ImageInput) -> tuple[int, int]:
         return (opened.height, opened.width) if turned else (opened.width, opened.height)
 
 
-def _open(data: bytes, what: str) -> tuple[Image.Image, int | None]:
+def _open(data: bytes, what: str, most_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int | None]:
     """An image that is not decoded yet and may be, and its orientation if the file's head says it."""
     if not data:
         raise ImageError(f"{what} is empty")
     check_parts(data, what)
     opened, orientation = open_image(data, what)
-    _check_size(opened, what)
+    _check_size(opened, what, most_pixels)
     check_work(data, opened, what)
     return opened, orientation
 
@@ -358,13 +361,13 @@ def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.broadcast_to(array, (*shape[:2], 3)))
 
 
-def _check_size(image: Image.Image, what: str) -> None:
+def _check_size(image: Image.Image, what: str, most: int = MAX_PIXELS) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(f"{what} has no pixels ({width} x {height})")
-    if width * height > MAX_PIXELS:
+    if width * height > most:
         raise ImageError(
-            f"{what} has {width} x {height} pixels, more than the {MAX_PIXELS} that are decoded: make it smaller"
+            f"{what} has {width} x {height} pixels, more than the {most} that are decoded: make it smaller"
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ayaedge.answers import Answer
+    from ayaedge.engine.streams import AnswerStream
     from ayaedge.text.text_stream import Piece, TokenLogprob
 
 
@@ -44,6 +45,14 @@ class ChunkMaker:
     def __init__(self, *, model: str, include_usage: bool = False):
         self._head = _head("chat.completion.chunk", model)
         self._include_usage = include_usage
+
+    def all_of(self, answer: AnswerStream) -> Iterator[dict[str, Any]]:
+        """All chunks of an answer as they come; ending them early cancels it."""
+        with answer:
+            yield self.opening()
+            for piece in answer:
+                yield self.of(piece)
+            yield from self.closing(answer.answer)
 
     def opening(self) -> dict[str, Any]:
         """The first chunk, which says whose turn it is."""

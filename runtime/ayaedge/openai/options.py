@@ -107,17 +107,18 @@ _KNOWN = frozenset({*_PASSED_ON, *_TRANSLATED, *_NEUTRAL, *_BOOKKEEPING})
 _STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
 
 
-def parse_options(arguments: Mapping[str, object]) -> CompletionOptions:
+def parse_options(arguments: Mapping[str, object], *, strict: bool = True) -> CompletionOptions:
     """Everything of a request but its `messages`, which may be among the arguments and are passed over.
 
     The names are OpenAI's, and those of `AyaVision.ask` that OpenAI does not have. None stands for the default of
     `AyaVision.ask`: a temperature of 0, for one. Fields that only keep books are ignored. InvalidOptionError for what
-    is unknown, of the wrong type, or cannot be had here; ranges are checked by `AyaVision.ask`.
+    is unknown, of the wrong type, or cannot be had here; ranges are checked by `AyaVision.ask`. Unless `strict`, what
+    is unknown is ignored, as OpenAI's own service does.
     """
     if not isinstance(arguments, Mapping):
         raise InvalidOptionError(f"a request is a dictionary of options, not {brief(arguments)}")
     for name in arguments:
-        if name not in _KNOWN:
+        if strict and name not in _KNOWN:
             raise InvalidOptionError(f"there is no option {brief(name)}{nearest(name, _KNOWN)}")
     given = {name: value for name, value in arguments.items() if value is not None}
     _refuse_what_we_lack(given)
@@ -132,7 +133,7 @@ def parse_options(arguments: Mapping[str, object]) -> CompletionOptions:
     return CompletionOptions(
         options,
         stream=require_flag("stream", given.get("stream", False)),
-        include_usage=_include_usage(given.get("stream_options", {})),
+        include_usage=_include_usage(given.get("stream_options", {}), strict),
         model=require_string("model", given["model"]) if "model" in given else None,
     )
 
@@ -167,11 +168,11 @@ def _top_logprobs(given: Mapping[str, object]) -> int | None:
     return require_whole("top_logprobs", given["top_logprobs"])
 
 
-def _include_usage(options: object) -> bool:
+def _include_usage(options: object, strict: bool) -> bool:
     if not isinstance(options, Mapping):
         raise InvalidOptionError(f"stream_options must be a dictionary, not {brief(options)}")
     for name in options:
-        if name not in _STREAM_OPTIONS:
+        if strict and name not in _STREAM_OPTIONS:
             raise InvalidOptionError(
                 f"stream_options has no option {brief(name)}{nearest(name, _STREAM_OPTIONS)}"
             )

@@ -1,0 +1,108 @@
+"""OpenAI's chat completions. https://platform.openai.com/docs/api-reference/chat"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ayaedge.answers import Answer
+from ayaedge.openai.completions import ChunkMaker, completion
+from ayaedge.openai.messages import parse_messages
+from ayaedge.openai.options import parse_options
+from ayaedge.server.asked import Asked
+from ayaedge.server.events import SSE, comment, event
+from ayaedge.server.refusals import RequestRefusedError, place_of
+from ayaedge.text.text_stream import Piece
+
+_MESSAGE = ("role", "content", "tool_calls", "function_call")
+"""Fields of a message that say something; what others say is passed over."""
+
+
+class ChatCompletions:
+    """`POST /v1/chat/completions`: a surface."""
+
+    def asked(self, body: Mapping[str, Any], local_files: Sequence[Path]) -> Asked:
+        """See `Surface`."""
+        given = parse_options(body, strict=False)
+        messages = parse_messages(_known(body.get("messages")), trusted=False, local_files=local_files)
+        return Asked(
+            tuple(messages), given.options, stream=given.stream, include_usage=given.include_usage, model=given.model
+        )  # fmt: skip
+
+    def writer(self, asked: Asked, model: str) -> ChatCompletionWriter:
+        """See `Surface`."""
+        return ChatCompletionWriter(model, asked.include_usage)
+
+    def fault(self, refusal: RequestRefusedError, body: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Surface`."""
+        return openai_fault(refusal, body)
+
+
+class ChatCompletionWriter:
+    """Writes `chat.completion` and `chat.completion.chunk`s: a `Writer`."""
+
+    media_type = SSE
+
+    def __init__(self, model: str, include_usage: bool):
+        self._model, self._chunks = model, ChunkMaker(model=model, include_usage=include_usage)
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        """See `Writer`."""
+        return completion(answer, model=self._model)
+
+    def opening(self) -> bytes:
+        """See `Writer`."""
+        return event(self._chunks.opening())
+
+    def of(self, piece: Piece) -> bytes:
+        """See `Writer`."""
+        return event(self._chunks.of(piece))
+
+    def closing(self, answer: Answer) -> bytes:
+        """See `Writer`."""
+        return b"".join(map(event, self._chunks.closing(answer))) + b"data: [DONE]\n\n"
+
+    def alive(self, progress: tuple[str, int, int] | None) -> bytes:
+        """See `Writer`."""
+        return comment(progress)
+
+    def failing(self, refusal: RequestRefusedError) -> bytes:
+        """See `Writer`."""
+        return event(openai_fault(refusal, {}))
+
+
+def openai_fault(refusal: RequestRefusedError, body: Mapping[str, Any]) -> dict[str, Any]:
+    """An error as OpenAI's clients read it."""
+    param = place_of(str(refusal), body)
+    return {
+        "error": {"message": str(refusal), "type": refusal.kind, "param": param, "code": refusal.code},
+    }  # fmt: skip
+
+
+def _known(messages: object) -> object:
+    """Messages without fields that are not known, as OpenAI's own service reads them."""
+    if not isinstance(messages, list):
+        return messages
+    return [_only(message, _MESSAGE, content=_parts) for message in messages]
+
+
+def _parts(content: object) -> object:
+    if not isinstance(content, list):
+        return content
+    return [
+        _only(part, ("type", str(part.get("type"))), image_url=lambda url: _only(url, ("url", "detail")))
+        if isinstance(part, dict)
+        else part
+        for part in content
+    ]
+
+
+def _only(value: object, names: Collection[str], **inner: Any) -> object:
+    if not isinstance(value, dict):
+        return value
+    return {name: inner.get(name, _same)(one) for name, one in value.items() if name in names}
+
+
+def _same(value: object) -> object:
+    return value
