@@ -23,7 +23,7 @@ from ayaedge.checks import build
 from ayaedge.errors import BundleError, list_faults
 from ayaedge.manifest import DECODER, FORMAT_VERSION, LONGEST_NAME, VISION, Manifest, check_values
 from ayaedge.untrusted.json_text import read_json
-from ayaedge.untrusted.regular_file import Stamp, open_regular, stamp_of
+from ayaedge.untrusted.regular_file import open_regular, stamp_of
 
 MANIFEST = "manifest.json"
 FILES = (VISION, f"{VISION}.data", DECODER)
@@ -39,7 +39,7 @@ class Bundle:
 
     directory: Path
     manifest: Manifest
-    stamps: Mapping[str, Stamp] | None = field(default=None, repr=False, compare=False)
+    stamps: Mapping[str, object] | None = field(default=None, repr=False, compare=False)
     """Of the files as they were when each was found to have the manifest's SHA-256 (`cache.verified`); None before."""
 
     @property

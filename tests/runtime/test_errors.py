@@ -116,11 +116,18 @@ def fail(kind: type[BaseException]) -> None:
     raise MADE[kind]()
 
 
-@pytest.mark.parametrize("kind", MADE)
-def test_a_pool_of_processes_hands_an_error_over(kind: type[BaseException]) -> None:
-    expected = MADE[kind]()
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        error = pool.submit(fail, kind).exception()
+        yield pool
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_a_pool_of_processes_hands_an_error_over(
+    pool: ProcessPoolExecutor, kind: type[BaseException]
+) -> None:
+    expected = MADE[kind]()
+    error = pool.submit(fail, kind).exception(timeout=60)
     assert type(error) is kind
     assert str(error) == str(expected)
     assert {name: getattr(error, name) for name in vars(expected)} == vars(expected)

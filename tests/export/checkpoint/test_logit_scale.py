@@ -237,7 +237,8 @@ def test_a_manifest_that_says_another_scale_than_the_file_is_caught(
     checkpoint: Path, rescaled_bundle: Bundle, text: Path, tmp_path: Path
 ) -> None:
     copy = stating(rescaled_bundle, tmp_path / "copy", SCALE)
-    assert evaluate_bundle(copy, checkpoint, text=text, images=False).overall.mean_kl > 1e-2
+    with pytest.raises(BundleError, match=r"does not belong to this bundle: its logit scale is 0\.5"):
+        evaluate_bundle(copy, checkpoint, text=text, images=False)
 
 
 def test_bundles_of_different_scales_are_not_compared(

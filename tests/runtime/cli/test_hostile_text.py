@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -101,7 +102,7 @@ COMMANDS: dict[str, list[object]] = {
     "a text for calibration": ["calibrate", "{bundle}", "-o", "x", "--text", HOSTILE],
     "an evaluation": ["eval", "{bundle}", "--against", HOSTILE],
     "a verification": ["verify", "{damaged}"],
-    "a benchmark": ["bench", "-m", HOSTILE],
+    "a benchmark": ["bench", "-m", f"{HOSTILE}.gone"],
     "a tuning": ["tune", "-m", HOSTILE],
     "the cache": ["cache", "ls"],
     "the cache as JSON": ["cache", "ls", "--json"],
@@ -140,7 +141,8 @@ def test_no_command_passes_on_what_steers_a_terminal(
     assert "Traceback" not in said
     found = json.loads(written) if "JSON" in name else None
     if found is None:
-        assert SHOWN[:12] in written + said or name in ("an emptied cache", "a number"), said
+        whole = re.sub(r"[\s│]+", "", written + said)  # a cell of a table may be broken anywhere
+        assert SHOWN[:12] in whole or name in ("an emptied cache", "a number"), said
     elif "source" in found:
         assert found["source"]["name"] == HOSTILE
 
