@@ -17,6 +17,7 @@ from ayaedge.cache.prepared_graphs import PreparedGraphs
 from ayaedge.cache.stores import DiskStates
 from ayaedge.cache.verified import HASH_NAME, HASHES
 from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, write_json
+from ayaedge.errors import printable
 from ayaedge.files import forget_abandoned, matching, not_own
 from ayaedge.planning.profile import MACHINE
 
@@ -51,7 +52,7 @@ def list_states(as_json: JsonFlag = False) -> None:
         total += _size(graph)
         table.add_row("vision graph", graph.name[:16], _when(used), size_text(_size(graph)))
     table.add_section()
-    table.add_row(str(store.directory), "", "", size_text(total))
+    table.add_row(printable(str(store.directory)), "", "", size_text(total))
     print_table(table)
 
 

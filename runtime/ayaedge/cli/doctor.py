@@ -16,6 +16,7 @@ from rich.table import Table
 from ayaedge import __version__, llama, ort
 from ayaedge.cache.options import NAME_ANOTHER, cache_directory
 from ayaedge.cli.console import JsonFlag, print_table, size_text, stderr, write_json, write_line
+from ayaedge.errors import printable
 from ayaedge.files import matching
 from ayaedge.hardware import machine
 from ayaedge.hardware.devices import (
@@ -145,7 +146,7 @@ def report(facts: Facts) -> Table:
     table = Table(show_header=False)
     for section in (_machine_rows, _device_rows, _software_rows):
         for name, value in section(facts):
-            table.add_row(name, value)
+            table.add_row(printable(name), printable(value))
         table.add_section()
     return table
 
