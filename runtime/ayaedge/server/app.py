@@ -13,14 +13,18 @@ from starlette.routing import Route
 from ayaedge import __version__
 from ayaedge.server.asked import Surface
 from ayaedge.server.chat_completions import ChatCompletions, openai_fault
-from ayaedge.server.endpoint import Endpoint, Service
+from ayaedge.server.endpoint import CountEndpoint, Endpoint, Service
 from ayaedge.server.guard import HostGuard, KeyGuard
+from ayaedge.server.messages import Messages
 from ayaedge.server.metrics import CONTENT_TYPE
 from ayaedge.server.openapi import document
 from ayaedge.server.options import ServerOptions
 from ayaedge.server.refusals import RequestRefusedError
 
-SURFACES: dict[str, type[Surface]] = {"/v1/chat/completions": ChatCompletions}
+SURFACES: dict[str, type[Surface]] = {
+    "/v1/chat/completions": ChatCompletions,
+    "/v1/messages": Messages,
+}
 """What answers questions, by its path."""
 _LOADING = 503
 
@@ -63,6 +67,7 @@ def make_app(service: Service, options: ServerOptions) -> Starlette:
     desktop = Desktop(service)
     routes = [Route(path, Endpoint(kind(), service), methods=["POST"]) for path, kind in SURFACES.items()]
     routes += [
+        Route("/v1/messages/count_tokens", CountEndpoint(Messages(), service), methods=["POST"]),
         Route("/health", desktop.health),
         Route("/v1/models", desktop.models),
         Route("/v1/models/{name:path}", desktop.models),

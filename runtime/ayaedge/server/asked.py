@@ -10,10 +10,20 @@ from typing import Any, Protocol
 from ayaedge.answers import Answer
 from ayaedge.errors import InvalidOptionError
 from ayaedge.images.load import image_size, read_file
-from ayaedge.openai.messages import ChatMessage
+from ayaedge.openai.messages import ChatMessage, parse_messages
+from ayaedge.openai.options import parse_options
 from ayaedge.server.options import Limits
 from ayaedge.server.refusals import RequestRefusedError
 from ayaedge.text.text_stream import Piece
+
+
+def understood(messages: object, options: Mapping[str, Any], local_files: Sequence[Path]) -> Asked:
+    """The request that OpenAI's messages and options are; those that nobody knows are ignored."""
+    given = parse_options(options, strict=False)
+    parsed = parse_messages(messages, trusted=False, local_files=local_files)
+    return Asked(
+        tuple(parsed), given.options, stream=given.stream, include_usage=given.include_usage, model=given.model
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,10 @@ class Asked:
     """Whether a stream of OpenAI's form ends with the usage."""
     model: str | None = None
     """What the client called the model."""
+
+    def after(self, messages: Sequence[ChatMessage]) -> Asked:
+        """The same with other messages before its own."""
+        return replace(self, messages=(*messages, *self.messages))
 
     def dictionaries(self) -> list[dict[str, Any]]:
         """The messages as `AyaVision.astream_messages` takes them."""
@@ -106,14 +120,14 @@ class Writer(Protocol):
 class Surface(Protocol):
     """A form of requests and answers that clients speak."""
 
-    def asked(self, body: Mapping[str, Any], local_files: Sequence[Path]) -> Asked:
+    def asked(self, body: Mapping[str, Any], local_files: Sequence[Path], /) -> Asked:
         """The request that a body of JSON is; PromptError or InvalidOptionError for what is not understood."""
         ...
 
-    def writer(self, asked: Asked, model: str) -> Writer:
+    def writer(self, asked: Asked, model: str, /) -> Writer:
         """What writes its answer, by a model of this name."""
         ...
 
-    def fault(self, refusal: RequestRefusedError, body: Mapping[str, Any]) -> dict[str, Any]:
+    def fault(self, refusal: RequestRefusedError, body: Mapping[str, Any], /) -> dict[str, Any]:
         """An error as this surface's clients read it."""
         ...

@@ -8,9 +8,7 @@ from typing import Any
 
 from ayaedge.answers import Answer
 from ayaedge.openai.completions import ChunkMaker, completion
-from ayaedge.openai.messages import parse_messages
-from ayaedge.openai.options import parse_options
-from ayaedge.server.asked import Asked
+from ayaedge.server.asked import Asked, understood
 from ayaedge.server.events import SSE, comment, event
 from ayaedge.server.refusals import RequestRefusedError, place_of
 from ayaedge.text.text_stream import Piece
@@ -24,11 +22,7 @@ class ChatCompletions:
 
     def asked(self, body: Mapping[str, Any], local_files: Sequence[Path]) -> Asked:
         """See `Surface`."""
-        given = parse_options(body, strict=False)
-        messages = parse_messages(_known(body.get("messages")), trusted=False, local_files=local_files)
-        return Asked(
-            tuple(messages), given.options, stream=given.stream, include_usage=given.include_usage, model=given.model
-        )  # fmt: skip
+        return understood(_known(body.get("messages")), body, local_files)
 
     def writer(self, asked: Asked, model: str) -> ChatCompletionWriter:
         """See `Surface`."""

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from ayaedge.engine.streams import AsyncAnswerStream
+from ayaedge.images.tile_budget import TileKeywords
 from ayaedge.server.asked import Asked, Surface, Writer
 from ayaedge.server.bodies import ClientGoneError, object_of, read_body, until_gone
 from ayaedge.server.desk import Desk, Ticket
@@ -136,6 +137,16 @@ class Endpoint:
             self._service.metrics.answered(pieces.answer)
         finally:
             pieces.cancel()
+
+
+class CountEndpoint(Endpoint):
+    """An ASGI application that says how many tokens a request of a surface has, without answering it."""
+
+    async def _answer(self, asked: Asked, _writer: Writer, response: Response) -> None:
+        model = await self._service.holder.model()
+        tiles = {name: asked.options[name] for name in TileKeywords.__annotations__ if name in asked.options}
+        count = await asyncio.to_thread(partial(model.count_tokens, asked.dictionaries(), **tiles))
+        await response.whole({"input_tokens": count})
 
 
 class _Progress:

@@ -18,7 +18,7 @@ _ERRORS = {
 _TEXT = {"type": "string"}
 _NUMBER = {"type": ["number", "null"]}
 _WHOLE = {"type": ["integer", "null"]}
-_PART = {
+_PART: dict[str, Any] = {
     "oneOf": [
         {"type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}, "text": _TEXT}},
         {
@@ -45,7 +45,7 @@ _MESSAGE = {
         "content": {"oneOf": [_TEXT, {"type": "array", "minItems": 1, "items": _PART}, {"type": "null"}]},
     },
 }
-_CHAT = {
+_CHAT: dict[str, Any] = {
     "type": "object",
     "required": ["messages"],
     "properties": {
@@ -74,7 +74,53 @@ _CHAT = {
         "overflow": {"enum": ["error", "drop_oldest", None]},
     },
 }  # fmt: skip
-BODIES: dict[str, tuple[str, dict[str, Any]]] = {"/v1/chat/completions": ("OpenAI's chat completion", _CHAT)}
+_SOURCE = {
+    "type": "object",
+    "required": ["type", "data"],
+    "properties": {"type": {"const": "base64"}, "media_type": _TEXT, "data": _TEXT},
+}
+_BLOCK = {
+    "oneOf": [
+        _PART["oneOf"][0],
+        {
+            "type": "object",
+            "required": ["type", "source"],
+            "properties": {"type": {"const": "image"}, "source": _SOURCE},
+        },
+    ]
+}
+_MESSAGES = {
+    "type": "object",
+    "required": ["messages"],
+    "properties": {
+        "messages": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["role", "content"],
+                "properties": {
+                    "role": {"enum": ["user", "assistant"]},
+                    "content": {"oneOf": [_TEXT, {"type": "array", "minItems": 1, "items": _BLOCK}]},
+                },
+            },
+        },
+        "system": {"oneOf": [_TEXT, {"type": "array", "items": _PART["oneOf"][0]}, {"type": "null"}]},
+        "stop_sequences": {"type": ["array", "null"], "items": _TEXT},
+        "output_config": {"type": ["object", "null"], "description": "format: a json_schema"},
+        **{
+            name: _CHAT["properties"][name]
+            for name in (
+                "model", "stream", "max_tokens", "temperature", "top_k", "top_p", "tiles", "max_tiles", "budget",
+            )
+        },
+    },
+}  # fmt: skip
+BODIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "/v1/chat/completions": ("OpenAI's chat completion", _CHAT),
+    "/v1/messages": ("Anthropic's message", _MESSAGES),
+    "/v1/messages/count_tokens": ("how many tokens a message has", _MESSAGES),
+}
 """What questions look like, by path."""
 _READ = {
     "/health": "ready, busy, asleep, or loading with 503",
