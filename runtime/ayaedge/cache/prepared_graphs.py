@@ -113,7 +113,8 @@ class PreparedGraphs:
         """Remove all entries, whole or not, and nothing else."""
         forget_abandoned(self.directory, age=0)
         for entry in matching(self.directory, "*"):
-            if _NAME.fullmatch(entry.name):
+            inside = {one.name for one in matching(entry, "*")}
+            if _NAME.fullmatch(entry.name) and inside <= {GRAPH, DATA, _FACTS}:
                 self.forget(entry.name)
         with suppress(OSError):  # missing, or there is something else in it
             self.directory.rmdir()

@@ -99,6 +99,17 @@ def test_only_names_of_our_form_are_ever_removed(tmp_path: Path, monkeypatch: py
     assert contents(root).keys() == before.keys()
 
 
+def test_a_directory_whose_name_only_looks_like_ours_is_left_alone(tmp_path: Path) -> None:
+    graphs = PreparedGraphs(tmp_path / "vision")
+    assert graphs.make("bb", 10, write_graph)
+    for name in ("2024", "bb2"):
+        (tmp_path / "vision" / name / "of").mkdir(parents=True)
+        (tmp_path / "vision" / name / "photo.jpg").write_bytes(b"mine")
+    graphs.clear()
+    assert sorted(path.name for path in (tmp_path / "vision").iterdir()) == ["2024", "bb2"]
+    assert (tmp_path / "vision" / "2024" / "photo.jpg").read_bytes() == b"mine"
+
+
 def test_the_systems_directory_carries_our_name_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AYAEDGE_CACHE_DIR")
     found = cache_directory()
