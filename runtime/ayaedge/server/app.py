@@ -17,6 +17,7 @@ from ayaedge.server.endpoint import CountEndpoint, Endpoint, Service
 from ayaedge.server.guard import HostGuard, KeyGuard
 from ayaedge.server.messages import Messages
 from ayaedge.server.metrics import CONTENT_TYPE
+from ayaedge.server.ollama import OllamaChat, OllamaGenerate, describe, show
 from ayaedge.server.openapi import document
 from ayaedge.server.options import ServerOptions
 from ayaedge.server.refusals import RequestRefusedError
@@ -24,6 +25,8 @@ from ayaedge.server.refusals import RequestRefusedError
 SURFACES: dict[str, type[Surface]] = {
     "/v1/chat/completions": ChatCompletions,
     "/v1/messages": Messages,
+    "/api/chat": OllamaChat,
+    "/api/generate": OllamaGenerate,
 }
 """What answers questions, by its path."""
 _LOADING = 503
@@ -43,7 +46,7 @@ class Desktop:
 
     async def models(self, request: Request) -> Response:
         """The one model, as a list or by its name."""
-        name = await self._service.holder.name()
+        name = (await self._service.holder.bundle()).name
         model = {"id": name, "object": "model", "created": 0, "owned_by": "ayaedge"}
         asked = request.path_params.get("name")
         if asked is None:
@@ -51,6 +54,18 @@ class Desktop:
         if asked != name:
             raise HTTPException(404, f"there is no model {asked[:100]!r}; this server has {name!r}")
         return JSONResponse(model)
+
+    async def tags(self, _request: Request) -> Response:
+        """The one model, as Ollama lists it."""
+        return JSONResponse({"models": [describe(await self._service.holder.bundle())]})
+
+    async def show(self, _request: Request) -> Response:
+        """The one model, as Ollama shows it, whatever the request calls it."""
+        return JSONResponse(show(await self._service.holder.bundle()))
+
+    async def version(self, _request: Request) -> Response:
+        """The server's version, as Ollama says it."""
+        return JSONResponse({"version": __version__})
 
     async def metrics(self, _request: Request) -> Response:
         """Figures for Prometheus."""
@@ -71,6 +86,9 @@ def make_app(service: Service, options: ServerOptions) -> Starlette:
         Route("/health", desktop.health),
         Route("/v1/models", desktop.models),
         Route("/v1/models/{name:path}", desktop.models),
+        Route("/api/tags", desktop.tags),
+        Route("/api/show", desktop.show, methods=["POST"]),
+        Route("/api/version", desktop.version),
         Route("/metrics", desktop.metrics),
         Route("/openapi.json", desktop.openapi),
     ]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
+from ayaedge.bundle import Bundle
 from ayaedge.model import AyaVision
 from ayaedge.server.desk import Desk
 
@@ -26,20 +27,20 @@ class Holder:
         self._load, self._desk = load, desk
         self._loading: asyncio.Future[AyaVision] | None = None
         self._closing: asyncio.Future[None] | None = None
-        self._name: str | None = None
+        self._bundle: Bundle | None = None
 
     @property
     def state(self) -> State:
         """What the model does."""
-        if self._loading is None and self._name is not None:
+        if self._loading is None and self._bundle is not None:
             return "asleep"
         if self._loading is None or not self._loading.done():
             return "loading"
         return "busy" if self._desk.open else "ready"
 
-    async def name(self) -> str:
-        """The model's name, for which one that sleeps is not woken."""
-        return self._name or (await self.model()).bundle.name
+    async def bundle(self) -> Bundle:
+        """The model's bundle, for which one that sleeps is not woken."""
+        return self._bundle or (await self.model()).bundle
 
     async def model(self) -> AyaVision:
         """The model, as soon as it is loaded; errors as `AyaVision.load`."""
@@ -67,7 +68,7 @@ class Holder:
         if self._closing is not None:  # two would not fit into memory
             await self._closing
         model = await asyncio.to_thread(self._load)
-        self._name = model.bundle.name
+        self._bundle = model.bundle
         return model
 
 

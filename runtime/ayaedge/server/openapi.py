@@ -116,9 +116,42 @@ _MESSAGES = {
         },
     },
 }  # fmt: skip
+_OLLAMA = {
+    "model": _CHAT["properties"]["model"],
+    "stream": {"type": ["boolean", "null"], "description": "true unless given"},
+    "format": {"oneOf": [{"enum": ["json", "", None]}, {"type": "object", "description": "a JSON schema"}]},
+    "options": {
+        "type": ["object", "null"],
+        "properties": {
+            "num_predict": _WHOLE,
+            **{
+                name: _CHAT["properties"][name]
+                for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop")
+            },
+        },
+    },
+}
+_IMAGES = {"type": ["array", "null"], "items": _TEXT, "description": "files in base64"}
+_OLLAMA_MESSAGE = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": _TEXT, "images": _IMAGES},
+}
+_OLLAMA_CHAT = {
+    "type": "object",
+    "required": ["messages"],
+    "properties": {"messages": {"type": "array", "minItems": 1, "items": _OLLAMA_MESSAGE}, **_OLLAMA},
+}
+_OLLAMA_GENERATE = {
+    "type": "object",
+    "required": ["prompt"],
+    "properties": {"prompt": _TEXT, "system": {"type": ["string", "null"]}, "images": _IMAGES, **_OLLAMA},
+}
 BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "/v1/chat/completions": ("OpenAI's chat completion", _CHAT),
     "/v1/messages": ("Anthropic's message", _MESSAGES),
+    "/api/chat": ("Ollama's chat", _OLLAMA_CHAT),
+    "/api/generate": ("Ollama's answer to one question", _OLLAMA_GENERATE),
     "/v1/messages/count_tokens": ("how many tokens a message has", _MESSAGES),
 }
 """What questions look like, by path."""
@@ -126,6 +159,8 @@ _READ = {
     "/health": "ready, busy, asleep, or loading with 503",
     "/v1/models": "the model",
     "/v1/models/{name}": "the model, if that is its name",
+    "/api/tags": "the model, as Ollama lists it",
+    "/api/version": "the server's version, as Ollama says it",
     "/metrics": "figures for Prometheus",
     "/openapi.json": "this document",
 }

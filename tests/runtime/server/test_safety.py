@@ -368,7 +368,9 @@ def test_json_of_any_kind_in_any_field_is_understood_or_refused(path: str) -> No
     for name in schema["properties"]:
         for value in values:
             try:
-                asked = surface.asked({"model": "m", **asking("?"), name: value}, ())
+                asked = surface.asked(
+                    {"model": "m", "prompt": "?", "input": "?", **asking("?"), name: value}, ()
+                )
                 answer_options(**asked.within(LIMITS).options)
                 understood += 1
             except AyaEdgeError as error:
