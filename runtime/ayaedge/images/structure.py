@@ -23,6 +23,8 @@ MOST_SCANNED_PIXELS = 2_500_000_000
 """Pixels times scans: each scan goes over the whole image."""
 _MOST_SEGMENTS = 10_000
 """Of a JPEG; each may have 64 kB."""
+_MOST_RESOURCES = 100_000
+"""Photoshop's, in a JPEG, which Pillow reads in Python; it writes a few dozen."""
 _MOST_CHUNKS = 200_000
 """Of a PNG, whose pixels usually come in chunks of 8 kB."""
 _MOST_PROFILES = 10
@@ -70,6 +72,8 @@ def check_work(data: bytes, image: Image.Image, what: str) -> None:
 
 def _fault_in_parts(data: bytes) -> str | None:
     if data[:3] == b"\xff\xd8\xff":
+        if data.count(b"8BIM") > _MOST_RESOURCES:
+            return f"holds more than {_MOST_RESOURCES} of Photoshop's notes"
         scans = _count_scans(data)
         return f"has more than {MOST_SCANS} scans or {_MOST_SEGMENTS} segments" if scans is None else None
     if data[:8] == _PNG:

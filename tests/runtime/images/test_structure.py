@@ -46,6 +46,12 @@ def wide_scans(count: int, side: int) -> bytes:
     return bytes(data)
 
 
+def notes(count: int) -> bytes:
+    """A segment of a JPEG with this many of Photoshop's empty resources."""
+    body = b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * count
+    return b"\xff\xed" + struct.pack(">H", len(body) + 2) + body
+
+
 def chunk(kind: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -129,6 +135,8 @@ REFUSED: dict[str, Callable[[], tuple[bytes, str]]] = {
     "JPEG of many scans of a large image": lambda: (wide_scans(90, LARGE), "90 scans of 178944129 pixels"),
     "JPEG of a hundred thousand segments": lambda: (
         b"\xff\xd8" + b"\xff\xfe\0\2" * 100_000 + scans(6)[2:], "10000 segments"),
+    "JPEG of a million notes": lambda: (
+        scans(1)[:2] + notes(5000) * 210 + scans(1)[2:], "more than 100000 of Photoshop's notes"),
     "JPEG of 506 scans behind a thumbnail's end": lambda: (
         b"\xff\xd8\xff\xe5\0\x04\xff\xd9" + scans(506)[2:], "more than 100 scans"),
     "JPEG of 506 scans in a TIFF": lambda: (jpeg_in_tiff(506), "506 scans"),
@@ -185,6 +193,7 @@ WELCOME: dict[str, Callable[[], bytes]] = {
     "JPEG of a hundred scans": lambda: scans(MOST_SCANS),
     "JPEG with marks of scans in its notes": lambda: (
         scans(6)[:2] + b"\xff\xe5\x08\2" + b"\xff\xda" * 1024 + scans(6)[2:]),
+    "JPEG with Photoshop's notes": lambda: scans(1)[:2] + notes(300) + scans(1)[2:],
     "JPEG in a TIFF": lambda: jpeg_in_tiff(6),
     "JPEG with fill bytes": lambda: scans(6).replace(b"\xff\xc2", b"\xff\xff\xff\xc2", 1),
     "JPEG followed by others": lambda: scans(6) + scans(99) * 3,
