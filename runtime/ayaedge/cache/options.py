@@ -78,6 +78,7 @@ class CacheOptions:
 
 
 NO_CACHE = CacheOptions(disk_bytes=0, memory_bytes=0)
+"""Nothing is kept beyond the last question: no file is written or read, not even what `ayaedge tune` found."""
 
 
 def prepared_graphs(options: CacheOptions) -> PreparedGraphs | None:
@@ -90,9 +91,6 @@ def state_store(options: CacheOptions) -> StateStore:
     return (
         DiskStates(root, options.disk_bytes) if (root := options.root) else RecentArrays(options.memory_bytes)
     )
-
-
-"""Nothing is kept beyond the last question: no file is written or read, not even what `ayaedge tune` found."""
 
 
 NAME_ANOTHER = "AYAEDGE_CACHE_DIR names another directory"

@@ -38,6 +38,8 @@ _RACY = 3_000_000_000
 """Nanoseconds for which a changed file is not trusted to show its next change: FAT counts seconds by twos."""
 _LARGE = 64 << 20
 """Bytes from which hashing takes a time that is worth a line in the log."""
+HASHING = __name__
+"""The logger that says so."""
 _MOST = 256
 """Files that are remembered."""
 _MOST_BYTES = 1 << 12

@@ -29,6 +29,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from ayaedge.cache.verified import HASHING
 from ayaedge.errors import printable
 
 
@@ -196,6 +197,7 @@ def show_messages(level: int) -> None:
     logger = logging.getLogger("ayaedge")
     logger.addHandler(handler)
     logger.setLevel(level)
+    logging.getLogger(HASHING).setLevel(min(level, logging.INFO))  # seconds in which nothing else is shown
 
 
 def size_text(size: int) -> str:

@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from ayaedge import Bundle, InvalidOptionError
+from ayaedge.bundle import demo_bundle
+from ayaedge.cache import verified
 from ayaedge.cli import console
 from ayaedge.cli import export as cli_export
 from ayaedge_export.plan import VISION_FORMATS
@@ -284,6 +286,13 @@ def test_options_of_an_export_that_cannot_be_followed_are_refused_first(
     assert says in result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_is_said_when_a_large_bundle_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verified, "_LARGE", 0)
+    copy = shutil.copytree(demo_bundle(), tmp_path / "b")
+    said = ayaedge("ask", "-m", copy, "-n", "1", "Hello").stderr
+    assert "decoder.gguf (0.0 GB) once, to see whether it is whole" in said
 
 
 def test_an_effort_that_does_not_exist_is_a_wrong_use(tiny: Path, tmp_path: Path) -> None:
