@@ -21,10 +21,12 @@ from ayaedge.server.ollama import OllamaChat, OllamaGenerate, describe, show
 from ayaedge.server.openapi import document
 from ayaedge.server.options import ServerOptions
 from ayaedge.server.refusals import RequestRefusedError
+from ayaedge.server.responses import Responses
 
 SURFACES: dict[str, type[Surface]] = {
     "/v1/chat/completions": ChatCompletions,
     "/v1/messages": Messages,
+    "/v1/responses": Responses,
     "/api/chat": OllamaChat,
     "/api/generate": OllamaGenerate,
 }

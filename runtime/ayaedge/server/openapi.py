@@ -116,6 +116,20 @@ _MESSAGES = {
         },
     },
 }  # fmt: skip
+_RESPONSES = {
+    "type": "object",
+    "required": ["input"],
+    "properties": {
+        "input": {"oneOf": [_TEXT, {"type": "array", "minItems": 1, "items": {"type": "object"}}]},
+        "instructions": {"type": ["string", "null"]},
+        "max_output_tokens": _WHOLE,
+        "text": {"type": ["object", "null"], "description": "format: text, json_object or json_schema"},
+        **{
+            name: _CHAT["properties"][name]
+            for name in ("model", "stream", "temperature", "top_p", "seed", "tiles", "max_tiles", "budget")
+        },
+    },
+}
 _OLLAMA = {
     "model": _CHAT["properties"]["model"],
     "stream": {"type": ["boolean", "null"], "description": "true unless given"},
@@ -150,6 +164,7 @@ _OLLAMA_GENERATE = {
 BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "/v1/chat/completions": ("OpenAI's chat completion", _CHAT),
     "/v1/messages": ("Anthropic's message", _MESSAGES),
+    "/v1/responses": ("OpenAI's response, without a memory", _RESPONSES),
     "/api/chat": ("Ollama's chat", _OLLAMA_CHAT),
     "/api/generate": ("Ollama's answer to one question", _OLLAMA_GENERATE),
     "/v1/messages/count_tokens": ("how many tokens a message has", _MESSAGES),

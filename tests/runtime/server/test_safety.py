@@ -365,12 +365,12 @@ def test_json_of_any_kind_in_any_field_is_understood_or_refused(path: str) -> No
     values = [None, True, -1, 0, 1e300, "", "x", [], [None], [[]], {}, {"type": 3}, {"type": "json_schema"}]
     schema = document()["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     surface, understood = SURFACES[path](), 0
+    all_fields = {"model": "m", "prompt": "?", "input": "?", **asking("?")}
+    body = {name: all_fields[name] for name in schema["properties"] if name in all_fields}
     for name in schema["properties"]:
         for value in values:
             try:
-                asked = surface.asked(
-                    {"model": "m", "prompt": "?", "input": "?", **asking("?"), name: value}, ()
-                )
+                asked = surface.asked({**body, name: value}, ())
                 answer_options(**asked.within(LIMITS).options)
                 understood += 1
             except AyaEdgeError as error:
