@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 BUNDLE := build/tiny-aya-vision-q4_k_m-int8
 PICTURE := examples/pictures/six-cells.png
 QUESTION := What number is at the bottom left?
-NATIVE := CMakeLists.txt $(wildcard quant/kernels/*)
+NATIVE := CMakeLists.txt $(wildcard quant/kernels/* runtime/acceleration/*)
 
 .PHONY: demo test lint docs slow bench train clean
 

@@ -19,6 +19,9 @@ if ALL_PROCESSORS and "PYTEST_XDIST_WORKER" in os.environ:
     _worker = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
     os.sched_setaffinity(0, {sorted(ALL_PROCESSORS)[_worker % len(ALL_PROCESSORS)]})
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault(
+    "AYAEDGE_ACCELERATION", "off"
+)  # what is faster depends on what else runs; its tests name kernels
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads that wait spin, next to another worker's tests
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

@@ -120,3 +120,31 @@ def _use(decoder: Decoder) -> None:
         decoder.cut(position)
     decoder.decode_embeddings(decoder.embed([2]))
     assert np.isfinite(decoder.logits()).all()
+
+
+def find_kernel_right_and_fast(name: str, threads: int) -> tuple[dict[str, float], float]:
+    return {"Q4_K": 1.0, "Q6_K": 1.01}, 1.5
+
+
+def find_kernel_slow(name: str, threads: int) -> tuple[dict[str, float], float]:
+    return {"Q4_K": 1.0, "Q6_K": 1.0}, 1.05
+
+
+def find_kernel_wrong(name: str, threads: int) -> tuple[dict[str, float], float]:
+    return {"Q4_K": 1.0, "Q6_K": 40.0}, 3.0
+
+
+def find_kernel_nonsense(name: str, threads: int) -> list[str]:
+    return ["nothing"]
+
+
+def refuse_with_kernel(name: str, threads: int) -> None:
+    raise BackendError("no second process")
+
+
+def die_with_kernel(name: str, threads: int) -> None:
+    die("SIGILL")
+
+
+def find_no_kernel_twice(name: str, threads: int) -> None:
+    raise AssertionError("it is known already")

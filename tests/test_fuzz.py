@@ -824,7 +824,7 @@ def test_any_options_of_loading_are_understood_or_refused(model: AyaVision, opti
 
 DECODER = ["context_size", "threads", "threads_batch", "batch_size", "ubatch_size", "cache_type",
 "cache_type_v", "device",
-           "flash_attention", "repack", "gpu_layers", "draft_tokens", "all_logits"]  # fmt: skip
+           "flash_attention", "repack", "gpu_layers", "draft_tokens", "all_logits", "acceleration"]  # fmt: skip
 GROUPS: list[tuple[type[Any], list[str]]] = [
     (DecoderOptions, DECODER),
     (VisionOptions, ["threads", "device", "verbose"]),

@@ -14,7 +14,7 @@ from ayaedge.answers import Answer, StopReason, Timings, Usage
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.cache.options import NO_CACHE, CacheOptions
 from ayaedge.conversation import Conversation, Images, Turn
-from ayaedge.decoder.options import CacheType, DecoderOptions
+from ayaedge.decoder.options import Acceleration, CacheType, DecoderOptions
 from ayaedge.engine.interface import OnProgress
 from ayaedge.engine.streams import AnswerHandle, AnswerStream, AsyncAnswerStream
 from ayaedge.errors import (
@@ -65,6 +65,7 @@ __version__ = "0.1.0"  # pyproject.toml reads it here: a frozen program has no m
 
 __all__ = [
     "NO_CACHE",
+    "Acceleration",
     "Answer",
     "AnswerHandle",
     "AnswerKeywords",

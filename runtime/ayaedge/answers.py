@@ -35,7 +35,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Wall-clock seconds."""
+    """Wall-clock seconds, and what made the prefill faster."""
 
     vision: float
     """Reading and encoding the images."""
@@ -49,6 +49,8 @@ class Timings:
     """What `first_token` was expected to be; None where this machine was not measured with this bundle."""
     queued: float = 0.0
     """Waiting for other requests, before the work began."""
+    acceleration: str = "off"
+    """The kernel of ours that the prefill's products were left to (`DecoderOptions.acceleration`), or `off`."""
 
 
 @dataclass(frozen=True)

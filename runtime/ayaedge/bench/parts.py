@@ -24,6 +24,7 @@ from ayaedge.bench.limits import graph_work
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.cache.options import CacheOptions, prepared_graphs
 from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.kernel_trial import settle_acceleration
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.decoder.sampling import Sampler, SamplingOptions
 from ayaedge.errors import BackendError
@@ -127,10 +128,9 @@ def _load(bundle: Bundle, threads: int | None) -> AyaVision:
 
 def _options(bundle: Bundle, threads: int | None) -> tuple[DecoderOptions, VisionOptions]:
     """What a loaded model would use: this machine's tuned settings, where there are any, and its devices."""
-    placed = resolve(
-        bundle, "auto", DecoderOptions(threads=threads), VisionOptions(threads=threads), CacheOptions()
-    )
-    return placed.decoder, placed.vision
+    cache = CacheOptions()
+    placed = resolve(bundle, "auto", DecoderOptions(threads=threads), VisionOptions(threads=threads), cache)
+    return settle_acceleration(placed.decoder, cache.root), placed.vision
 
 
 def _time_prompt(opened: Decoder, kind: str, tokens: int, rounds: int) -> Result:

@@ -16,6 +16,8 @@ from rich.table import Table
 from ayaedge import __version__, llama, ort
 from ayaedge.cache.options import NAME_ANOTHER, cache_directory
 from ayaedge.cli.console import JsonFlag, print_table, size_text, stderr, write_json, write_line
+from ayaedge.decoder.kernel_trial import NO_KERNEL, Verdict, judge
+from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import printable
 from ayaedge.files import matching
 from ayaedge.hardware import machine
@@ -91,6 +93,8 @@ class Facts:
     """Whether ONNX Runtime was loaded before it could be told to send nothing."""
     cache: Cache
     speed: Speed
+    acceleration: Verdict = NO_KERNEL
+    """What is known of the best of our kernels for a prefill."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; features in order, advice included."""
@@ -138,6 +142,7 @@ def collect() -> Facts:
         telemetry=ort.loaded_before,
         cache=_cache(),
         speed=Speed(machine.read_bandwidth(), machine.gemm_peak()),
+        acceleration=judge(DecoderOptions(), cache_directory()),
     )
 
 
@@ -195,6 +200,7 @@ def _device_rows(facts: Facts) -> Iterator[tuple[str, str]]:
 
 def _software_rows(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "llama.cpp build", facts.llama_build
+    yield "acceleration", _acceleration(facts.acceleration)
     yield "versions", ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     yield "telemetry", _TELEMETRY if facts.telemetry else "off (ONNX Runtime's; nothing else has one)"
     kept = f"{facts.cache.directory}: {facts.cache.files} files, {size_text(facts.cache.bytes)}"
@@ -209,6 +215,15 @@ def _instructions(processor: Processor) -> str:
         f"{name} {'no' if processor.features.isdisjoint(features) else 'yes'}"
         for name, features in known.items()
     )
+
+
+def _acceleration(verdict: Verdict) -> str:
+    if verdict.kernel is None:
+        return f"none: {verdict.reason}"
+    if verdict.reason:
+        return f"none: {verdict.kernel} does not work here: {verdict.reason}"
+    gain = f"{verdict.kernel}, {verdict.gain:.1f} times as fast as llama.cpp's products of a prefill"
+    return f"{gain}: --acceleration auto" if verdict.is_worth_it else f"not worth it: {gain}"
 
 
 def _versions() -> dict[str, str]:

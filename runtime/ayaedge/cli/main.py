@@ -221,7 +221,8 @@ def _finish_answer(model: AyaVision, answer: Answer, *, as_json: bool, verbose: 
         stderr.print(
             f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of images, tiles {list(usage.tiles)}; "
             f"{usage.cached_tokens} known), "
-            f"{usage.completion_tokens} answered; vision {timings.vision:.2f} s, prefill {timings.prefill:.2f} s, "
+            f"{usage.completion_tokens} answered; vision {timings.vision:.2f} s, prefill {timings.prefill:.2f} s"
+            f"{_accelerated(timings)}, "
             f"first token after {timings.first_token:.2f} s"
             f"{_predicted(timings)}, decode {timings.decode:.2f} s",
             style="dim",
@@ -232,6 +233,10 @@ def _finish_answer(model: AyaVision, answer: Answer, *, as_json: bool, verbose: 
 
 def _predicted(timings: Timings) -> str:
     return "" if timings.predicted is None else f" ({timings.predicted:.2f} s were predicted)"
+
+
+def _accelerated(timings: Timings) -> str:
+    return "" if timings.acceleration == "off" else f" ({timings.acceleration})"
 
 
 def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:

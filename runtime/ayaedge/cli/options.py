@@ -13,7 +13,8 @@ from typing import Annotated, Any, cast, get_type_hints
 import typer
 
 from ayaedge.cache.options import NO_CACHE
-from ayaedge.decoder.options import CacheType, DecoderOptions
+from ayaedge.decoder.kernel_trial import VARIABLE
+from ayaedge.decoder.options import Acceleration, CacheType, DecoderOptions
 from ayaedge.decoder.sampling import SamplingKeywords
 from ayaedge.errors import InvalidOptionError
 from ayaedge.files import read_text
@@ -181,9 +182,20 @@ class LoadingFlags(DecoderFlags):
         bool, typer.Option(help="Keep what was computed for images, in files that only you can read.")
     ] = True
 
+    acceleration: Annotated[
+        Acceleration,
+        typer.Option(
+            rich_help_panel=_DECODING,
+            envvar=VARIABLE,
+            help="Kernels of ours for the prefill on processors; auto tries the best one before the first use.",
+        ),
+    ] = "off"
+
     def load(self, model: Path | None, *, verbose: bool) -> AyaVision:
         """The bundle, loaded."""
-        decoder = replace(self.decoder(), threads=self.threads, draft_tokens=self.draft)
+        decoder = replace(
+            self.decoder(), threads=self.threads, draft_tokens=self.draft, acceleration=self.acceleration
+        )
         vision = VisionOptions(threads=self.threads, device=self.vision_device, verbose=verbose)
         kept = None if self.cache else NO_CACHE
         return AyaVision.load(model, device=self.device, decoder=decoder, vision=vision, cache=kept)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ayaedge import llama
 from ayaedge.cancellation import Cancellation
+from ayaedge.decoder.acceleration import contexts_with, kernel_identity, kernel_of
 from ayaedge.decoder.gguf_check import check_decoder
 from ayaedge.decoder.kv_state import (
     SCRATCH,
@@ -36,13 +37,7 @@ from ayaedge.decoder.options import CacheType, DecoderOptions
 from ayaedge.decoder.token_embeddings import TokenEmbeddings
 from ayaedge.decoder.vocabulary import Vocabulary
 from ayaedge.decoder.weights import Weights, choose_layers, repacks
-from ayaedge.errors import (
-    BackendError,
-    BundleError,
-    CancelledError,
-    ClosedError,
-    OutOfMemoryError,
-)
+from ayaedge.errors import BackendError, BundleError, CancelledError, ClosedError, OutOfMemoryError
 from ayaedge.hardware.devices import fewer_layers
 from ayaedge.hardware.machine import processor, usable_threads
 from ayaedge.manifest import Manifest
@@ -240,7 +235,7 @@ class Decoder:
         options = self.options
         facts = (
             options.cache_type, options.value_type, self._flash, options.batch_size, options.rows_at_once,
-            self.gpu_layers, repacks(options),
+            self.gpu_layers, repacks(options), kernel_identity(kernel_of(options)),
         )  # fmt: skip
         cpu = processor()
         backends = [(gpu.backend, gpu.description) for gpu in self._loaded.gpus]
@@ -369,7 +364,8 @@ class Decoder:
             )  # fmt: skip
 
     def _make_context(self) -> Any:
-        context = self._llama.llama_init_from_model(self._loaded.handle, self._context_parameters())
+        with contexts_with(kernel_of(self.options)):
+            context = self._llama.llama_init_from_model(self._loaded.handle, self._context_parameters())
         if not context:
             raise OutOfMemoryError(
                 f"llama.cpp could not make a context of {self._capacity} tokens ({llama.recent_errors()}): "

@@ -23,6 +23,13 @@ DEFAULT_CONTEXT = 8192
 CacheType = Literal["f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 
+Kernel = Literal["scalar", "avx2", "avx-vnni", "avx512-vnni"]
+"""Of `decoder.acceleration`, in its library's order, the best last; the scalar one is what tests compare with."""
+
+
+Acceleration = Literal["auto", "off", "scalar", "avx2", "avx-vnni", "avx512-vnni"]
+
+
 MAX_THREADS = 512
 """More than any processor of a laptop or a server has; far more makes each token wait for all of them."""
 
@@ -60,6 +67,10 @@ class DecoderOptions:
     """Arrange 4-bit weights anew for the processor, in memory of their own; by default where it was measured to be
     faster, or on Arm. True is tried in a process of its own first, once for a bundle and machine: some processors end
     the process with it. That takes as long as loading the bundle, and its memory for this time."""
+    acceleration: Acceleration = "off"
+    """Kernels of ours for the products of a prefill, instead of llama.cpp's; off by default, until they were measured
+    on more processors. `auto` means the best for this processor, or `off` where `AyaVision.load` finds that it is not
+    right or not faster here; `Decoder` itself takes `auto` for `off`."""
     device: Device | None = None
     """`auto`, the default, takes the best that this build of llama.cpp sees."""
     gpu_layers: int | None = None
@@ -83,6 +94,7 @@ class DecoderOptions:
             one_of("cache_type", self.cache_type, types),
             one_of("cache_type_v", self.cache_type_v, types, optional=True),
             one_of("device", self.device, get_args(Device), optional=True),
+            one_of("acceleration", self.acceleration, get_args(Acceleration)),
             instance("flash_attention", self.flash_attention, bool, optional=True),
             instance("repack", self.repack, bool, optional=True),
             instance("all_logits", self.all_logits, bool),
@@ -103,7 +115,9 @@ class DecoderOptions:
     @property
     def is_usual(self) -> bool:
         """Whether speeds with these options say something about the defaults."""
-        usual = replace(DecoderOptions(), device=self.device, gpu_layers=self.gpu_layers)
+        usual = replace(
+            DecoderOptions(), device=self.device, gpu_layers=self.gpu_layers, acceleration=self.acceleration
+        )
         return self == replace(usual, context_size=self.context_size, draft_tokens=self.draft_tokens)
 
     @property

@@ -20,6 +20,7 @@ from ayaedge.bundle import Bundle
 from ayaedge.cache.options import CacheOptions, state_store
 from ayaedge.cache.stores import RecentArrays, State
 from ayaedge.cancellation import Cancellation
+from ayaedge.decoder.acceleration import kernel_of
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.sampling import Sampler
 from ayaedge.engine.dialogue import Dialogue, FittedPrompt, fit_prompt
@@ -215,7 +216,9 @@ class Engine:
                 self.prefix.forget()  # NaN stays in the cache, and zero times NaN would spoil the next prompt too
                 raise
         usage = _usage(fitted, cached=left[0].start, completion=len(written.ids))
-        timings = laps.timings(request.created, written.first, predicted)
+        timings = laps.timings(
+            request.created, written.first, predicted, kernel_of(self.decoder.options) or "off"
+        )
         answer = written.answer(usage, timings, options.response_format)
         if answer.stop_reason == "cancelled":
             raise CancelledError(answer)
@@ -306,7 +309,7 @@ class _Laps:
         self._seconds[step] += now - self._last
         self._last = now
 
-    def timings(self, asked: float, first: float, predicted: float | None) -> Timings:
+    def timings(self, asked: float, first: float, predicted: float | None, acceleration: str) -> Timings:
         """Those of an answer that was asked for at one moment, and whose first token came at another."""
         return Timings(
             vision=self._seconds["vision"],
@@ -315,6 +318,7 @@ class _Laps:
             decode=time.perf_counter() - first,
             predicted=predicted,
             queued=max(self._start - asked, 0.0),
+            acceleration=acceleration,
         )
 
 

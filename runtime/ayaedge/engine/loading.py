@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ayaedge.bundle import Bundle
 from ayaedge.cache.options import CacheOptions, prepared_graphs
 from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.kernel_trial import settle_acceleration
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.decoder.repacking import require_repacking
 from ayaedge.engine.engine import Engine
@@ -34,6 +35,7 @@ def open_engine(bundle: Bundle, options: EngineOptions) -> Engine:
     cache = options.cache
     placed = resolve(bundle, options.device, options.decoder, options.vision, cache)
     require_repacking(bundle, placed.decoder, cache.root)
+    settled = settle_acceleration(placed.decoder, cache.root)
     with ThreadPoolExecutor(1) as pool:  # the tower warms up while the decoder loads
         loading = pool.submit(
             open_encoder,
@@ -44,7 +46,7 @@ def open_engine(bundle: Bundle, options: EngineOptions) -> Engine:
         )
         with ExitStack() as loaded:
             loaded.callback(_close_result, loading)
-            half = loaded.enter_context(Decoder(bundle.decoder_path, bundle.manifest, placed.decoder))
+            half = loaded.enter_context(Decoder(bundle.decoder_path, bundle.manifest, settled))
             engine = Engine(bundle, loading.result(), half, cache, placed.profile)
             loaded.pop_all()
     return engine

@@ -131,40 +131,50 @@ class Verdicts:
         self._directory = directory and directory / "machine"
 
     def recall(self, setting: str) -> Result | None:
-        """What was learnt of a setting, without the value; None if it was never tried."""
+        """What was learnt of a setting, with the value if that was kept; None if it was never tried."""
         key = _key(setting)
         if self._directory is None:
             return _known.get(key)
         try:
             entry = read_json(self._path(self._directory, key), most_bytes=_MOST_BYTES, links=False)
-            return _result(entry["death"], entry["said"])
+            return _result(entry["death"], entry["said"], entry.get("value"))
         except FileNotFoundError:
             return _known.get(key)
         except (OSError, ValueError, TypeError, KeyError) as error:
             logger.warning("what is known of %s cannot be read and is not used: %s", setting, error)
             return _known.get(key)
 
-    def remember(self, setting: str, result: Result) -> None:
-        """Keep what was learnt, unless it may be otherwise the next time."""
+    def remember(self, setting: str, result: Result, *, value: Any = None) -> None:
+        """Keep what was learnt, unless it may be otherwise the next time; of values only `value`."""
         if not result.lasts:
             return
-        key = _key(setting)
-        entry = {"setting": setting, **asdict(Result(death=result.death, said=result.said))}
+        key, kept = _key(setting), Result(value, result.death, result.said)
         try:
             if self._directory is None:
                 raise FileNotFoundError("there is no directory")
-            write_private(self._path(self._directory, key), json.dumps(entry) + "\n")
+            text = json.dumps({"setting": setting, **asdict(kept)})
+            write_private(self._path(self._directory, key), text + "\n")
         except OSError as error:
             logger.info("what was learnt of %s is kept by this process alone: %s", setting, error)
-            _known[key] = Result(death=result.death, said=result.said)
+            _known[key] = kept
 
-    def settle(self, setting: str, function: Callable[..., Any], *arguments: Any, seconds: float) -> Result:
-        """What is known of a setting; if nothing is, a probe of `function` decides, and that is remembered."""
+    def settle(
+        self,
+        setting: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        seconds: float,
+        keeps_value: bool = False,
+    ) -> Result:
+        """What is known of a setting; if nothing is, a probe of `function` decides, and that is remembered.
+
+        With its value if `keeps_value`.
+        """
         found = self.recall(setting)
         if found is None:
             logger.info("%s was never tried on this machine: trying it in a process of its own", setting)
             found = probe(function, *arguments, seconds=seconds)
-            self.remember(setting, found)
+            self.remember(setting, found, value=found.value if keeps_value else None)
         return found
 
     @staticmethod
@@ -172,11 +182,11 @@ class Verdicts:
         return directory / f"verdict-{key}.json"
 
 
-def _result(death: object, said: object) -> Result:
-    """What was learnt, from parsed JSON; ValueError for what cannot have been."""
+def _result(death: object, said: object, value: object) -> Result:
+    """What was learnt, from parsed JSON; ValueError for what cannot have been. Whoever asks checks the value."""
     if not (death is None or isinstance(death, str)) or not isinstance(said, str):
         raise ValueError("it says neither that the trial went well nor how it died")
-    return Result(death=death, said=said)
+    return Result(value, death, said)
 
 
 def serve(function: str, arguments: list[Any]) -> None:

@@ -20,6 +20,7 @@ from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.cache.options import CacheOptions, prepared_graphs
 from ayaedge.cache.verified import verified
 from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.kernel_trial import settle_acceleration
 from ayaedge.decoder.options import DecoderOptions, repacks_by_default
 from ayaedge.decoder.repacking import repacking_of
 from ayaedge.errors import BackendError
@@ -106,7 +107,7 @@ def tune(
     cache = cache or CacheOptions()
     bundle = verified(bundle, cache.root)
     placed = resolve(bundle, device, options)
-    options = placed.decoder
+    options = settle_acceleration(placed.decoder, cache.root)
     trials: list[Trial] = []
     best = _defaults()
     for changes in _changes(bundle):

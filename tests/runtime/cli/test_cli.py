@@ -87,7 +87,9 @@ def test_json_is_one_object_on_stdout(image: Path) -> None:
     data = json.loads(result.stdout)
     assert data["usage"]["tiles"] == [1, 1]
     assert data["usage"]["completion_tokens"] <= 3
-    assert set(data["timings"]) == {"vision", "prefill", "first_token", "decode", "predicted", "queued"}
+    timings = {"vision", "prefill", "first_token", "decode", "predicted", "queued", "acceleration"}
+    assert set(data["timings"]) == timings
+    assert data["timings"]["acceleration"] == "off"
 
 
 def test_verbose_shows_figures_and_messages_on_stderr(image: Path) -> None:

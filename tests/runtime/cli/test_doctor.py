@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from ayaedge.cli.doctor import Cache, Facts, Speed, doctor, find_missing, report
+from ayaedge.decoder.kernel_trial import Verdict
 from ayaedge.hardware.devices import CPU_PROVIDER, PROVIDERS, Gpu
 from ayaedge.hardware.machine import Memory, Processor
 
@@ -130,3 +131,14 @@ def test_people_get_a_table_and_commands_that_can_be_copied() -> None:
         if "pip install" in line:
             assert line.startswith("  ")
             assert "│" not in line
+
+
+def test_the_report_says_what_our_kernels_would_gain() -> None:
+    def said(verdict: Verdict) -> str:
+        return shown(replace(LAPTOP, acceleration=verdict))
+
+    assert "avx-vnni, 1.8 times as fast as llama.cpp's" in said(Verdict("avx-vnni", 1.84))
+    assert "--acceleration auto" in said(Verdict("avx-vnni", 1.84))
+    assert "not worth it: avx-vnni, 1.0 times" in said(Verdict("avx-vnni", 1.04))
+    assert "none: avx-vnni does not work here: SIGILL" in said(Verdict("avx-vnni", reason="SIGILL"))
+    assert "none: it was not built" in said(Verdict(None, reason="it was not built"))

@@ -1,0 +1,82 @@
+// Which kernels this processor and its operating system can run.
+
+#include "product.h"
+
+#ifdef AYAEDGE_X86
+#ifdef _MSC_VER
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+namespace ayaedge {
+
+extern const Kernel kernel_scalar;
+
+#ifdef AYAEDGE_X86
+extern const Kernel kernel_avx2, kernel_avx512_vnni;
+#ifdef AYAEDGE_AVX_VNNI
+extern const Kernel kernel_avx_vnni;
+constexpr const Kernel* avx_vnni = &kernel_avx_vnni;
+#else
+constexpr const Kernel* avx_vnni = nullptr;  // the compiler does not know it
+#endif
+
+namespace {
+
+struct Registers {
+  uint32_t a, b, c, d;
+};
+
+Registers cpuid(uint32_t leaf, uint32_t part) {
+#ifdef _MSC_VER
+  int r[4];
+  __cpuidex(r, int(leaf), int(part));
+  return {uint32_t(r[0]), uint32_t(r[1]), uint32_t(r[2]), uint32_t(r[3])};
+#else
+  Registers r{};
+  __get_cpuid_count(leaf, part, &r.a, &r.b, &r.c, &r.d);
+  return r;
+#endif
+}
+
+// What the operating system keeps when it switches threads.
+uint64_t kept_registers() {
+#ifdef _MSC_VER
+  return _xgetbv(0);
+#else
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return uint64_t(high) << 32 | low;
+#endif
+}
+
+bool has(uint32_t word, uint32_t bits) { return (word & bits) == bits; }
+
+int best() {
+  const Registers one = cpuid(1, 0);
+  const uint32_t fma = 1u << 12, os_saves = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
+  if (cpuid(0, 0).a < 7 || !has(one.c, fma | os_saves | avx | f16c) || !has(uint32_t(kept_registers()), 6)) return 0;
+  const Registers seven = cpuid(7, 0);
+  const uint32_t avx2 = 1u << 5, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+  if (!has(seven.b, avx2)) return 0;
+  int bits = 1 << 1;
+  if (seven.a >= 1 && has(cpuid(7, 1).a, 1u << 4)) bits |= 1 << 2;
+  if (has(seven.b, avx512) && has(seven.c, 1u << 11) && has(uint32_t(kept_registers()), 0xe6)) bits |= 1 << 3;
+  return bits;
+}
+
+}  // namespace
+
+const Kernel* kernel(int index) {
+  static const int usable = best();
+  static const Kernel* const all[kernels] = {&kernel_scalar, &kernel_avx2, avx_vnni, &kernel_avx512_vnni};
+  const bool known = index == 0 || (index > 0 && index < kernels && (usable >> index & 1));
+  return known ? all[index] : nullptr;
+}
+#else
+const Kernel* kernel(int index) { return index == 0 ? &kernel_scalar : nullptr; }
+#endif
+
+}  // namespace ayaedge

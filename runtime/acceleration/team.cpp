@@ -1,0 +1,95 @@
+#include "team.h"
+
+#include <algorithm>
+#include <atomic>
+#include <new>
+#include <system_error>
+#include <thread>
+
+namespace ayaedge {
+namespace {
+
+constexpr int64_t columns_at_once = 512;  // of two blocks, they stay in the second-level cache
+constexpr int64_t most_rows = 128;        // of a task
+constexpr int64_t columns_a_time = 4;     // quantized by a thread before it asks for more
+
+struct Work {
+  const Kernel& kernel;
+  const Product& product;
+  const OpenMp openmp;
+  const Abort abort;
+  const int64_t rows;  // of a task
+  std::atomic<int64_t> column{0}, row{0};
+  std::atomic<bool> ended{false};
+
+  void quantize() {
+    for (int64_t c; (c = column.fetch_add(columns_a_time)) < product.columns;)
+      for (int64_t i = c; i < std::min(c + columns_a_time, product.columns); ++i) kernel.quantize(product, i);
+  }
+
+  void multiply() {
+    for (int64_t r; (r = row.fetch_add(rows)) < product.rows;) {
+      if (ended.load() || (abort.told && abort.told(abort.data))) {
+        ended.store(true);
+        return;
+      }
+      kernel.multiply(product, r, std::min(r + rows, product.rows));
+    }
+  }
+};
+
+void openmp_work(void* data) {
+  Work& work = *static_cast<Work*>(data);
+  work.quantize();
+  work.openmp.barrier();
+  work.multiply();
+}
+
+void with_threads(Work& work, int threads, void (Work::*part)()) {
+  std::vector<std::thread> others;
+  try {
+    others.reserve(size_t(threads));
+    while (int(others.size()) < threads - 1) others.emplace_back(part, &work);
+  } catch (const std::system_error&) {  // fewer, then
+  }
+  (work.*part)();
+  for (std::thread& other : others) other.join();
+}
+
+int64_t rows_of_task(int64_t rows, int threads) {
+  const int64_t share = rows / (4 * threads) / row_step * row_step;
+  return std::min(most_rows, std::max<int64_t>(share, row_step));
+}
+
+}  // namespace
+
+Outcome run(const Kernel& kernel, Product product, int threads, OpenMp openmp, Abort abort, Scratch& scratch) noexcept {
+  const int64_t columns = product.columns, blocks = product.depth / super_block;
+  try {
+    const size_t needed = size_t(blocks * std::min(columns, columns_at_once));
+    if (scratch.size() < needed) {
+      scratch.clear();
+      scratch.resize(needed);
+    }
+    product.quantized = scratch.data();
+    for (int64_t from = 0; from < columns; from += columns_at_once) {
+      Product part = product;
+      part.columns = std::min(columns - from, columns_at_once);
+      part.x += from * product.x_stride;
+      part.out += from * product.out_stride;
+      Work work{kernel, part, openmp, abort, rows_of_task(part.rows, threads)};
+      if (openmp.parallel && openmp.barrier) {
+        openmp.parallel(openmp_work, &work, unsigned(threads), 0);
+      } else {
+        with_threads(work, threads, &Work::quantize);
+        with_threads(work, threads, &Work::multiply);
+      }
+      if (work.ended) return stopped;
+    }
+  } catch (const std::bad_alloc&) {
+    return no_memory;
+  }
+  return done;
+}
+
+}  // namespace ayaedge

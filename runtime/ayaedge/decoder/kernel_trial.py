@@ -1,0 +1,262 @@
+"""Which of our kernels a decoder computes with: tried on this machine before its first use, then remembered.
+
+Right is a kernel whose products are as near to the exact ones as llama.cpp's own; worth it is one that is faster than
+those by a margin. Both are found out in a process of its own, since an instruction that a processor only claims to
+have would end it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ayaedge import llama
+from ayaedge.checks import check_options, one_of
+from ayaedge.decoder import acceleration
+from ayaedge.decoder.acceleration import check_kernel, refusal, usable_kernels
+from ayaedge.decoder.options import Acceleration, DecoderOptions, Kernel
+from ayaedge.decoder.weights import repacks
+from ayaedge.errors import BackendError, InvalidOptionError
+from ayaedge.hardware.machine import usable_threads
+from ayaedge.hardware.probes import Verdicts
+
+VARIABLE = "AYAEDGE_ACCELERATION"
+"""Says what `auto` means: `off`, or a kernel's name."""
+MARGIN = 1.1
+"""How many times as fast as llama.cpp's own products a kernel must be."""
+_LARGEST_ERROR = 1.15
+"""Of a kernel, against llama.cpp's own, both to the exact product; a wrong one is off by a hundred times."""
+_NONSENSE = 1e9
+"""Of a kernel whose result is no number, which JSON does not have."""
+_SECONDS = 120.0
+_COLUMNS = 64
+_ROUNDS = 15
+_TYPES = {"Q4_K": (12, 144, "q4_K"), "Q6_K": (14, 210, "q6_K")}
+"""Number, bytes of a block, and name in ggml's `dequantize_row_*`."""
+_F32, _PROCESSOR = 0, 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of the best kernel of this machine."""
+
+    kernel: Kernel | None
+    """None if none can be used."""
+    gain: float = 0.0
+    """How many times as fast as llama.cpp's own products; 0 if it was not measured."""
+    reason: str = ""
+    """Why there is none, or why it is not used."""
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether `auto` takes it."""
+        return self.kernel is not None and not self.reason and self.gain >= MARGIN
+
+
+NO_KERNEL = Verdict(None, reason="nothing is known")
+
+
+def settle_acceleration(
+    options: DecoderOptions, directory: Path | None, attempt: Callable[[str, int], Any] | None = None
+) -> DecoderOptions:
+    """`options` with `off` or a kernel instead of `auto`; BackendError for a kernel by name that does not work here.
+
+    `auto` takes the best kernel if it is right and faster than llama.cpp by `MARGIN`. Where that is not known, a
+    child process tries it, which takes two seconds; it is remembered in the cache's `directory`, and without one
+    `auto` is `off`. On GPUs and with repacked weights nothing is accelerated.
+    """
+    wanted: Acceleration = options.acceleration
+    if wanted == "auto" and (named := os.environ.get(VARIABLE)):
+        check_options(one_of(VARIABLE, named, get_args(Acceleration)))
+        wanted = named  # type: ignore[assignment]
+    elsewhere = bool(options.gpu_layers) or repacks(options)
+    if wanted == "auto":
+        found = None if elsewhere or directory is None else judge(options, directory, attempt)
+        wanted = found.kernel if found and found.is_worth_it and found.kernel else "off"
+    elif wanted != "off":
+        if elsewhere:
+            raise InvalidOptionError(
+                f"acceleration is {wanted}, which is for processors and weights that are not repacked"
+            )
+        check_kernel(wanted)
+        if reason := _judged(wanted, options, directory, attempt).reason:
+            raise BackendError(f"the acceleration {wanted} does not work on this machine: {reason}")
+    return replace(options, acceleration=wanted)
+
+
+def judge(
+    options: DecoderOptions, directory: Path | None, attempt: Callable[[str, int], Any] | None = None
+) -> Verdict:
+    """What is known of the best kernel that this processor can run; tried in a child if nothing is."""
+    if reason := refusal():
+        return Verdict(None, reason=reason)
+    if not usable_kernels():
+        return Verdict(None, reason="there is none for this processor")
+    return _judged(usable_kernels()[-1], options, directory, attempt)
+
+
+def _judged(
+    name: Kernel, options: DecoderOptions, directory: Path | None, attempt: Callable[[str, int], Any] | None
+) -> Verdict:
+    threads = options.threads_batch or options.threads or usable_threads()
+    setting = f"acceleration {acceleration.kernel_identity(name)}, {threads} threads"
+    try:
+        result = Verdicts(directory).settle(
+            setting, attempt or try_kernel, name, threads, seconds=_SECONDS, keeps_value=True
+        )
+    except BackendError as error:  # a program that cannot be started a second time, such as a frozen one
+        return Verdict(name, reason=f"it could not be tried: {error}")
+    if result.death:
+        return Verdict(name, reason=f"it ended a process that tried it ({result.death})")
+    try:
+        errors, gain = (
+            {str(kind): float(error) for kind, error in result.value[0].items()},
+            float(result.value[1]),
+        )
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+    ):  # a file of the cache that somebody has changed
+        return Verdict(name, reason="what is remembered of it makes no sense: ayaedge cache clear")
+    if wrong := [kind for kind, error in errors.items() if not error <= _LARGEST_ERROR]:
+        return Verdict(name, gain, f"its products of {' and '.join(wrong)} weights are wrong")
+    return Verdict(name, gain)
+
+
+def try_kernel(name: Kernel, threads: int) -> tuple[dict[str, float], float]:
+    """Errors of a kernel's products against llama.cpp's, for each type of weights, and how many times as fast it is."""
+    rng = np.random.default_rng(0)
+    errors = {}
+    with ExitStack() as stack:
+        ours = stack.enter_context(Backend(acceleration.make_backend(name), threads))
+        stock = stack.enter_context(Backend(processor_backend(), threads))
+        for kind in _TYPES:
+            with Product(kind, 96, 768, rng) as small:
+                exact = small.exact()
+                found = [float(np.linalg.norm(backend.compute(small) - exact)) for backend in (ours, stock)]
+            ratio = found[0] / found[1]
+            errors[kind] = ratio if np.isfinite(ratio) else _NONSENSE
+        with Product("Q4_K", 1024, 4096, rng) as large:
+            times = [[backend.seconds(large) for backend in (ours, stock)] for _ in range(_ROUNDS)]
+    best = [min(times_of) for times_of in zip(*times, strict=True)]
+    return errors, best[1] / best[0]
+
+
+class Product:
+    """A graph of ggml with one product of random weights; a context manager."""
+
+    def __init__(
+        self, kind: str, rows: int, depth: int, rng: np.random.Generator, *, columns: int = _COLUMNS
+    ):
+        number, block, self._decoder = _TYPES[kind]
+        self._base = _base()
+        blocks = rng.integers(0, 256, (rows, depth // 256, block), np.uint8)
+        scales = rng.uniform(1e-3, 1e-2, (*blocks.shape[:2], 2)).astype(np.float16)
+        at = slice(0, 4) if kind == "Q4_K" else slice(208, 210)
+        blocks[..., at] = scales.view(np.uint8)[..., : at.stop - at.start]
+        self._x = rng.standard_normal((columns, depth)).astype(np.float32)
+        self._x[:, rng.integers(0, depth, depth // 64)] *= 12  # some channels of a decoder stand out
+        self._blocks, self._shape = blocks, (columns, rows)
+        room = blocks.nbytes + self._x.nbytes + 4 * columns * rows + (1 << 20)
+        self._memory = self._base.ggml_init(acceleration.Memory(room, None, False))
+        weights = self._base.ggml_new_tensor_2d(self._memory, number, depth, rows)
+        x = self._base.ggml_new_tensor_2d(self._memory, _F32, depth, columns)
+        self._out = self._base.ggml_mul_mat(self._memory, weights, x)
+        self.graph = self._base.ggml_new_graph(self._memory)
+        self._base.ggml_build_forward_expand(self.graph, self._out)
+        for tensor, values in ((weights, blocks), (x, self._x)):
+            ctypes.memmove(self._base.ggml_get_data(tensor), values.ctypes.data, values.nbytes)
+
+    def __enter__(self) -> Product:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._base.ggml_free(self._memory)
+
+    def result(self) -> NDArray[np.float32]:
+        """What was computed last, (columns, rows)."""
+        values = (ctypes.c_float * (self._shape[0] * self._shape[1])).from_address(
+            self._base.ggml_get_data(self._out)
+        )
+        return np.array(values, np.float32).reshape(self._shape)
+
+    def exact(self) -> NDArray[np.float64]:
+        """With dequantized weights in double precision."""
+        weights = np.empty((len(self._blocks), self._x.shape[1]), np.float32)
+        decode = getattr(self._base, f"dequantize_row_{self._decoder}")
+        pointer = ctypes.c_void_p
+        decode(pointer(self._blocks.ctypes.data), pointer(weights.ctypes.data), ctypes.c_int64(weights.size))
+        return self._x.astype(np.float64) @ weights.T.astype(np.float64)
+
+
+class Backend:
+    """A ggml_backend with so many threads; a context manager that frees it."""
+
+    def __init__(self, handle: Any, threads: int):
+        self._base, self._handle = _base(), handle
+        self.call(b"ggml_backend_set_n_threads", threads)
+
+    def call(self, name: bytes, *arguments: Any) -> None:
+        """Call one of the functions that a backend has beyond those of all backends: with numbers or addresses."""
+        registration = self._base.ggml_backend_dev_backend_reg(
+            self._base.ggml_backend_get_device(self._handle)
+        )
+        function = self._base.ggml_backend_reg_get_proc_address(registration, name)
+        types = [ctypes.c_int if isinstance(argument, int) else ctypes.c_void_p for argument in arguments]
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p, *types)(function)(self._handle, *arguments)
+
+    def __enter__(self) -> Backend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._base.ggml_backend_free(self._handle)
+
+    def compute(self, product: Product) -> NDArray[np.float32]:
+        """The result of a product; BackendError if there is none."""
+        if status := self._base.ggml_backend_graph_compute(self._handle, product.graph):
+            raise BackendError(f"a product ended with status {status}")
+        return product.result()
+
+    def seconds(self, product: Product) -> float:
+        """What it takes."""
+        started = time.perf_counter()
+        self._base.ggml_backend_graph_compute(self._handle, product.graph)
+        return time.perf_counter() - started
+
+
+def processor_backend() -> Any:
+    """llama.cpp's own backend."""
+    make = (ctypes.c_void_p, [ctypes.c_int, ctypes.c_char_p])
+    return llama.native_library("ggml", ggml_backend_init_by_type=make).ggml_backend_init_by_type(
+        _PROCESSOR, None
+    )
+
+
+def _base() -> Any:
+    handle, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    return llama.native_library(
+        "ggml-base",
+        ggml_init=(handle, [acceleration.Memory]),
+        ggml_free=(None, [handle]),
+        ggml_new_tensor_2d=(handle, [handle, number, size, size]),
+        ggml_mul_mat=(handle, [handle, handle, handle]),
+        ggml_get_data=(handle, [handle]),
+        ggml_new_graph=(handle, [handle]),
+        ggml_build_forward_expand=(None, [handle, handle]),
+        ggml_backend_graph_compute=(number, [handle, handle]),
+        ggml_backend_get_device=(handle, [handle]),
+        ggml_backend_dev_backend_reg=(handle, [handle]),
+        ggml_backend_reg_get_proc_address=(handle, [handle, ctypes.c_char_p]),
+        ggml_backend_free=(None, [handle]),
+    )
