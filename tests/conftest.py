@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from ayaedge import AyaVision, DecoderOptions
 from ayaedge.bundle import Bundle, read_bundle
+from ayaedge.cache.verified import HASHING
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.hardware.machine import processor
 from ayaedge_export.evaluation.reference import Reference
@@ -65,6 +67,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AYAEDGE_CACHE_DIR", str(tmp_path_factory.mktemp("states")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> Iterator[None]:
+    """Commands that run in this process set levels and handlers for good."""
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "ayaedge"]
+    loggers = {logging.getLogger(name) for name in (*names, "ayaedge", HASHING)}
+    before = {logger: (logger.level, list(logger.handlers)) for logger in loggers}
+    yield
+    for logger, (level, handlers) in before.items():
+        logger.setLevel(level)
+        logger.handlers = handlers
 
 
 @pytest.fixture(scope="session")

@@ -144,7 +144,7 @@ def _command() -> list[str]:
 
 def _is_python(executable: str) -> bool:
     """Whether it can be told what to run; a program that embeds Python cannot."""
-    return Path(executable).name.lower().startswith(("python", "pypy")) and Path(executable).is_file()
+    return Path(executable).name.lower().startswith(("python", "pypy")) and os.access(executable, os.X_OK)
 
 
 def _death_of(code: int) -> str:
