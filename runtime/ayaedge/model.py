@@ -342,6 +342,11 @@ class AyaVision:
         return self._service.call(work)
 
     @property
+    def is_lost(self) -> bool:
+        """Whether the process of an isolated model has ended: nothing can be asked any more, and another is loaded."""
+        return self._engine.is_lost
+
+    @property
     def _engine(self) -> AnyEngine:
         return self._service.engine
 

@@ -191,14 +191,16 @@ class LoadingFlags(DecoderFlags):
         ),
     ] = "off"
 
-    def load(self, model: Path | None, *, verbose: bool) -> AyaVision:
+    def load(self, model: Path | None, *, verbose: bool, isolated: bool = False) -> AyaVision:
         """The bundle, loaded."""
         decoder = replace(
             self.decoder(), threads=self.threads, draft_tokens=self.draft, acceleration=self.acceleration
         )
         vision = VisionOptions(threads=self.threads, device=self.vision_device, verbose=verbose)
         kept = None if self.cache else NO_CACHE
-        return AyaVision.load(model, device=self.device, decoder=decoder, vision=vision, cache=kept)
+        return AyaVision.load(
+            model, device=self.device, decoder=decoder, vision=vision, cache=kept, isolated=isolated
+        )
 
 
 def takes_flags(command: Callable[..., None]) -> Callable[..., None]:

@@ -89,6 +89,12 @@ def serve(
     access: AccessFlags,
     limits: LimitFlags,
     loading: LoadingFlags,
+    isolated: Annotated[
+        bool,
+        typer.Option(
+            "--isolated", help="Run the model in a process of its own, and load it again if that dies."
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the libraries' messages.")] = False,
 ) -> None:
     """Serve OpenAI's chat completions on this machine, for programs that speak to such a URL.
@@ -111,7 +117,11 @@ def serve(
             queue=limits.queue, seconds=limits.timeout,
         ),
     )  # fmt: skip
-    server = Server(partial(loading.load, model, verbose=verbose), options, sleep_after=limits.sleep_after)
+    server = Server(
+        partial(loading.load, model, verbose=verbose, isolated=isolated),
+        options,
+        sleep_after=limits.sleep_after,
+    )
     stderr.print(f"{server.url}/v1 is ready as soon as the model is loaded; Ctrl-C stops it.")
     stderr.print("Neither requests nor images are logged.")
     server.run()

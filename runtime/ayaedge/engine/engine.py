@@ -72,6 +72,11 @@ class Engine:
         )
 
     @property
+    def is_lost(self) -> bool:
+        """See `AnyEngine`: never, as it is in this process."""
+        return False
+
+    @property
     def context_size(self) -> int:
         """Tokens of prompt and answer together."""
         return self.decoder.context_size

@@ -43,6 +43,10 @@ class AnyEngine(Protocol):
     def cache_root(self) -> Path | None:
         """Where files are kept, if any are."""
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the process that it is in has ended. Safe on any thread."""
+
     def answer(
         self,
         request: AnswerRequest,

@@ -43,6 +43,11 @@ class IsolatedEngine:
         self.process, self.bundle, self.cache_root = process, bundle, root
         self.context_size, self.encoder = facts
 
+    @property
+    def is_lost(self) -> bool:
+        """See `AnyEngine`."""
+        return self.process.has_ended
+
     def answer(
         self,
         request: AnswerRequest,

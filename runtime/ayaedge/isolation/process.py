@@ -90,6 +90,11 @@ class ModelProcess:
         return self._running.process.pid
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it has died, or was ended."""
+        return self._death is not None
+
+    @property
     def _running(self) -> Child:
         assert self._child is not None
         return self._child

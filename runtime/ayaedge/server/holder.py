@@ -32,7 +32,7 @@ class Holder:
     @property
     def state(self) -> State:
         """What the model does."""
-        if self._loading is None and self._bundle is not None:
+        if self._bundle is not None and (self._loading is None or _is_lost(self._loading)):
             return "asleep"
         if self._loading is None or not self._loading.done():
             return "loading"
@@ -43,7 +43,10 @@ class Holder:
         return self._bundle or (await self.model()).bundle
 
     async def model(self) -> AyaVision:
-        """The model, as soon as it is loaded; errors as `AyaVision.load`."""
+        """The model, as soon as it is loaded, and again if its process has ended; errors as `AyaVision.load`."""
+        if self._loading is not None and _is_lost(self._loading):
+            logger.warning("the process of the model has ended: the model is loaded again")
+            await self.close()
         if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
             self._loading = asyncio.ensure_future(self._loaded())
         return await asyncio.shield(self._loading)  # a client that goes away does not end it for the others
@@ -70,6 +73,10 @@ class Holder:
         model = await asyncio.to_thread(self._load)
         self._bundle = model.bundle
         return model
+
+
+def _is_lost(loading: asyncio.Future[AyaVision]) -> bool:
+    return loading.done() and loading.exception() is None and loading.result().is_lost
 
 
 async def _close(loading: asyncio.Future[AyaVision]) -> None:
