@@ -33,7 +33,7 @@ class AnyEngine(Protocol):
 
     @property
     def encoder(self) -> bytes:
-        """Identifies what decides about a image's embeddings."""
+        """Identifies what decides about an image's embeddings."""
 
     @property
     def context_size(self) -> int:
@@ -64,7 +64,7 @@ class AnyEngine(Protocol):
     def encode(
         self, image: AnyImage, choice: TileChoice, flag: Cancellation, report: OnProgress
     ) -> EncodedImage:
-        """A image with its embeddings."""
+        """An image with its embeddings."""
 
     def speeds(self, flag: Cancellation | None = None) -> Speeds:
         """How fast this machine is with this bundle: what was remembered, or else measured now, in seconds."""
