@@ -70,6 +70,10 @@ class ChunkMaker:
         last[-1].update(_own_fields(answer))
         return last
 
+    def aside(self, **fields: Any) -> dict[str, Any]:
+        """A chunk that says something about the answer, and has none of its text."""
+        return {**self._head, "choices": [], **fields, **({"usage": None} if self._include_usage else {})}
+
     def _chunk(
         self,
         delta: dict[str, Any],

@@ -20,6 +20,7 @@ from ayaedge.server.metrics import CONTENT_TYPE
 from ayaedge.server.ollama import OllamaChat, OllamaGenerate, describe, show
 from ayaedge.server.openapi import document
 from ayaedge.server.options import ServerOptions
+from ayaedge.server.plans import PlanEndpoint
 from ayaedge.server.refusals import RequestRefusedError
 from ayaedge.server.responses import Responses
 
@@ -85,6 +86,7 @@ def make_app(service: Service, options: ServerOptions) -> Starlette:
     routes = [Route(path, Endpoint(kind(), service), methods=["POST"]) for path, kind in SURFACES.items()]
     routes += [
         Route("/v1/messages/count_tokens", CountEndpoint(Messages(), service), methods=["POST"]),
+        Route("/v1/plan", PlanEndpoint(service), methods=["POST"]),
         Route("/health", desktop.health),
         Route("/v1/models", desktop.models),
         Route("/v1/models/{name:path}", desktop.models),

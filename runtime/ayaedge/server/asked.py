@@ -13,6 +13,7 @@ from ayaedge.images.load import image_size, read_file
 from ayaedge.openai.messages import ChatMessage, parse_messages
 from ayaedge.openai.options import parse_options
 from ayaedge.server.options import Limits
+from ayaedge.server.progress import Progress
 from ayaedge.server.refusals import RequestRefusedError
 from ayaedge.text.text_stream import Piece
 
@@ -36,6 +37,8 @@ class Asked:
     stream: bool = False
     include_usage: bool = False
     """Whether a stream of OpenAI's form ends with the usage."""
+    follow: bool = False
+    """Whether a stream tells each step of the reading, and not only that there is one."""
     model: str | None = None
     """What the client called the model."""
 
@@ -108,8 +111,8 @@ class Writer(Protocol):
         """The end of a stream."""
         ...
 
-    def alive(self, progress: tuple[str, int, int] | None) -> bytes:
-        """A sign of life before the first piece: the step, how many tiles or tokens of it are done, of how many."""
+    def alive(self, progress: Progress) -> bytes:
+        """A sign of life while there is nothing else to send: how far the reading is."""
         ...
 
     def failing(self, refusal: RequestRefusedError) -> bytes:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ayaedge.answers import Answer
+from ayaedge.checks import require_flag
 from ayaedge.openai.completions import ChunkMaker, completion
 from ayaedge.server.asked import Asked, understood
 from ayaedge.server.events import SSE, comment, event
+from ayaedge.server.progress import Progress
 from ayaedge.server.refusals import RequestRefusedError, place_of
 from ayaedge.text.text_stream import Piece
 
@@ -22,11 +25,13 @@ class ChatCompletions:
 
     def asked(self, body: Mapping[str, Any], local_files: Sequence[Path]) -> Asked:
         """See `Surface`."""
-        return understood(_known(body.get("messages")), body, local_files)
+        asked = understood(_known(body.get("messages")), body, local_files)
+        wanted = body.get("progress")
+        return asked if wanted is None else replace(asked, follow=require_flag("progress", wanted))
 
     def writer(self, asked: Asked, model: str) -> ChatCompletionWriter:
         """See `Surface`."""
-        return ChatCompletionWriter(model, asked.include_usage)
+        return ChatCompletionWriter(model, asked)
 
     def fault(self, refusal: RequestRefusedError, body: Mapping[str, Any]) -> dict[str, Any]:
         """See `Surface`."""
@@ -38,8 +43,9 @@ class ChatCompletionWriter:
 
     media_type = SSE
 
-    def __init__(self, model: str, include_usage: bool):
-        self._model, self._chunks = model, ChunkMaker(model=model, include_usage=include_usage)
+    def __init__(self, model: str, asked: Asked):
+        self._model, self._follow = model, asked.follow
+        self._chunks = ChunkMaker(model=model, include_usage=asked.include_usage)
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         """See `Writer`."""
@@ -57,9 +63,9 @@ class ChatCompletionWriter:
         """See `Writer`."""
         return b"".join(map(event, self._chunks.closing(answer))) + b"data: [DONE]\n\n"
 
-    def alive(self, progress: tuple[str, int, int] | None) -> bytes:
-        """See `Writer`."""
-        return comment(progress)
+    def alive(self, progress: Progress) -> bytes:
+        """See `Writer`. A comment, or a chunk without choices for clients that asked for `progress`."""
+        return event(self._chunks.aside(progress=progress.to_dict())) if self._follow else comment(progress)
 
     def failing(self, refusal: RequestRefusedError) -> bytes:
         """See `Writer`."""

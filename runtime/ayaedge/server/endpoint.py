@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from ayaedge.engine.streams import AsyncAnswerStream
 from ayaedge.images.tile_budget import TileKeywords
+from ayaedge.model import AyaVision
 from ayaedge.server.asked import Asked, Surface, Writer
 from ayaedge.server.bodies import ClientGoneError, object_of, read_body, until_gone
 from ayaedge.server.desk import Desk, Ticket
@@ -25,6 +26,7 @@ from ayaedge.server.events import to_json
 from ayaedge.server.holder import Holder
 from ayaedge.server.metrics import Metrics
 from ayaedge.server.options import Limits
+from ayaedge.server.progress import Following, Progress
 from ayaedge.server.refusals import RequestRefusedError, refusal_of
 from ayaedge.text.text_stream import Piece
 
@@ -87,7 +89,8 @@ class Endpoint:
             with self._service.desk.admitted() as ticket:
                 body = await self._body(scope, receive, ticket)
                 asked = await asyncio.to_thread(self._asked, body)
-                model = await self._while_there(receive, self._service.holder.model())
+                writer = self._surface.writer(asked, asked.model or "")  # until the model's name is known
+                model = await self._while_there(receive, self._loaded(asked, writer, response))
                 writer = self._surface.writer(asked, asked.model or model.bundle.name)
                 await self._while_there(receive, self._answer(asked, writer, response))
         except ClientGoneError:
@@ -125,13 +128,25 @@ class Endpoint:
                 task.cancel()
             await asyncio.gather(working, watching, return_exceptions=True)
 
+    async def _loaded(self, asked: Asked, writer: Writer, response: Response) -> AyaVision:
+        loading = asyncio.ensure_future(self._service.holder.model())
+        try:
+            while asked.stream and not (await asyncio.wait({loading}, timeout=HEARTBEAT))[0]:
+                await response.start(writer.media_type)
+                await response.part(writer.alive(Progress("loading")))
+            return await loading
+        finally:
+            loading.cancel()
+
     async def _answer(self, asked: Asked, writer: Writer, response: Response) -> None:
-        model, seen = await self._service.holder.model(), _Progress()
+        holder = self._service.holder
+        model = await holder.model()
+        seen = Following(holder.known_speeds, model.bundle.manifest.image_prompt.tokens_per_tile)
         ask = partial(model.astream_messages, asked.dictionaries(), on_progress=seen, **asked.options)
         pieces = await asyncio.to_thread(ask)  # a grammar may take its time
         try:
             if asked.stream:
-                await _stream(pieces, writer, response, seen)
+                await _stream(pieces, writer, response, seen, follow=asked.follow)
             else:
                 await response.whole(writer.whole(await pieces.whole()))
             self._service.metrics.answered(pieces.answer)
@@ -142,6 +157,9 @@ class Endpoint:
 class CountEndpoint(Endpoint):
     """An ASGI application that says how many tokens a request of a surface has, without answering it."""
 
+    def _asked(self, body: Mapping[str, Any]) -> Asked:
+        return replace(super()._asked(body), stream=False)
+
     async def _answer(self, asked: Asked, _writer: Writer, response: Response) -> None:
         model = await self._service.holder.model()
         tiles = {name: asked.options[name] for name in TileKeywords.__annotations__ if name in asked.options}
@@ -149,28 +167,22 @@ class CountEndpoint(Endpoint):
         await response.whole({"input_tokens": count})
 
 
-class _Progress:
-    """What the model's thread has said last."""
-
-    def __init__(self) -> None:
-        self.last: tuple[str, int, int] | None = None
-
-    def __call__(self, step: str, done: int, of: int) -> None:
-        self.last = (step, done, of)
-
-
-async def _stream(pieces: AsyncAnswerStream, writer: Writer, response: Response, seen: _Progress) -> None:
+async def _stream(
+    pieces: AsyncAnswerStream, writer: Writer, response: Response, seen: Following, *, follow: bool
+) -> None:
     """Send an answer as it comes; until its first piece there is time for an error with a status of its own."""
     coming, opened = asyncio.ensure_future(_next(pieces)), False
     try:
         while True:
-            while not (await asyncio.wait({coming}, timeout=HEARTBEAT))[0]:
+            while not await _arrived(coming, seen, follow):
+                signs = (seen.take() if follow else []) or [seen.last]
                 await response.start(writer.media_type)
-                await response.part(writer.alive(seen.last))
+                await response.part(b"".join(map(writer.alive, signs)))
             piece = coming.result()
             await response.start(writer.media_type)
             if not opened:
                 opened = True
+                await response.part(b"".join(map(writer.alive, seen.take() if follow else [])))
                 await response.part(writer.opening())
             if piece is None:
                 await response.part(writer.closing(pieces.answer), more=False)
@@ -181,6 +193,16 @@ async def _stream(pieces: AsyncAnswerStream, writer: Writer, response: Response,
         coming.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await coming
+
+
+async def _arrived(coming: asyncio.Future[Piece | None], seen: Following, follow: bool) -> bool:
+    """Wait for a piece, for news of the reading if they are wanted, or until a sign of life is due."""
+    news: asyncio.Future[Any] = asyncio.ensure_future(seen.news() if follow else asyncio.sleep(HEARTBEAT))
+    try:
+        await asyncio.wait({coming, news}, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        news.cancel()
+    return coming.done()
 
 
 async def _next(pieces: AsyncAnswerStream) -> Piece | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ayaedge.server.progress import Progress
+
 SSE = "text/event-stream"
 NDJSON = "application/x-ndjson"
 
@@ -20,8 +22,8 @@ def event(value: Any, name: str | None = None) -> bytes:
     return head + b"data: " + to_json(value) + b"\n\n"
 
 
-def comment(progress: tuple[str, int, int] | None) -> bytes:
-    """A line that clients pass over, and that keeps them waiting: what is being done, as JSON."""
-    if progress is None:
-        return b": waiting\n\n"
-    return b": " + to_json(dict(zip(("step", "done", "of"), progress, strict=True))) + b"\n\n"
+def comment(progress: Progress) -> bytes:
+    """A line that clients pass over, and that keeps them waiting: what is being done, as JSON where there is more."""
+    if not progress.of:
+        return f": {progress.step}\n\n".encode()
+    return b": " + to_json(progress.to_dict()) + b"\n\n"

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Literal
 
 from ayaedge.bundle import Bundle
+from ayaedge.hardware.speeds import Speeds
 from ayaedge.model import AyaVision
 from ayaedge.server.desk import Desk
 
@@ -28,6 +29,8 @@ class Holder:
         self._loading: asyncio.Future[AyaVision] | None = None
         self._closing: asyncio.Future[None] | None = None
         self._bundle: Bundle | None = None
+        self.known_speeds: Speeds | None = None
+        """How fast this machine is, once that was measured."""
 
     @property
     def state(self) -> State:
@@ -50,6 +53,13 @@ class Holder:
         if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
             self._loading = asyncio.ensure_future(self._loaded())
         return await asyncio.shield(self._loading)  # a client that goes away does not end it for the others
+
+    async def speeds(self) -> Speeds:
+        """How fast this machine is; measured after the requests that came before, if it was not yet."""
+        if self.known_speeds is None:
+            model = await self.model()
+            self.known_speeds = await asyncio.to_thread(model.measure)
+        return self.known_speeds
 
     async def close(self) -> None:
         """Free the model; nothing happens if there is none."""

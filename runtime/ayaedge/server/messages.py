@@ -13,6 +13,7 @@ from ayaedge.checks import brief, require_string, require_strings
 from ayaedge.errors import InvalidOptionError, PromptError
 from ayaedge.server.asked import Asked, understood
 from ayaedge.server.events import SSE, comment, event
+from ayaedge.server.progress import Progress
 from ayaedge.server.refusals import RequestRefusedError
 from ayaedge.text.text_stream import Piece
 
@@ -98,9 +99,9 @@ class MessageWriter:
         delta = _event("message_delta", delta=_end(answer), usage=_usage(answer), **_own_fields(answer))
         return _event("content_block_stop", index=0) + delta + _event("message_stop")
 
-    def alive(self, progress: tuple[str, int, int] | None) -> bytes:
-        """See `Writer`."""
-        return comment(progress)
+    def alive(self, progress: Progress) -> bytes:
+        """See `Writer`. Beside the comment goes the event that Anthropic's own service sends."""
+        return comment(progress) + _event("ping")
 
     def failing(self, refusal: RequestRefusedError) -> bytes:
         """See `Writer`."""

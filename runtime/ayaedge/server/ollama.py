@@ -13,6 +13,7 @@ from ayaedge.checks import brief, require_flag, require_string, require_strings
 from ayaedge.errors import InvalidOptionError, PromptError
 from ayaedge.server.asked import Asked, understood
 from ayaedge.server.events import NDJSON, to_json
+from ayaedge.server.progress import Progress
 from ayaedge.server.refusals import RequestRefusedError
 from ayaedge.text.text_stream import Piece
 
@@ -86,7 +87,7 @@ class OllamaWriter:
         """See `Writer`."""
         return to_json({**self._part(""), **_end(answer)}) + b"\n"
 
-    def alive(self, _progress: tuple[str, int, int] | None) -> bytes:
+    def alive(self, _progress: Progress) -> bytes:
         """See `Writer`. Lines have no comments: a piece without text is one that every client takes."""
         return to_json({**self._part(""), "done": False}) + b"\n"
 

@@ -71,9 +71,21 @@ _CHAT: dict[str, Any] = {
         "tiles": {"enum": ["faithful", "native", "auto", None], "description": "how many tiles an image gets"},
         "max_tiles": _WHOLE,
         "budget": {"type": ["number", "null"], "description": "seconds to the first token, with tiles: auto"},
+        "progress": {"type": ["boolean", "null"], "description": "a stream tells each step of the reading"},
         "overflow": {"enum": ["error", "drop_oldest", None]},
     },
 }  # fmt: skip
+_PLAN = {
+    "type": "object",
+    "required": ["messages"],
+    "properties": {
+        **{name: _CHAT["properties"][name] for name in ("messages", "tiles", "max_tiles", "budget")},
+        "measure": {
+            "type": ["boolean", "null"],
+            "description": "measure this machine first, if it was not yet",
+        },
+    },
+}
 _SOURCE = {
     "type": "object",
     "required": ["type", "data"],
@@ -167,6 +179,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "/v1/responses": ("OpenAI's response, without a memory", _RESPONSES),
     "/api/chat": ("Ollama's chat", _OLLAMA_CHAT),
     "/api/generate": ("Ollama's answer to one question", _OLLAMA_GENERATE),
+    "/v1/plan": ("what the images of a chat completion would cost, at each limit on tiles", _PLAN),
     "/v1/messages/count_tokens": ("how many tokens a message has", _MESSAGES),
 }
 """What questions look like, by path."""

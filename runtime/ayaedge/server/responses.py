@@ -18,6 +18,7 @@ from ayaedge.errors import InvalidOptionError, PromptError
 from ayaedge.server.asked import Asked, understood
 from ayaedge.server.chat_completions import openai_fault
 from ayaedge.server.events import SSE, comment, event
+from ayaedge.server.progress import Progress
 from ayaedge.server.refusals import RequestRefusedError
 from ayaedge.text.text_stream import Piece
 
@@ -119,7 +120,7 @@ class ResponseWriter:
             ]
         )
 
-    def alive(self, progress: tuple[str, int, int] | None) -> bytes:
+    def alive(self, progress: Progress) -> bytes:
         """See `Writer`."""
         return comment(progress)
 

@@ -1,0 +1,135 @@
+"""What the images of a chat completion would cost, before it is asked: `POST /v1/plan`, a question of our own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ayaedge.checks import require_flag
+from ayaedge.hardware.speeds import Speeds
+from ayaedge.images.load import image_size
+from ayaedge.images.tile_budget import DEFAULT_BUDGET, TEXT_TOKENS, ImageCost, TileChoice, image_cost
+from ayaedge.manifest import Manifest
+from ayaedge.model import AyaVision
+from ayaedge.server.asked import Asked, Writer
+from ayaedge.server.chat_completions import ChatCompletions
+from ayaedge.server.endpoint import Endpoint, Response, Service
+
+
+@dataclass(frozen=True)
+class TileOption:
+    """What a limit on tiles does to the images of a request."""
+
+    max_tiles: int
+    images: tuple[ImageCost, ...]
+    prompt_tokens: int
+    """Of all of it, with a question of `TEXT_TOKENS`."""
+    seconds: float | None
+    """To the first token, nothing being known yet; None where this machine was not measured."""
+
+
+@dataclass(frozen=True)
+class PlanAsked(Asked):
+    """A chat completion that is not to be answered."""
+
+    measure: bool = False
+    """Whether to measure this machine first, unless that was done."""
+
+
+class Plans(ChatCompletions):
+    """Reads what a plan is wanted for: a surface that never writes an answer."""
+
+    def asked(self, body: Mapping[str, Any], local_files: Sequence[Path]) -> PlanAsked:
+        """See `Surface`."""
+        asked = super().asked({**body, "stream": False}, local_files)
+        measure = body.get("measure")
+        return PlanAsked(
+            asked.messages, asked.options, measure=measure is not None and require_flag("measure", measure)
+        )
+
+
+class PlanEndpoint(Endpoint):
+    """An ASGI application that says what images would cost at each limit on tiles, without decoding them."""
+
+    def __init__(self, service: Service):
+        super().__init__(Plans(), service)
+        self._counts: Mapping[int, int] = {}
+
+    async def _answer(self, asked: Asked, _writer: Writer, response: Response) -> None:
+        assert isinstance(asked, PlanAsked)
+        holder, given = self._service.holder, asked.options
+        model = await holder.model()
+        choice = TileChoice(given.get("tiles", "faithful"), given.get("max_tiles"), given.get("budget"))
+        if not self._counts:
+            self._counts = await asyncio.to_thread(prompt_tokens_by_tiles, model)
+        if asked.measure or choice.policy == "auto":
+            await holder.speeds()
+        sizes = await asyncio.to_thread(_sizes, asked)
+        manifest = model.bundle.manifest
+        options = tile_options(sizes, choice, manifest, self._counts, holder.known_speeds)
+        await response.whole(
+            {
+                "object": "plan",
+                "model": model.bundle.name,
+                "tile_size": manifest.tiling.tile_size,
+                "chosen": asdict(chosen(options, choice)),
+                "options": [asdict(option) for option in options],
+            }
+        )
+
+
+def prompt_tokens_by_tiles(model: AyaVision) -> dict[int, int]:
+    """Tokens of a prompt of one character and an image of so many tiles; 0 tiles are no image."""
+    tiling = model.bundle.manifest.tiling
+    counts = {0: model.count_tokens([{"role": "user", "content": "a"}])}
+    for columns in range(1, tiling.max_tiles + 1):
+        row = np.zeros((tiling.tile_size, columns * tiling.tile_size, 3), np.uint8)
+        content = [{"type": "image", "image": row}, {"type": "text", "text": "a"}]
+        messages = [{"role": "user", "content": content}]
+        counts[columns + (columns > 1)] = model.count_tokens(messages, max_tiles=columns)
+    return counts
+
+
+def tile_options(
+    sizes: Sequence[tuple[int, int]],
+    choice: TileChoice,
+    manifest: Manifest,
+    counts: Mapping[int, int],
+    speeds: Speeds | None,
+) -> list[TileOption]:
+    """All that limits on tiles make of images of these sizes (width, height), the fewest tiles first."""
+    options: list[TileOption] = []
+    most = min(choice.max_tiles or manifest.tiling.max_tiles, manifest.tiling.max_tiles)
+    for limit in range(1, most + 1):
+        at_most = TileChoice(choice.policy, limit, choice.budget)
+        images = tuple(image_cost(size, manifest, at_most) for size in sizes)
+        if options and images == options[-1].images:
+            continue
+        tokens = counts[0] + TEXT_TOKENS + sum(counts[image.tiles] - counts[0] for image in images)
+        options.append(TileOption(limit, images, tokens, _seconds(images, tokens, speeds)))
+    return options
+
+
+def chosen(options: Sequence[TileOption], choice: TileChoice) -> TileOption:
+    """What a request gets: within a budget the most that it allows, but at least the fewest tiles."""
+    budget = choice.budget or DEFAULT_BUDGET
+    within = [one for one in options if choice.policy != "auto" or (one.seconds or 0.0) <= budget]
+    return within[-1] if within else options[0]
+
+
+def _seconds(images: Sequence[ImageCost], tokens: int, speeds: Speeds | None) -> float | None:
+    if speeds is None:
+        return None
+    return round(sum(image.tiles for image in images) * speeds.tile + speeds.prefill(0, tokens), 3)
+
+
+def _sizes(asked: Asked) -> list[tuple[int, int]]:
+    images = [image for message in asked.messages for image in message.images]
+    return [
+        image_size(image) for image in images if isinstance(image, bytes)
+    ]  # as `Asked.within` has read them
