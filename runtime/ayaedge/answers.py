@@ -69,6 +69,8 @@ class Answer:
     """One for each visible token, if `top_logprobs` asked for them."""
     response_format: Any = field(default=None, repr=False)
     """The form that was asked for."""
+    stop_string: str | None = None
+    """The string of `stop` that ended the answer, as it was given; None if something else did."""
 
     def __str__(self) -> str:
         return self.text

@@ -45,6 +45,7 @@ ANSWER_PARTS: dict[str, Any] = {
     "ids": (7, 8),
     "logprobs": (TokenLogprob(7, b"a", -0.5, (TokenLogprob(8, b"b", -1.5),)),),
     "response_format": {"type": "json_object"},
+    "stop_string": "END",
 }
 ANSWER = Answer(**ANSWER_PARTS)
 MADE: dict[type[BaseException], Callable[[], BaseException]] = {

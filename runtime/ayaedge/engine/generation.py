@@ -32,12 +32,14 @@ class Written:
     """Every token, the hidden ones and the stop token included."""
     pieces: list[Piece] = field(default_factory=list)
     stop_reason: StopReason = "length"
+    stop_string: str | None = None
 
     def answer(self, usage: Usage, timings: Timings, response_format: object) -> Answer:
         """What the caller gets."""
         logprobs = tuple(logprob for piece in self.pieces for logprob in piece.logprobs)
         text = "".join(self.pieces)
-        return Answer(text, usage, timings, self.stop_reason, tuple(self.ids), logprobs, response_format)
+        ended = (self.stop_reason, tuple(self.ids), logprobs, response_format, self.stop_string)
+        return Answer(text, usage, timings, *ended)
 
 
 def generate(
@@ -98,6 +100,7 @@ def generate(
         _give(stream.finish(), written, request)
     if written.stop_reason == "length" and stream.stopped:
         written.stop_reason = "stop"
+    written.stop_string = stream.stop_string
     return written
 
 

@@ -80,7 +80,7 @@ def _of_format(form: object) -> str | None:
         return any_object()
     if kind == "json_schema":
         return _of_schema(_schema_of(form))
-    raise InvalidOptionError(f"the type of response_format must be {_FORMATS}, not {shortened(kind)}")
+    raise InvalidOptionError(f"response_format.type must be {_FORMATS}, not {shortened(kind)}")
 
 
 def _schema_of(form: dict[Any, Any]) -> object:
@@ -90,7 +90,7 @@ def _schema_of(form: dict[Any, Any]) -> object:
         form = form["json_schema"]
         if not isinstance(form, dict):
             raise InvalidOptionError(
-                f"response_format: json_schema must be a dictionary, not {shortened(form)}"
+                f"response_format.json_schema must be a dictionary, not {shortened(form)}"
             )
     _check_keys(form, {"type", "name", "description", "schema", "strict"})
     if "schema" not in form:

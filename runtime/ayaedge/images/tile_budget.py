@@ -62,7 +62,7 @@ class TileChoice:
             whole_number("max_tiles", self.max_tiles, least=1, optional=True),
             one_of("tiles", self.policy, get_args(TilePolicy)),
             real_number("budget", self.budget, above=0, limits="a number of seconds above 0", optional=True),
-            'a budget needs tiles="auto"'
+            'budget needs tiles="auto"'
             if self.budget is not None and isinstance(self.policy, str) and self.policy != "auto"
             else None,
         )

@@ -128,8 +128,7 @@ class _Server:
     def _fail(self, call: _Call, error: BaseException) -> None:
         form = forms.error_form(error)
         if isinstance(error, CancelledError) and error.answer is not None:
-            answer = error.answer
-            form["ending"] = forms.Ending(answer.usage, answer.timings, answer.stop_reason, answer.ids)
+            form["ending"] = forms.Ending.of(error.answer)
         call.end(error=form)
 
     def _say(self, event: str, value: Any) -> None:
@@ -183,8 +182,7 @@ def _answer(server: _Server, call: _Call) -> None:
 
     wanted = on_read if call.value["wants_images"] else None
     answer = server.engine.answer(request, dialogue, options, partial(_report, call), wanted)
-    ending = forms.Ending(answer.usage, answer.timings, answer.stop_reason, answer.ids)
-    call.end(result=ending)
+    call.end(result=forms.Ending.of(answer))
 
 
 def _encode(server: _Server, call: _Call) -> None:

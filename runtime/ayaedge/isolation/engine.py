@@ -81,7 +81,8 @@ class IsolatedEngine:
             timings = replace(ending.timings, queued=max(began - request.created, 0.0))
             logprobs = tuple(logprob for piece in pieces for logprob in piece.logprobs)
             text, form = "".join(pieces), options.response_format
-            return Answer(text, ending.usage, timings, ending.stop_reason, ending.ids, logprobs, form)
+            ended = (ending.stop_reason, ending.ids, logprobs, form, ending.stop_string)
+            return Answer(text, ending.usage, timings, *ended)
 
         def fail(form: Any) -> BaseException:
             error = forms.error_of(form)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge import errors
-from ayaedge.answers import StopReason, Timings, Usage
+from ayaedge.answers import Answer, StopReason, Timings, Usage
 from ayaedge.checks import build
 from ayaedge.engine.dialogue import Dialogue
 from ayaedge.errors import AyaEdgeError, BackendError, CancelledError, ContextLengthError, OutOfMemoryError
@@ -38,6 +38,12 @@ class Ending:
     timings: Timings
     stop_reason: StopReason
     ids: tuple[int, ...]
+    stop_string: str | None = None
+
+    @classmethod
+    def of(cls, answer: Answer) -> Ending:
+        """That of an answer."""
+        return cls(answer.usage, answer.timings, answer.stop_reason, answer.ids, answer.stop_string)
 
 
 def strictly(read: Callable[..., _Value], *values: Any) -> _Value:

@@ -42,9 +42,9 @@ class Asked:
     model: str | None = None
     """What the client called the model."""
 
-    def after(self, messages: Sequence[ChatMessage]) -> Asked:
-        """The same with other messages before its own."""
-        return replace(self, messages=(*messages, *self.messages))
+    def told(self, system: str) -> Asked:
+        """The same behind an instruction, if there is one."""
+        return replace(self, messages=(ChatMessage("system", system), *self.messages)) if system else self
 
     def dictionaries(self) -> list[dict[str, Any]]:
         """The messages as `AyaVision.astream_messages` takes them."""
@@ -129,6 +129,10 @@ class Surface(Protocol):
 
     def writer(self, asked: Asked, model: str, /) -> Writer:
         """What writes its answer, by a model of this name."""
+        ...
+
+    def names(self, body: Mapping[str, Any], /) -> Mapping[str, str]:
+        """What this surface, or this body, calls options that ayaedge calls otherwise: its names by ours."""
         ...
 
     def fault(self, refusal: RequestRefusedError, body: Mapping[str, Any], /) -> dict[str, Any]:

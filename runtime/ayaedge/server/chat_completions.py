@@ -33,6 +33,10 @@ class ChatCompletions:
         """See `Surface`."""
         return ChatCompletionWriter(model, asked)
 
+    def names(self, body: Mapping[str, Any]) -> Mapping[str, str]:
+        """See `Surface`."""
+        return {"max_tokens": "max_completion_tokens"} if "max_completion_tokens" in body else {}
+
     def fault(self, refusal: RequestRefusedError, body: Mapping[str, Any]) -> dict[str, Any]:
         """See `Surface`."""
         return openai_fault(refusal, body)

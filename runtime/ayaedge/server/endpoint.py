@@ -96,7 +96,7 @@ class Endpoint:
         except ClientGoneError:
             self._service.metrics.count("gone")
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, the client is told
-            refusal = refusal_of(error)
+            refusal = refusal_of(error).named(self._surface.names(body))
             self._service.metrics.count(str(refusal.status))
             if response.started and writer is not None:
                 await response.part(writer.failing(refusal), more=False)

@@ -39,13 +39,15 @@ class Messages:
         messages = body.get("messages")
         if isinstance(messages, list):  # places in errors are those of the body, before the system's message
             messages = [_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
-        asked = understood(messages, options, local_files)
-        system = _system(body.get("system"))
-        return asked if system is None else asked.after(understood([system], {}, ()).messages)
+        return understood(messages, options, local_files).told(_system(body.get("system")))
 
     def writer(self, _asked: Asked, model: str) -> MessageWriter:
         """See `Surface`."""
         return MessageWriter(model)
+
+    def names(self, _body: Mapping[str, Any]) -> Mapping[str, str]:
+        """See `Surface`."""
+        return {"stop": "stop_sequences", "response_format": "output_config.format"}
 
     def fault(self, refusal: RequestRefusedError, _body: Mapping[str, Any]) -> dict[str, Any]:
         """See `Surface`."""
@@ -113,10 +115,14 @@ def _event(name: str, **fields: Any) -> bytes:
 
 
 def _end(answer: Answer) -> dict[str, Any]:
-    return {
-        "stop_reason": "end_turn" if answer.stop_reason == "stop" else "max_tokens",
-        "stop_sequence": None,
-    }
+    reason = (
+        "max_tokens"
+        if answer.stop_reason != "stop"
+        else "stop_sequence"
+        if answer.stop_string
+        else "end_turn"
+    )
+    return {"stop_reason": reason, "stop_sequence": answer.stop_string}
 
 
 def _usage(answer: Answer) -> dict[str, Any]:
@@ -150,10 +156,10 @@ def _check_thinking(thinking: object) -> None:
         raise InvalidOptionError("thinking must be disabled: Aya Vision does not reason before it answers")
 
 
-def _system(system: object) -> dict[str, Any] | None:
+def _system(system: object) -> str:
     if isinstance(system, list):
-        system = "".join(_system_text(block, f"system[{number}]") for number, block in enumerate(system))
-    return {"role": "system", "content": require_string("system", system)} if system else None
+        return "".join(_system_text(block, f"system[{number}]") for number, block in enumerate(system))
+    return require_string("system", "" if system is None else system)
 
 
 def _system_text(block: object, place: str) -> str:

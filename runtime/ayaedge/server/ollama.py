@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,12 @@ from ayaedge.text.text_stream import Piece
 
 _SAME = ("temperature", "top_k", "top_p", "min_p", "seed", "stop")
 """Options that Ollama and ayaedge call the same."""
-_OWN = ("model", "tools", "tiles", "max_tiles", "budget", "overflow")
+_OWN = ("model", "tools", "tiles", "max_tiles", "budget", "overflow", "grammar", "choices")
+_NAMES = {
+    **{name: f"options.{name}" for name in _SAME},
+    "max_tokens": "options.num_predict",
+    "response_format": "format",
+}
 _LACKING = {"think": "Aya Vision does not reason before it answers", "raw": "prompts are made by the bundle's template",
             "suffix": "Aya Vision fills no gaps", "context": "send the conversation to /api/chat",
             "template": "prompts are made by the bundle's template"}  # fmt: skip
@@ -40,6 +46,10 @@ class OllamaChat:
         """See `Surface`."""
         return OllamaWriter(model, chat=True)
 
+    def names(self, _body: Mapping[str, Any]) -> Mapping[str, str]:
+        """See `Surface`."""
+        return _NAMES
+
     def fault(self, refusal: RequestRefusedError, _body: Mapping[str, Any]) -> dict[str, Any]:
         """See `Surface`."""
         return {"error": str(refusal)}
@@ -53,10 +63,9 @@ class OllamaGenerate(OllamaChat):
         prompt = require_string("prompt", body.get("prompt"))
         if not prompt:
             raise PromptError("prompt is empty: the model is loaded when the server starts")
-        question = _message({"role": "user", "content": prompt, "images": body.get("images")}, "prompt")
+        question = _message({"role": "user", "content": prompt, "images": body.get("images")}, "")
         system = require_string("system", body.get("system") or "")
-        before = [{"role": "system", "content": system}] if system else []
-        return understood([*before, question], _options(body), local_files)
+        return understood([question], _options(body), local_files).told(system)
 
     def writer(self, _asked: Asked, model: str) -> OllamaWriter:
         """See `Surface`."""
@@ -112,6 +121,7 @@ def _end(answer: Answer) -> dict[str, Any]:
         "prompt_eval_duration": round(read * _NANOSECONDS),
         "eval_count": usage.completion_tokens,
         "eval_duration": round(timings.decode * _NANOSECONDS),
+        "timings": asdict(timings),
         "tiles": list(usage.tiles),
     }
 
@@ -154,7 +164,7 @@ def _message(message: object, place: str) -> object:
         return known
     parts = [
         {"type": "image_url", "image_url": f"data:image/any;base64,{image}"}
-        for image in require_strings(f"{place}.images", images)
+        for image in require_strings(f"{place}.images".removeprefix("."), images)
     ]
     return {**known, "content": [*parts, {"type": "text", "text": message.get("content")}]}
 

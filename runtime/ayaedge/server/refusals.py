@@ -23,6 +23,7 @@ from ayaedge.errors import (
 
 logger = logging.getLogger(__name__)
 
+_NAME = re.compile(r"[a-z_]+")
 _PLACE = re.compile(r"[a-z_]+(?:\[\d+\]|\.[a-z_]+)*")
 _BAD_REQUEST = 400
 _KINDS = {
@@ -50,6 +51,12 @@ class RequestRefusedError(AyaEdgeError):
         self.wait = wait
         """Seconds after which it makes sense to ask again."""
         super().__init__(message)
+
+    def named(self, names: Mapping[str, str]) -> RequestRefusedError:
+        """The same about what the client calls an option of ours that the message begins with."""
+        head, rest = _split(str(self))
+        message = names.get(head, head) + rest
+        return RequestRefusedError(message, status=self.status, code=self.code, wait=self.wait)
 
     @property
     def kind(self) -> str:
@@ -91,8 +98,14 @@ def refusal_of(error: BaseException) -> RequestRefusedError:
     return RequestRefusedError(told, status=500)
 
 
+def _split(message: str) -> tuple[str, str]:
+    """The name that a message begins with, and the rest."""
+    found = _NAME.match(message)
+    end = found.end() if found else 0
+    return message[:end], message[end:]
+
+
 def place_of(message: str, body: Mapping[str, Any]) -> str | None:
     """The field that a message begins with, if it is one of a body."""
     found = _PLACE.match(message)
-    head = re.split(r"[.\[]", found[0], maxsplit=1)[0] if found else None
-    return found[0] if found and head in body else None
+    return found[0] if found and _split(message)[0] in body else None

@@ -46,12 +46,15 @@ class Responses:
         options["max_tokens"] = body.get("max_output_tokens")
         options["response_format"] = _form(body.get("text"))
         instructions = require_string("instructions", body.get("instructions") or "")
-        before = [{"role": "system", "content": instructions}] if instructions else []
-        return understood([*before, *_messages(body.get("input"))], options, local_files)
+        return understood(_messages(body.get("input")), options, local_files).told(instructions)
 
     def writer(self, _asked: Asked, model: str) -> ResponseWriter:
         """See `Surface`."""
         return ResponseWriter(model)
+
+    def names(self, _body: Mapping[str, Any]) -> Mapping[str, str]:
+        """See `Surface`."""
+        return {"max_tokens": "max_output_tokens", "messages": "input", "response_format": "text.format"}
 
     def fault(self, refusal: RequestRefusedError, body: Mapping[str, Any]) -> dict[str, Any]:
         """See `Surface`."""

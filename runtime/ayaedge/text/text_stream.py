@@ -85,7 +85,9 @@ class TextStream:
         self._clusters = regex.compile(r"\X")
         self._piece_of, self._hidden = piece_of, hidden
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._search = _Search(spelling for string in stop for spelling in _spellings(string))
+        spelled = {spelling: string for string in stop for spelling in _spellings(string)}
+        self._given = {**spelled, **{string: string for string in stop}}
+        self._search = _Search(self._given)
         self._stopped = self._finished = False
 
         # Positions count code points from the beginning of the answer.
@@ -103,6 +105,11 @@ class TextStream:
     def stopped(self) -> bool:
         """A stop string came: nothing may be pushed any more."""
         return self._stopped
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that came, as it was given."""
+        return self._given[self._search.string] if self._stopped else None
 
     def push(self, token: int, logprob: TokenLogprob | None = None) -> Piece | None:
         """Append a token; the text that is certain now, if any."""
@@ -209,7 +216,7 @@ class _Search:
     def __init__(self, strings: Iterable[str]):
         self._children: list[dict[str, int]] = [{}]
         self._depth = [0]
-        self._longest = [0]  # length of the longest string with which the node ends
+        self._longest = [""]  # the longest string with which the node ends
         for string in strings:
             self._insert(string)
         self._shorter = [0] * len(self._depth)  # the longest other node with which the node ends
@@ -217,6 +224,8 @@ class _Search:
         self._node = self._position = 0
         self.found: int | None = None
         """Where the string begins that begins first of those that are complete."""
+        self.string = ""
+        """That string."""
 
     @property
     def candidate(self) -> int:
@@ -236,9 +245,10 @@ class _Search:
         for character in text:
             self._node = self._next(self._node, character)
             self._position += 1
-            if length := self._longest[self._node]:
-                begin = self._position - length
-                self.found = begin if self.found is None else min(self.found, begin)
+            if string := self._longest[self._node]:
+                begin = self._position - len(string)
+                if self.found is None or begin < self.found:
+                    self.found, self.string = begin, string
 
     def _next(self, node: int, character: str) -> int:
         while node and character not in self._children[node]:
@@ -252,9 +262,9 @@ class _Search:
                 self._children[node][character] = len(self._depth)
                 self._children.append({})
                 self._depth.append(self._depth[node] + 1)
-                self._longest.append(0)
+                self._longest.append("")
             node = self._children[node][character]
-        self._longest[node] = len(string)
+        self._longest[node] = string
 
     def _link(self) -> None:
         """Breadth first: what a node falls back to is shorter, and linked before it."""

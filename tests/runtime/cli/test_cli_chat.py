@@ -75,7 +75,7 @@ def test_a_mistake_is_told_at_once_and_by_the_exit_code_at_the_end() -> None:
         (["--temperature", "-1"], "temperature must be 0 or more"),
         (
             ["--tiles", "native", "--budget", "3"],
-            'a budget needs tiles="auto" (on the command line: --tiles auto)',
+            'budget needs tiles="auto" (on the command line: --tiles auto)',
         ),
         (["-m", "nowhere"], "no bundle at nowhere"),
         (["--open", "none.ayachat"], "none.ayachat"),

@@ -82,9 +82,11 @@ class Animal(BaseModel):
 
 class TestTheSameApi:
     def test_answers_are_the_same_in_every_respect(self, demo_model: AyaVision, apart: AyaVision) -> None:
-        for options in ({}, {"top_logprobs": 2}, {"temperature": 1.0, "seed": 3, "max_tokens": 9}):
+        drawn = {"temperature": 1.0, "seed": 3, "max_tokens": 9}
+        for options in ({}, {"top_logprobs": 2}, drawn, {"stop": ["7"]}):
             one, other = (m.ask(QUESTION, images=[CELLS], **options) for m in (demo_model, apart))
             assert (one.text, one.ids, one.stop_reason) == (other.text, other.ids, other.stop_reason)
+            assert one.stop_string == other.stop_string == options.get("stop", [None])[0]
             assert one.usage.images == other.usage.images
             assert [one.id for one in one.logprobs] == [one.id for one in other.logprobs]
             assert [[top.data for top in one.top] for one in one.logprobs] == [

@@ -73,6 +73,8 @@ def test_a_stream_is_the_same_answer(client: Anthropic) -> None:
         model="any", max_tokens=9, stop_sequences=["7"], messages=about(QUESTION, CELLS)
     )
     assert stopped.content[0].text == "26"  # type: ignore[union-attr]
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "7")
+    assert (final.stop_sequence, short.stop_sequence) == (None, None)
 
 
 def test_an_asyncio_client_is_answered(url: str) -> None:

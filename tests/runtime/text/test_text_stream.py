@@ -312,6 +312,26 @@ def test_a_stop_string_waits_for_one_that_may_begin_before_it() -> None:
     assert stream.finish() == "ab" and stream.stopped
 
 
+@pytest.mark.parametrize(
+    ("text", "stop", "came"),
+    [
+        ("one two", ["w", "x"], "w"), ("abcde", ["cd", "abcdeg"], "cd"), ("xabcdeg", ["cd", "abcdeg"], "abcdeg"),
+        ("aab", ["b", "ab", "aab"], "aab"), ("caf\u00e9.", ["fe\u0301"], "fe\u0301"), ("one", ["two"], None),
+        ("\u00e9", ["e\u0301", "\u00e9"], "\u00e9"),
+    ],
+)  # fmt: skip
+def test_the_stop_string_that_came_is_named_as_it_was_given(
+    text: str, stop: list[str], came: str | None
+) -> None:
+    tokens = [bytes([byte]) for byte in text.encode()]
+    stream = TextStream(tokens.__getitem__, stop=stop)
+    for token in range(len(tokens)):
+        if not stream.stopped:
+            stream.push(token)
+    stream.finish()
+    assert stream.stop_string == came
+
+
 def test_a_token_that_a_stop_string_cuts_gives_text_but_is_in_no_piece() -> None:
     pieces = pieces_of([b"one", b" two", b".\nQ", b":"], stop=["\nQ:"])
     assert [(piece, piece.ids) for piece in pieces] == [("one", (0,)), (" two", (1,)), (".", ())]
