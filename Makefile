@@ -7,8 +7,10 @@ BUNDLE := build/tiny-aya-vision-q4_k_m-int8
 PICTURE := examples/pictures/six-cells.png
 QUESTION := What number is at the bottom left?
 NATIVE := CMakeLists.txt $(wildcard quant/kernels/* runtime/acceleration/*)
+# A wheel of llama-cpp-python is taken where pip finds one: PIP_EXTRA_INDEX_URL may name its author's index.
+INSTALL := $(BIN)/python -m pip install --quiet --prefer-binary
 
-.PHONY: demo test lint docs slow bench train clean
+.PHONY: demo test lint docs slow bench train clean verify-transformers5
 
 ## Install, export the small trained checkpoint, and ask about a picture.
 demo: $(BUNDLE)/manifest.json
@@ -34,6 +36,18 @@ docs: $(VENV)/.dev
 ## Full-size synthetic checkpoints and long runs.
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow
+
+## The comparisons with transformers, in an environment of its own whose transformers is of the series 5.
+verify-transformers5: build/transformers5/.ready
+	build/transformers5/bin/python -m pytest -q -m "" -W ignore tests/export/evaluation/test_parity.py \
+	  tests/export/evaluation/test_saved_again.py
+
+build/transformers5/.ready: pyproject.toml constraints.txt $(NATIVE)
+	$(PYTHON) -m venv build/transformers5
+	grep -vE "^(transformers|optimum|huggingface-hub|tokenizers)" constraints.txt > build/transformers5/constraints.txt
+	build/transformers5/bin/python -m pip install --quiet --prefer-binary \
+	  --constraint build/transformers5/constraints.txt --editable ".[reference]" "transformers>=5,<6" pytest
+	@touch $@
 
 ## Figures of speed, size and accuracy; every number in README and docs comes from here. Two hours and 60 GB of disk.
 bench: $(VENV)/.dev $(BUNDLE)/manifest.json
@@ -63,11 +77,11 @@ $(BUNDLE)/manifest.json: $(VENV)/.export examples/tiny-aya-vision/model.safetens
 	$(BIN)/ayaedge export examples/tiny-aya-vision -o $(BUNDLE) --force
 
 $(VENV)/.export: pyproject.toml $(NATIVE) | $(VENV)/bin
-	@test -e $(VENV)/.dev || $(BIN)/python -m pip install --quiet --editable ".[export]"
+	@test -e $(VENV)/.dev || $(INSTALL) --editable ".[export]"
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml $(NATIVE) | $(VENV)/bin
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+$(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin
+	$(INSTALL) --constraint constraints.txt --editable ".[dev]"
 	@touch $(VENV)/.export $@
 
 $(VENV)/bin:

@@ -10,11 +10,18 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import platform
 import threading
 from collections import deque
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from ayaedge.errors import BackendError
+
+REQUIREMENT = "llama-cpp-python~=0.3.36"
+_WHEELS = "https://abetlen.github.io/llama-cpp-python/whl"
+"""Its author's index of prebuilt wheels, named here for people: nothing in this package opens it."""
 
 logger = logging.getLogger("ayaedge.llama")
 
@@ -34,13 +41,33 @@ def library() -> Any:
     # Idle OpenMP threads otherwise spin and stall decoding by up to 60 times beside any other busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would start a debugger first
-    import llama_cpp
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:  # not installed, or its libraries do not load
+        raise BackendError(
+            f"llama-cpp-python cannot be loaded ({error}); install it, without a compiler: {wheel_command()}"
+        ) from error
 
     callback = llama_cpp.llama_log_callback(_forward)
     _callbacks.append(callback)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     return llama_cpp
+
+
+def wheel_command(kind: str | None = None) -> str:
+    """The command that installs llama-cpp-python as its author has built it: `cpu`, `metal`, `vulkan`, `cu124`.
+
+    None is for this system, with what it depends on. Such wheels are built for common processors: with AVX2, without
+    AVX-512 and VNNI.
+    """
+    alone = " --no-deps" if kind else ""
+    if kind is None:
+        kind = "metal" if (platform.system(), platform.machine()) == ("Darwin", "arm64") else "cpu"
+    return (
+        f"pip install --force-reinstall{alone} --no-cache-dir --only-binary llama-cpp-python "
+        f'--extra-index-url {_WHEELS}/{kind} "{REQUIREMENT}"'
+    )
 
 
 def native_library(name: str, **signatures: tuple[Any, list[Any]]) -> Any:

@@ -13,6 +13,8 @@ import sys
 from functools import cache
 from typing import Any
 
+from ayaedge.errors import BackendError
+
 logger = logging.getLogger(__name__)
 
 _SWITCH = "ORT_DISABLE_TELEMETRY"
@@ -25,7 +27,13 @@ os.environ[_SWITCH] = "1"
 @cache
 def library() -> Any:
     """The module `onnxruntime`; it sends nothing, or the log says why that cannot be promised."""
-    import onnxruntime
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:  # not installed, or its libraries do not load
+        needs = " (it needs Microsoft's Visual C++ runtime)" if os.name == "nt" else ""
+        raise BackendError(
+            f'ONNX Runtime cannot be loaded ({error}); install it{needs}: pip install "onnxruntime>=1.20"'
+        ) from error
 
     onnxruntime.disable_telemetry_events()  # of what was loaded before: the events, not the identifier
     if loaded_before:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from ayaedge import BackendError, llama
 
 FIRST = {
     "llama.cpp": "from ayaedge import llama; llama.library()",
@@ -50,3 +53,31 @@ def test_there_is_one_copy_of_each_library_whoever_loads_first(first: str) -> No
     names = done.stdout.split()
     assert {"libggml", "libggml-base", "libllama"} <= set(names)
     assert len(names) == len(set(names))
+
+
+def test_where_it_is_not_installed_the_error_names_the_wheel_for_this_system(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)  # as if nothing had been installed
+    for system, machine, kind in (
+        ("Linux", "x86_64", "cpu"),
+        ("Windows", "AMD64", "cpu"),
+        ("Darwin", "arm64", "metal"),
+    ):
+        monkeypatch.setattr("platform.system", lambda system=system: system)
+        monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
+        with pytest.raises(
+            BackendError, match=rf"cannot be loaded .* --only-binary .*/whl/{kind} "
+        ) as caught:
+            llama.library.__wrapped__()
+        assert '"llama-cpp-python~=0.3.36"' in str(caught.value)
+
+
+def test_libraries_that_do_not_load_are_one_line_on_the_command_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ayaedge", "ask", "What?"], capture_output=True, text=True, check=False,
+        env=os.environ | {"LLAMA_CPP_LIB_PATH": str(tmp_path)}, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "llama-cpp-python cannot be loaded" in " ".join(done.stderr.split())

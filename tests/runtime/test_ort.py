@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ayaedge import BackendError, ort
+
 ROOT = Path(__file__).parents[2]
 HUGGING_FACE = {"transformers", "optimum", "huggingface_hub"}
 LOAD = "import logging; logging.basicConfig(); from ayaedge import ort; ort.library(); ort.library();"
@@ -75,3 +77,9 @@ def test_every_module_that_imports_hugging_faces_libraries_goes_offline_first() 
             assert "    stay_offline()\n" in path.read_text(
                 "utf-8"
             ) or "\nstay_offline()\n" in path.read_text("utf-8")
+
+
+def test_where_it_is_not_installed_the_error_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if nothing had been installed
+    with pytest.raises(BackendError, match=r'cannot be loaded .*pip install "onnxruntime'):
+        ort.library.__wrapped__()

@@ -70,6 +70,7 @@ class Reference:
         """Image embeddings (n, T, hidden) of tiles (n, 3, S, S)."""
         with self._torch.no_grad():
             features = self.model.get_image_features(self._torch.from_numpy(pixel_values))
+        features = getattr(features, "pooler_output", features)  # transformers 5 wraps what 4 returns
         return cast("NDArray[np.float32]", features.reshape(len(features), -1, features.shape[-1]).numpy())
 
     def logits(

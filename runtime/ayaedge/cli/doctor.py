@@ -29,6 +29,7 @@ from ayaedge.hardware.devices import (
     decoder_backends,
     decoder_command,
     decoder_gpus,
+    decoder_wheel_command,
     vision_command,
     vision_providers,
 )
@@ -114,6 +115,8 @@ class Missing:
     suits: str
     """The hardware that it is for; whether that is there cannot be known without it."""
     command: str
+    prebuilt: str | None = None
+    """The command that takes what others have built for common processors, if there is such a thing."""
 
 
 def doctor(as_json: JsonFlag = False) -> None:
@@ -126,6 +129,8 @@ def doctor(as_json: JsonFlag = False) -> None:
     print_table(report(facts))
     for missing in find_missing(facts):
         write_line(f"To use {missing.suits} for the {missing.half} ({missing.device}):\n  {missing.command}")
+        if missing.prebuilt:
+            write_line(f"or without a compiler, built for common processors:\n  {missing.prebuilt}")
 
 
 def collect() -> Facts:
@@ -159,7 +164,13 @@ def report(facts: Facts) -> Table:
 def find_missing(facts: Facts) -> list[Missing]:
     """What could be installed on this system and is not."""
     decoder = [
-        Missing("decoder", backend, _SUITS[backend], decoder_command(backend, facts.system))
+        Missing(
+            "decoder",
+            backend,
+            _SUITS[backend],
+            decoder_command(backend, facts.system),
+            _wheel(backend, facts),
+        )
         for backend in BACKENDS
         if facts.system in _SYSTEMS[backend] and backend not in facts.decoder_backends
     ]
@@ -169,6 +180,12 @@ def find_missing(facts: Facts) -> list[Missing]:
         if provider not in facts.vision_providers and _has_package(device, facts)
     ]
     return decoder + vision
+
+
+def _wheel(backend: str, facts: Facts) -> str | None:
+    """The author's wheels for GPUs are for ordinary PCs, and for Apple's processors."""
+    built = (facts.processor.architecture == "arm64") == (facts.system == "Darwin")
+    return decoder_wheel_command(backend) if built else None
 
 
 def _has_package(device: str, facts: Facts) -> bool:

@@ -35,7 +35,8 @@ BACKENDS = ("cuda", "metal", "vulkan")
 """The decoder's devices that can be asked for by name, the best first."""
 _ANY_GPU = ("WebGpuExecutionProvider", "DmlExecutionProvider")
 """ONNX Runtime has no Vulkan; these drive the same hardware."""
-_REQUIREMENT = "llama-cpp-python~=0.3.36"
+_WHEELS = {"cuda": "cu124"}
+"""The author's index of wheels for a backend, where it is not called like it; CUDA 12.4 runs on every driver since."""
 
 _GPU, _INTEGRATED = 1, 2
 """Of `ggml_backend_dev_type`."""
@@ -135,11 +136,16 @@ def decoder_command(backend: str, system: str = "") -> str:
     arguments = f"-DGGML_{backend.upper()}=on"
     install = (
         "pip install --force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python "
-        f'"{_REQUIREMENT}"'
+        f'"{llama.REQUIREMENT}"'
     )
     if (system or platform.system()) == "Windows":
         return f'$env:CMAKE_ARGS="{arguments}"; {install}'
     return f'CMAKE_ARGS="{arguments}" {install}'
+
+
+def decoder_wheel_command(backend: str) -> str:
+    """The command that installs llama-cpp-python for one of `BACKENDS` as its author has built it."""
+    return llama.wheel_command(_WHEELS.get(backend, backend))
 
 
 def vision_command(device: str, system: str = "") -> str:

@@ -106,6 +106,19 @@ def test_what_is_there_is_not_advised() -> None:
     assert missing(complete) == [("decoder", "vulkan"), ("vision", "openvino")]
 
 
+def test_wheels_are_advised_where_their_author_builds_them() -> None:
+    def wheels(facts: Facts) -> list[str | None]:
+        return [found.prebuilt for found in find_missing(facts) if found.half == "decoder"]
+
+    for facts in LAPTOP, WINDOWS:
+        for found, kind in zip(wheels(facts), ("cu124", "vulkan"), strict=True):
+            assert found is not None
+            assert f"/whl/{kind} " in found
+    bare = replace(MAC, decoder_backends=["cpu"])
+    assert "/whl/metal " in (wheels(bare)[0] or "")
+    assert wheels(replace(MAC, system="Linux")) == [None, None]
+
+
 def test_json_is_one_object_with_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tmp_path / "ayaedge"
     (kept / "vision").mkdir(parents=True)
