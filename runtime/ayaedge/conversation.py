@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from ayaedge.answers import Answer, StopReason
 from ayaedge.checks import check_options, earlier_name, function, path_of
 from ayaedge.engine.dialogue import Dialogue
-from ayaedge.engine.interface import AnyEngine, OnProgress
+from ayaedge.engine.interface import AnyEngine, OnProgress, no_progress
 from ayaedge.engine.service import Service
 from ayaedge.engine.streams import AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream
 from ayaedge.engine.worker import Request
@@ -188,7 +188,7 @@ class Conversation:
         check_options(function("on_progress", on_progress))
         given = [images] if isinstance(images, EncodedImage) else list_images(images)
         taken = [take_image(image) for image in given]
-        report = _no_progress if on_progress is None else on_progress
+        report = no_progress if on_progress is None else on_progress
         return partial(self._answer, self.system, question, taken, options, report)
 
     async def _whole(self, work: Callable[[AnyEngine, AnswerRequest], Answer]) -> Answer:
@@ -324,9 +324,6 @@ def _opened_image(engine: AnyEngine, image: SavedImage) -> EncodedImage:
 
 def _facts(image: EncodedImage) -> dict[str, object]:
     return {"columns": image.cost.columns, "rows": image.cost.rows}
-
-
-def _no_progress(step: str, done: int, of: int) -> None: ...
 
 
 def _nobody(_piece: Piece) -> None: ...

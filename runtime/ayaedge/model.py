@@ -18,7 +18,7 @@ from ayaedge.checks import check_options, function, instance, one_of, path_of, w
 from ayaedge.conversation import Conversation, Images, open_conversation
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.engine.dialogue import Dialogue, chat_dialogue
-from ayaedge.engine.interface import AnyEngine, OnProgress
+from ayaedge.engine.interface import AnyEngine, OnProgress, no_progress
 from ayaedge.engine.loading import EngineOptions, open_engine
 from ayaedge.engine.service import Service
 from ayaedge.engine.streams import AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream
@@ -239,7 +239,7 @@ class AyaVision:
         """Read an image once, to ask about it later, as often as wanted; arguments and errors as `stream`."""
         choice = TileChoice(tiles, max_tiles, budget)
         check_options(function("on_progress", on_progress))
-        work = partial(_encode, take_image(image), choice, on_progress or _no_progress)
+        work = partial(_encode, take_image(image), choice, on_progress or no_progress)
         encoded: EncodedImage = self._service.call(work)
         return encoded
 
@@ -305,9 +305,7 @@ class AyaVision:
 
         asked = parse_options({**options, "stream": stream})
         answer = AnswerStream(
-            self._complete(
-                chat_dialogue(messages, local_files), answer_options(**asked.options), _no_progress
-            )
+            self._complete(chat_dialogue(messages, local_files), answer_options(**asked.options), no_progress)
         )
         name = asked.model or self.bundle.name
         if not asked.stream:
@@ -328,7 +326,7 @@ class AyaVision:
         """
         check_options(function("on_progress", on_progress))
         dialogue, settled = chat_dialogue(messages, local_files), answer_options(**options)
-        return AsyncAnswerStream(self._complete(dialogue, settled, on_progress or _no_progress))
+        return AsyncAnswerStream(self._complete(dialogue, settled, on_progress or no_progress))
 
     def measure(self) -> Speeds:
         """How fast this machine is with this bundle: what was remembered, or else measured now, in seconds.
@@ -382,6 +380,3 @@ def _with_context(decoder: DecoderOptions, context: int | None) -> DecoderOption
             f"context is {context} and decoder.context_size {decoder.context_size}: give one"
         )
     return replace(decoder, context_size=context)
-
-
-def _no_progress(step: str, done: int, of: int) -> None: ...

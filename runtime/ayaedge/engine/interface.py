@@ -24,6 +24,10 @@ OnProgress: TypeAlias = Callable[[Literal["vision", "prefill"], int, int], None]
 """Called on the model's thread with the step, how many tiles or tokens of it are done, and of how many."""
 
 
+def no_progress(_step: str, _done: int, _of: int) -> None:
+    """Let nobody know: what an engine is given where a caller wants no progress."""
+
+
 class AnyEngine(Protocol):
     """Both halves of a model. One thread uses it, the model's worker, but where a method says otherwise."""
 

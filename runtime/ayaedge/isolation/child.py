@@ -19,6 +19,7 @@ from typing import Any
 from ayaedge.bundle import Bundle
 from ayaedge.cancellation import Cancellation
 from ayaedge.engine.engine import Engine
+from ayaedge.engine.interface import no_progress
 from ayaedge.engine.loading import EngineOptions, open_engine
 from ayaedge.engine.streams import AnswerRequest
 from ayaedge.engine.worker import Request
@@ -72,6 +73,7 @@ class _Server:
         self._aside: SimpleQueue[_Call | None] = SimpleQueue()
         self._calls: dict[int, _Call] = {}
         self._here = threading.local()
+        self._options: tuple[Any, AnswerOptions] | None = None
 
     @property
     def engine(self) -> Engine:
@@ -96,6 +98,12 @@ class _Server:
         bundle = Bundle(Path(value["directory"]), forms.whole(Manifest, value["manifest"]), stamps)
         self._engine = open_engine(bundle, options)
         return {"context_size": self._engine.context_size, "encoder": self._engine.encoder}
+
+    def options(self, value: Any) -> AnswerOptions:
+        """Those of an answer; mostly they are those of the one before, which need not be built and checked anew."""
+        if self._options is None or self._options[0] != value:
+            self._options = value, forms.whole(AnswerOptions, value)
+        return self._options[1]
 
     def _read(self) -> None:
         with suppress(OSError):
@@ -171,7 +179,7 @@ def _load(server: _Server, call: _Call) -> None:
 
 def _answer(server: _Server, call: _Call) -> None:
     dialogue = forms.dialogue_of(call.value["dialogue"], call.arrays)
-    options = forms.whole(AnswerOptions, call.value["options"])
+    options = server.options(call.value["options"])
     request: AnswerRequest = Request(_nothing, lambda piece: call.say("piece", forms.piece_form(piece)))
     request.cancellation = call.flag
 
@@ -180,8 +188,9 @@ def _answer(server: _Server, call: _Call) -> None:
         cut = [one for one, before in zip(images, given, strict=True) if not isinstance(before, EncodedImage)]
         call.say("read", [len(images), [one.cost for one in cut]], [one.tiles for one in cut])
 
+    report = partial(_report, call) if call.value["wants_progress"] else no_progress
     wanted = on_read if call.value["wants_images"] else None
-    answer = server.engine.answer(request, dialogue, options, partial(_report, call), wanted)
+    answer = server.engine.answer(request, dialogue, options, report, wanted)
     call.end(result=forms.Ending.of(answer))
 
 

@@ -15,7 +15,7 @@ from ayaedge.bundle import Bundle
 from ayaedge.cache.stores import State
 from ayaedge.cancellation import Cancellation
 from ayaedge.engine.dialogue import Dialogue
-from ayaedge.engine.interface import OnProgress
+from ayaedge.engine.interface import OnProgress, no_progress
 from ayaedge.engine.loading import EngineOptions
 from ayaedge.engine.streams import AnswerRequest
 from ayaedge.errors import CancelledError
@@ -63,6 +63,7 @@ class IsolatedEngine:
             "dialogue": forms.dialogue_form(dialogue, arrays),
             "options": replace(options, response_format=None),  # of which the grammar says everything
             "wants_images": on_read is not None,
+            "wants_progress": report is not no_progress,
         }
 
         def on_event(name: str, form: Any, found: Arrays) -> None:
