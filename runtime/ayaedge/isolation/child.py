@@ -89,7 +89,10 @@ class _Server:
         warnings.showwarning = records.warn  # type: ignore[assignment]
         for work in (self._read, partial(self._work, self._aside)):
             threading.Thread(target=work, daemon=True).start()
-        self._work(self._own)
+        # The main thread only waits: on it each tile would be encoded by a thread of its own, for Ctrl-C's sake.
+        thread = threading.Thread(target=self._work, args=(self._own,), daemon=True)
+        thread.start()
+        thread.join()
 
     def load(self, value: Any) -> dict[str, Any]:
         """Open the engine, and give what is known of it everywhere."""

@@ -194,7 +194,9 @@ class TestTheSameApi:
     @pytest.mark.parametrize("way", ["cancel", "close", "drop", "asyncio"])
     def test_an_answer_is_cancelled_and_the_next_one_is_right(self, model: AyaVision, way: str) -> None:
         if way == "cancel":
-            handle = model.submit(QUESTION, images=[CELLS], on_text=lambda _: handle.cancel())
+            # Long enough not to be over when the cancel comes to the other process.
+            long = "root ::= [ab]{1000}"
+            handle = model.submit(QUESTION, images=[CELLS], on_text=lambda _: handle.cancel(), grammar=long)
             error = handle.exception(SOON)
             assert isinstance(error, CancelledError)
             assert error.answer is not None
