@@ -10,6 +10,9 @@ NATIVE := CMakeLists.txt $(wildcard quant/kernels/* runtime/acceleration/*)
 # A wheel of llama-cpp-python is taken where pip finds one: PIP_EXTRA_INDEX_URL may name its author's index.
 INSTALL := $(BIN)/python -m pip install --quiet --prefer-binary
 
+# compiling our sources anew takes longer than anything else in the start of a process, and tests start hundreds
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint docs slow bench train clean verify-transformers5
 
 ## Install, export the small trained checkpoint, and ask about a picture.
