@@ -17,6 +17,7 @@ STEPS = {
     "python, nothing imported": "pass",
     "import numpy, PIL.Image": "import numpy, PIL.Image",
     "import ayaedge": "import ayaedge",
+    "from ayaedge import AyaVision": "from ayaedge import AyaVision",
     "load the demonstration model": "import ayaedge; ayaedge.AyaVision.load()",
     "and answer about a 480 x 320 image": (
         f"import ayaedge; ayaedge.AyaVision.load().ask('What number is at the bottom left?', images=[{str(IMAGE)!r}])"

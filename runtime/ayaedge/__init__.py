@@ -9,55 +9,60 @@ with AyaVision.load("bundle") as model:
 """
 
 import logging as _logging
+import typing as _typing
+from importlib import import_module as _import_module
 
-from ayaedge.answers import Answer, StopReason, Timings, Usage
-from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.cache.options import NO_CACHE, CacheOptions
-from ayaedge.conversation import Conversation, Images, Turn
-from ayaedge.decoder.options import Acceleration, CacheType, DecoderOptions
-from ayaedge.engine.interface import OnProgress
-from ayaedge.engine.streams import AnswerHandle, AnswerStream, AsyncAnswerStream
-from ayaedge.errors import (
-    AyaEdgeError,
-    BackendError,
-    BundleError,
-    BusyError,
-    CancelledError,
-    ChatFileError,
-    CheckpointError,
-    ClosedError,
-    ContextLengthError,
-    ExportError,
-    ImageError,
-    InvalidOptionError,
-    MissingExtraError,
-    OutOfMemoryError,
-    PromptError,
-    TruncatedError,
-)
-from ayaedge.hardware.children import freeze_support
-from ayaedge.hardware.devices import Device
-from ayaedge.hardware.speeds import Speeds
-from ayaedge.images.encoded_image import AnyImage, EncodedImage
-from ayaedge.images.load import BinaryFile, ImageInput
-from ayaedge.images.tile_budget import ImageCost
-from ayaedge.images.tiling import TilePolicy
-from ayaedge.manifest import (
-    DecoderInfo,
-    EmbeddingTable,
-    FileInfo,
-    Formats,
-    ImagePrompt,
-    Manifest,
-    Source,
-    TextToken,
-    Tiling,
-    Tokens,
-)
-from ayaedge.model import AyaVision
-from ayaedge.options import AnswerKeywords, Overflow
-from ayaedge.text.text_stream import Piece, TokenLogprob
-from ayaedge.vision.session import VisionOptions
+from ayaedge import ort as _ort  # noqa: F401 - keeps ONNX Runtime from speaking, whoever loads it after us
+
+if _typing.TYPE_CHECKING:
+    from ayaedge.answers import Answer, StopReason, Timings, Usage
+    from ayaedge.bundle import Bundle, read_bundle
+    from ayaedge.cache.options import NO_CACHE, CacheOptions
+    from ayaedge.conversation import Conversation, Images, Turn
+    from ayaedge.decoder.options import Acceleration, CacheType, DecoderOptions
+    from ayaedge.engine.interface import OnProgress
+    from ayaedge.engine.streams import AnswerHandle, AnswerStream, AsyncAnswerStream
+    from ayaedge.errors import (
+        AyaEdgeError,
+        BackendError,
+        BundleError,
+        BusyError,
+        CancelledError,
+        ChatFileError,
+        CheckpointError,
+        ClosedError,
+        ContextLengthError,
+        ExportError,
+        ImageError,
+        InvalidOptionError,
+        MissingExtraError,
+        OutOfMemoryError,
+        PromptError,
+        TruncatedError,
+    )
+    from ayaedge.hardware.children import freeze_support
+    from ayaedge.hardware.devices import Device
+    from ayaedge.hardware.speeds import Speeds
+    from ayaedge.images.encoded_image import AnyImage, EncodedImage
+    from ayaedge.images.load import BinaryFile, ImageInput
+    from ayaedge.images.tile_budget import ImageCost
+    from ayaedge.images.tiling import TilePolicy
+    from ayaedge.manifest import (
+        DecoderInfo,
+        EmbeddingTable,
+        FileInfo,
+        Formats,
+        ImagePrompt,
+        Manifest,
+        Source,
+        TextToken,
+        Tiling,
+        Tokens,
+    )
+    from ayaedge.model import AyaVision
+    from ayaedge.options import AnswerKeywords, Overflow
+    from ayaedge.text.text_stream import Piece, TokenLogprob
+    from ayaedge.vision.session import VisionOptions
 
 _logging.getLogger(__name__).addHandler(_logging.NullHandler())  # silent unless the application listens
 
@@ -124,3 +129,41 @@ __all__ = [
     "freeze_support",
     "read_bundle",
 ]
+
+_HOMES = (
+    "ayaedge.errors",
+    "ayaedge.answers",
+    "ayaedge.bundle",
+    "ayaedge.cache.options",
+    "ayaedge.decoder.options",
+    "ayaedge.engine.interface",
+    "ayaedge.engine.streams",
+    "ayaedge.hardware.children",
+    "ayaedge.hardware.devices",
+    "ayaedge.hardware.speeds",
+    "ayaedge.images.encoded_image",
+    "ayaedge.images.load",
+    "ayaedge.images.tile_budget",
+    "ayaedge.images.tiling",
+    "ayaedge.manifest",
+    "ayaedge.options",
+    "ayaedge.text.text_stream",
+    "ayaedge.vision.session",
+    "ayaedge.conversation",
+    "ayaedge.model",
+)
+"""Where the names of `__all__` are; looked into in this order."""
+
+if not _typing.TYPE_CHECKING:
+
+    def __getattr__(name):
+        """Load a name with its first use: `import ayaedge` alone does not wait for numpy, Pillow and all of us."""
+        if name in __all__:
+            for home in map(_import_module, _HOMES):
+                if hasattr(home, name):
+                    return globals().setdefault(name, getattr(home, name))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        """Name what there is, loaded or not."""
+        return sorted({*globals(), *__all__})

@@ -50,14 +50,28 @@ def run(code: str) -> str:
 
 
 def test_the_public_names_are_those_of_all() -> None:
-    public = {name for name in vars(ayaedge) if not name.startswith("_")}
+    public = {name for name in dir(ayaedge) if not name.startswith("_")}
     modules = {name for name in public if find_spec(f"ayaedge.{name}")}
     assert public - modules == set(ayaedge.__all__)
     assert len(set(ayaedge.__all__)) == len(ayaedge.__all__)
 
 
+def test_importing_the_package_waits_for_nothing_and_its_names_are_there_when_asked_for() -> None:
+    assert run(
+        "import sys, ayaedge\n"
+        "heavy = {'numpy', 'PIL', 'jinja2', 'llama_cpp', 'onnxruntime', 'ayaedge.model'}\n"
+        "print(sorted(heavy & sys.modules.keys()), sorted(set(ayaedge.__all__) - set(dir(ayaedge))))\n"
+        "from ayaedge import *\n"
+        "print(AyaVision.__module__, ayaedge.AyaVision is AyaVision, hasattr(ayaedge, 'nothing'))\n"
+        "missing = [name for name in ayaedge.__all__ if name not in globals()]\n"
+        "print(missing)"
+    ) == "[] []\nayaedge.model True False\n[]\n"  # fmt: skip
+
+
 ANNOTATED = [
-    name for name, value in vars(ayaedge).items() if inspect.isclass(value) or inspect.isfunction(value)
+    name
+    for name in ayaedge.__all__
+    if inspect.isclass(getattr(ayaedge, name)) or inspect.isfunction(getattr(ayaedge, name))
 ]
 MADE_BY_THE_LIBRARY = {"AyaVision", "Conversation", "AnswerHandle", "AnswerStream", "AsyncAnswerStream"}
 """Classes whose constructors are nobody else's business."""
