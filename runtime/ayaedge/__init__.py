@@ -44,7 +44,9 @@ if _typing.TYPE_CHECKING:
     from ayaedge.hardware.devices import Device
     from ayaedge.hardware.speeds import Speeds
     from ayaedge.images.encoded_image import AnyImage, EncodedImage
-    from ayaedge.images.load import BinaryFile, ImageInput
+    from ayaedge.images.load import ImageInput
+    from ayaedge.images.pages import Page
+    from ayaedge.images.sources import BinaryFile
     from ayaedge.images.tile_budget import ImageCost
     from ayaedge.images.tiling import TilePolicy
     from ayaedge.manifest import (
@@ -111,6 +113,7 @@ __all__ = [
     "OnProgress",
     "OutOfMemoryError",
     "Overflow",
+    "Page",
     "Piece",
     "PromptError",
     "Source",

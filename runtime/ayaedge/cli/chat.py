@@ -20,6 +20,7 @@ from ayaedge.cli.options import (
     TileFlags,
     takes_flags,
 )
+from ayaedge.images.load import list_images
 from ayaedge.model import AyaVision
 from ayaedge.options import AnswerKeywords, Overflow, answer_options
 
@@ -58,7 +59,7 @@ def chat(
     kept = {"max_tokens": max_tokens, "overflow": overflow, **sampling.keywords()}
     options = cast("AnswerKeywords", kept)
     answer_options(**options)  # an invalid value is refused before the model is loaded
-    choice, attached = tiles.choice(), [attach(path) for path in image or []]
+    choice, attached = tiles.choice(), [attach(page) for page in list_images(image)]
     with loading.load(model, verbose=verbose) as loaded:
         try:
             loop = ChatLoop(

@@ -32,7 +32,9 @@ from ayaedge.conversation import Conversation
 from ayaedge.engine.streams import AnswerStream
 from ayaedge.errors import AyaEdgeError, CancelledError, ChatFileError, ImageError, InvalidOptionError
 from ayaedge.images.encoded_image import AnyImage
-from ayaedge.images.load import load_image, read_file
+from ayaedge.images.load import load_image
+from ayaedge.images.pages import Page, given_pages
+from ayaedge.images.sources import read_file
 from ayaedge.images.tile_budget import TileChoice
 from ayaedge.model import AyaVision
 from ayaedge.options import AnswerKeywords
@@ -50,11 +52,16 @@ class Attachment:
     image: AnyImage
 
 
-def attach(path: str) -> Attachment:
+def attach(given: str | Page) -> Attachment:
     """Read an image file whole, since it may be gone when the question is asked. Raises ImageError."""
-    height, width = load_image(path).shape[:2]
+    height, width = load_image(given).shape[:2]
+    image: AnyImage
+    if isinstance(given, Page):
+        path, which, image = given.file, f"page {given.number}, ", Page(read_file(given.file), given.number)
+    else:
+        path, which, image = given, "", read_file(given)
     name = _excerpt(path) if path[:5].lower() == "data:" else path
-    return Attachment(f"{name} ({width} x {height} pixels)", read_file(path))
+    return Attachment(f"{name} ({which}{width} x {height} pixels)", image)
 
 
 class ChatLoop:
@@ -202,12 +209,13 @@ class ChatLoop:
         """Attach those that can be read; the others are reported."""
         for path in paths:
             try:
-                attachment = attach(path)
+                attachments = [attach(page) for page in given_pages(path)]
             except ImageError as error:
                 self._fail(error)
                 continue
-            self._attached.append(attachment)
-            announce("attached", attachment.name)
+            self._attached += attachments
+            for attachment in attachments:
+                announce("attached", attachment.name)
 
     def _carry_out(self, command: Command) -> None:
         {

@@ -15,14 +15,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from ayaedge.images.load import file_url_path
+from ayaedge.images.pages import split_selector
+from ayaedge.images.sources import file_url_path
 
 WINDOWS = os.name == "nt"
 BLANKS = " \t\r\n"
 """What separates words; other blanks of Unicode occur inside file names (macOS writes U+202F into screenshots')."""
 _ESCAPED_IN_QUOTES = '"\\$`'
 _WINDOWS_PATH = re.compile(r"""["']?([A-Za-z]:\\|\\\\\w)""")
-_PHONE_SUFFIXES = {".heic", ".heif"}
+_OTHER_SUFFIXES = {".heic", ".heif", ".pdf"}
 """Images by their names, though Pillow alone cannot read them: the error is to say so."""
 
 
@@ -132,17 +133,19 @@ def quote_path(path: str, *, quote: str = "", complete: bool = True, windows: bo
 def image_suffixes() -> frozenset[str]:
     """How the names of images end, in lower case with the dot."""
     known = Image.registered_extensions()
-    return frozenset({suffix for suffix, form in known.items() if form in Image.OPEN} | _PHONE_SUFFIXES)
+    return frozenset({suffix for suffix, form in known.items() if form in Image.OPEN} | _OTHER_SUFFIXES)
 
 
 def is_file(path: str) -> bool:
-    """Whether there is such a file; text that cannot be a path is none."""
+    """Whether there is such a file, or one of which it names pages; text that cannot be a path is none."""
     try:
-        return Path(path).is_file()
-    except (OSError, ValueError):
+        return Path(path).is_file() or Path(split_selector(path)[0]).is_file()
+    except (OSError, ValueError):  # ImageError among them, for pages that there cannot be
         return False
 
 
 def is_image_file(path: str) -> bool:
     """Whether there is such a file and its name is that of an image."""
-    return Path(path).suffix.lower() in image_suffixes() and is_file(path)
+    if not is_file(path):
+        return False
+    return any(Path(name).suffix.lower() in image_suffixes() for name in (path, path.rpartition("#")[0]))

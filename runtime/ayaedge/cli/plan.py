@@ -28,7 +28,7 @@ from ayaedge.cli.options import (
 )
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import InvalidOptionError
-from ayaedge.images.load import load_image
+from ayaedge.images.load import image_size, list_images
 from ayaedge.planning.costs import QuestionCost
 from ayaedge.planning.profile import Profile, profile_path, save_profile
 from ayaedge.planning.question_plan import plan_question
@@ -82,7 +82,7 @@ def plan(
         raise InvalidOptionError(
             "--tensor-type, --output-type and --vision plan an export: add --export CHECKPOINT"
         )
-    sizes = [(pixels.shape[1], pixels.shape[0]) for pixels in map(load_image, image or [])]
+    sizes = [image_size(one) for one in list_images(image)]
     cost = plan_question(
         _open(model), sizes, question, choice=tiles.choice(), device=loading.device, decoder=loading.decoder(),
         vision=VisionOptions(device=loading.vision_device),

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,12 +30,14 @@ from ayaedge.engine.interface import OnProgress
 from ayaedge.engine.prefix_cache import KnownPrefix
 from ayaedge.engine.segments import Segment, split_prompt
 from ayaedge.engine.streams import AnswerRequest
-from ayaedge.errors import BackendError, CancelledError, ImageError
+from ayaedge.errors import BackendError, CancelledError, ContextLengthError, ImageError
 from ayaedge.grammar.matcher import GrammarVocabulary, Matcher
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.images.encoded_image import AnyImage, EncodedImage, cut_image
 from ayaedge.images.load import ImageInput, image_size, load_rgb
-from ayaedge.images.tile_budget import TileChoice, tiles_within
+from ayaedge.images.pages import Page
+from ayaedge.images.pdf import PdfReader
+from ayaedge.images.tile_budget import TileChoice, image_cost, page_size, tiles_within
 from ayaedge.options import AnswerOptions
 from ayaedge.planning.costs import ANSWER_ROOM
 from ayaedge.planning.profile import Profile, profile_path, save_profile
@@ -119,26 +122,37 @@ class Engine:
         choice: TileChoice,
         speeds: Callable[[], Speeds],
         flag: Cancellation | None = None,
+        *,
+        room: int | None = None,
     ) -> tuple[EncodedImage, ...]:
         """Images in tiles; those that were read before stay as they are. Safe on any thread.
 
-        One after the other is decoded and cut, so that there is only one at a time in full size.
+        One after the other is decoded and cut, so that there is only one at a time in full size. Pages that need more
+        than `room` tokens are a ContextLengthError before any is drawn.
         """
         manifest, encoder, flag = self.bundle.manifest, self.encoder, flag or Cancellation()
         for place, one in enumerate(images, 1):
             if isinstance(one, EncodedImage) and one.encoder != encoder:
                 raise ImageError(f"image {place} was encoded by another model: encode it with this one")
         new = [one for one in images if not isinstance(one, EncodedImage)] if choice.policy == "auto" else []
-        settled = tiles_within(
-            choice, [_checked(image_size, one, flag) for one in new], manifest.tiling, speeds,
-            tokens_of=self.prompts.tokens_of_image, around=len(self._preamble),
-        )  # fmt: skip
-        return tuple(
-            one
-            if isinstance(one, EncodedImage)
-            else cut_image(_checked(load_rgb, one, flag), manifest, settled, encoder)
-            for one in images
-        )
+        with PdfReader(flag) as reader:
+            size_of = partial(image_size, reader=reader)
+            settled = tiles_within(
+                choice, [_checked(size_of, one, flag) for one in new], manifest.tiling, speeds,
+                tokens_of=self.prompts.tokens_of_image, around=len(self._preamble),
+            )  # fmt: skip
+            pages = [one for one in images if isinstance(one, Page)]
+            if room is not None and pages:
+                costs = [image_cost(_checked(size_of, one, flag), manifest, settled) for one in pages]
+                _check_room(sum(self.prompts.tokens_of_image(cost.tiles) for cost in costs), room)
+            fit = partial(page_size, manifest=manifest, choice=settled)
+            load = partial(load_rgb, fit=fit, reader=reader)
+            return tuple(
+                one
+                if isinstance(one, EncodedImage)
+                else cut_image(_checked(load, one, flag), manifest, settled, encoder)
+                for one in images
+            )
 
     def encode(
         self, image: AnyImage, choice: TileChoice, flag: Cancellation, report: OnProgress
@@ -192,7 +206,7 @@ class Engine:
                 self.speeds(flag)
             laps.end("measurement")  # of the machine: belongs to no question
             # 1. Images are cut into tiles, and the prompt is built.
-            dialogue = replace(dialogue, images=self.read(dialogue.images, options.tiles, self.speeds, flag))
+            dialogue = self._in_tiles(dialogue, options, flag)
             fitted = fit_prompt(dialogue, self.prompts, self.context_size, options, flag)
             segments = self._split(fitted.prompt, fitted.images)
             if on_read:
@@ -228,6 +242,11 @@ class Engine:
         if answer.stop_reason == "cancelled":
             raise CancelledError(answer)
         return answer
+
+    def _in_tiles(self, dialogue: Dialogue, options: AnswerOptions, flag: Cancellation) -> Dialogue:
+        room = None if options.overflow == "drop_oldest" else self.context_size
+        images = self.read(dialogue.images, options.tiles, self.speeds, flag, room=room)
+        return replace(dialogue, images=images)
 
     def _watch(self, flag: Cancellation) -> None:
         """Let this flag end what either half computes."""
@@ -337,6 +356,11 @@ def _usage(fitted: FittedPrompt, *, cached: int, completion: int) -> Usage:
         images=tuple(image.cost for image in fitted.images),
         dropped_turns=fitted.dropped,
     )
+
+
+def _check_room(needed: int, room: int) -> None:
+    if needed >= room:
+        raise ContextLengthError(needed=needed, available=room - 1, image_tokens=needed)
 
 
 def _checked(read: Callable[[ImageInput], T], image: ImageInput, flag: Cancellation) -> T:

@@ -76,6 +76,15 @@ def image_cost(size: tuple[int, int], manifest: Manifest, choice: TileChoice) ->
     return ImageCost(*size, *grid, tiles, tiles * manifest.image_prompt.tokens_per_tile)
 
 
+def page_size(shape: tuple[int, int], manifest: Manifest, choice: TileChoice) -> tuple[int, int]:
+    """Pixels (width, height) in which a page of this shape is drawn: those of its grid of tiles, and no more.
+
+    A page that is drawn has no pixels of its own, so that `native` is as `faithful`. `choice` must be settled.
+    """
+    columns, rows = image_grid(*shape, manifest.tiling, max_tiles=choice.max_tiles)
+    return columns * manifest.tiling.tile_size, rows * manifest.tiling.tile_size
+
+
 def tiles_within(
     choice: TileChoice,
     sizes: Sequence[tuple[int, int]],

@@ -19,7 +19,9 @@ from ayaedge.checks import build
 from ayaedge.engine.dialogue import Dialogue
 from ayaedge.errors import AyaEdgeError, BackendError, CancelledError, ContextLengthError, OutOfMemoryError
 from ayaedge.images.encoded_image import EncodedImage
-from ayaedge.images.load import TakenPath, load_image
+from ayaedge.images.load import load_image
+from ayaedge.images.pages import Page
+from ayaedge.images.sources import TakenPath
 from ayaedge.images.tile_budget import ImageCost
 from ayaedge.isolation.wire import Arrays, WireError
 from ayaedge.text.prompt import Message as Turn
@@ -92,6 +94,8 @@ def image_form(image: Any, arrays: Arrays) -> dict[str, Any]:
         if image.embeddings is not None:
             form["embeddings"] = _add(arrays, np.asarray(image.embeddings, np.float32))
         return form
+    if isinstance(image, Page):
+        return {"page": image.number, "of": image_form(image.file, arrays)}
     if isinstance(image, TakenPath):
         return {"given": image.given, "path": image.path}
     if isinstance(image, str):
@@ -108,6 +112,8 @@ def image_of(form: dict[str, Any], arrays: Arrays) -> Any:
         found = None if place is None else arrays[place]
         cost = whole(ImageCost, form["cost"])
         return EncodedImage(cost, arrays[form["tiles"]], bytes.fromhex(form["encoder"]), found)
+    if "page" in form:
+        return Page(image_of(form["of"], arrays), form["page"])
     if "path" in form:
         return TakenPath(form["given"], Path(form["path"]))
     if "url" in form:

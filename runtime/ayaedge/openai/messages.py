@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ayaedge.checks import brief, nearest, unicode_text
-from ayaedge.errors import PromptError
+from ayaedge.errors import ImageError, PromptError
 from ayaedge.images.encoded_image import AnyImage
-from ayaedge.images.load import file_url_path
+from ayaedge.images.pages import Page, given_pages, split_selector
+from ayaedge.images.sources import file_url_path
 from ayaedge.openai.local_files import allowed_directories, allowed_file
 from ayaedge.text.prompt import Role
 
@@ -24,7 +25,7 @@ _ROLES: dict[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
 }  # fmt: skip
 NO_TOOLS = "Aya Vision was not trained to call tools"
-_PART_KINDS = ("text", "image_url", "image")
+_PART_KINDS = ("text", "image_url", "file", "image")
 _MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_call_id", "cache_control"})
 """Understood, or of no meaning here; any other must be empty."""
 _PART_FIELDS = frozenset({"type", "cache_control", "prompt_cache_breakpoint"})
@@ -101,7 +102,7 @@ def _part(part: object, place: str, role: str, allowed: _Allowed) -> tuple[str, 
     fields = _fields(part, place, "a part with a type")
     kind = fields.get("type")
     if kind not in _PART_KINDS:
-        kinds = ", ".join(_PART_KINDS if allowed.objects else _PART_KINDS[:2])
+        kinds = ", ".join(_PART_KINDS if allowed.objects else _PART_KINDS[:3])
         what = f"not {brief(kind)}" if "type" in fields else "and is missing"
         raise PromptError(f"{place}.type must be one of {kinds}, {what}")
     _check_fields(fields, place, {*_PART_FIELDS, kind})
@@ -114,12 +115,25 @@ def _part(part: object, place: str, role: str, allowed: _Allowed) -> tuple[str, 
         return _unicode(value, inner), ()
     if role != "user":
         raise PromptError(f"{place}: only a message of the user may have images, this one has role {role}")
-    if kind == "image_url":
-        return "", (_url_image(value, inner, allowed),)
-    return "", (_object_image(value, inner, allowed),)
+    if kind == "file":
+        value, inner, kind = _file_data(value, inner), f"{inner}.file_data", "image_url"
+    read = _url_image if kind == "image_url" else _object_image
+    try:
+        return "", tuple(read(value, inner, allowed))
+    except ImageError as error:  # of the pages that a name selects
+        raise PromptError(f"{inner}: {error}") from None
 
 
-def _object_image(image: Any, place: str, allowed: _Allowed) -> AnyImage:
+def _file_data(value: object, place: str) -> object:
+    """The data URL of a document that is sent along."""
+    fields = _fields(value, place, "an object with file_data")
+    _check_fields(fields, place, ("file_data", "filename"))
+    if "file_data" not in fields:
+        raise PromptError(f"{place}.file_data is missing: {_ADVICE}")
+    return fields["file_data"]
+
+
+def _object_image(image: Any, place: str, allowed: _Allowed) -> Sequence[AnyImage]:
     """Only what JSON could hold and files are looked at; whether anything else is an image is found out later."""
     if not allowed.objects:
         raise PromptError(f"{place}: such parts are for programs that embed ayaedge; send an image_url")
@@ -131,22 +145,33 @@ def _object_image(image: Any, place: str, allowed: _Allowed) -> AnyImage:
     if isinstance(image, str):
         scheme = _scheme(image.lstrip())
         if scheme == "data:":
-            return image
+            return given_pages(image)
         if scheme == "file:":
             image = _unicode_path(image.strip(), place)
         elif "://" in image[:_LONGEST_SCHEME]:
             raise PromptError(f"{place} is {brief(image)}, a URL: {_OFFLINE}")
     if isinstance(image, (str, os.PathLike)):
-        return allowed_file(image, place, allowed.directories)
-    given: AnyImage = image
-    return given
+        return _allowed_pages(image, place, allowed.directories)
+    if isinstance(image, Page) and isinstance(image.file, (str, os.PathLike)):
+        return [replace(image, file=one) for one in _object_image(image.file, place, allowed)]
+    return [image]
+
+
+def _allowed_pages(path: Any, place: str, directories: Sequence[Path]) -> list[AnyImage]:
+    """A file that messages may show, or the pages of it that its name selects: it is the file itself that counts."""
+    whole = allowed_file(path, place, directories)
+    file, numbers = split_selector(os.fsdecode(path))
+    if not numbers or whole.is_file():
+        return [whole]
+    found = allowed_file(file, place, directories)
+    return [Page(found, number) for number in numbers]
 
 
 def _scheme(url: str) -> str:
     return url[: url.find(":") + 1][:_LONGEST_SCHEME].lower()
 
 
-def _url_image(value: object, place: str, allowed: _Allowed) -> AnyImage:
+def _url_image(value: object, place: str, allowed: _Allowed) -> Sequence[AnyImage]:
     if isinstance(value, Mapping):
         _check_fields(value, place, ("url", "detail"))
         if "url" not in value:
@@ -161,11 +186,11 @@ def _url_image(value: object, place: str, allowed: _Allowed) -> AnyImage:
     if scheme == "data:":
         if not value.isascii():
             raise PromptError(f"{place}: a data URL has ASCII characters only")
-        return scheme + value[len(scheme) :]  # in lower case, or else it would pass for a path
+        return given_pages(scheme + value[len(scheme) :])  # in lower case, or else it would pass for a path
     if scheme in ("http:", "https:"):
         raise PromptError(f"{place}: {_OFFLINE}")
     if scheme == "file:":
-        return allowed_file(_unicode_path(value, place), place, allowed.directories)
+        return _allowed_pages(_unicode_path(value, place), place, allowed.directories)
     raise PromptError(f"{place} is {brief(value)}, which is not a URL that ayaedge reads: {_ADVICE}")
 
 

@@ -9,7 +9,10 @@ from typing import Any, Protocol
 
 from ayaedge.answers import Answer
 from ayaedge.errors import InvalidOptionError
-from ayaedge.images.load import image_size, read_file
+from ayaedge.images.load import image_size
+from ayaedge.images.pages import Page
+from ayaedge.images.pdf import is_pdf
+from ayaedge.images.sources import read_file
 from ayaedge.openai.messages import ChatMessage, parse_messages
 from ayaedge.openai.options import parse_options
 from ayaedge.server.options import Limits
@@ -71,13 +74,17 @@ class Asked:
         return replace(self, messages=messages, options=_within(self.options, limits.tokens))
 
 
-def _file(image: Any, limits: Limits) -> bytes:
+def _file(image: Any, limits: Limits) -> bytes | Page:
+    """An image whose file is read and, unless it is a document, measured: a document is opened when its turn comes."""
+    if isinstance(image, Page):
+        return Page(_file(image.file, limits), image.number)
     data = read_file(image)
     if len(data) > limits.image_bytes:
         raise RequestRefusedError(
             f"an image has {len(data)} bytes, more than the {limits.image_bytes} that it may have", status=413
         )
-    image_size(data, most_pixels=limits.pixels)
+    if not is_pdf(data):
+        image_size(data, most_pixels=limits.pixels)
     return data
 
 

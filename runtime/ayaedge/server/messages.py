@@ -183,7 +183,7 @@ def _message(message: object, place: str) -> object:
 def _block(block: object, place: str) -> object:
     if not isinstance(block, dict):
         return block
-    if block.get("type") != "image":
+    if block.get("type") not in ("image", "document"):
         return {name: value for name, value in block.items() if name in ("type", "text")}
     source = block.get("source")
     if not isinstance(source, dict):
@@ -193,4 +193,4 @@ def _block(block: object, place: str) -> object:
     if source.get("type") != "base64":
         raise PromptError(f"{place}.source.type must be base64, not {brief(source.get('type'))}")
     data = require_string(f"{place}.source.data", source.get("data"))
-    return {"type": "image_url", "image_url": f"data:image/any;base64,{data}"}
+    return {"type": "image_url", "image_url": f"data:any/any;base64,{data}"}

@@ -30,6 +30,7 @@ _SAME = (
 _LACKING = ("previous_response_id", "conversation", "background", "prompt")
 """What needs a memory."""
 _TEXTS = ("input_text", "output_text", "text")
+_KINDS = "input_text, input_image, input_file, output_text"
 
 
 class Responses:
@@ -197,4 +198,7 @@ def _content(part: object, place: str) -> dict[str, Any]:
         return {"type": "text", "text": require_string(f"{place}.text", part.get("text"))}
     if isinstance(part, dict) and kind == "input_image":
         return {"type": "image_url", "image_url": require_string(f"{place}.image_url", part.get("image_url"))}
-    raise PromptError(f"{place}.type must be one of input_text, input_image, output_text, not {brief(kind)}")
+    if isinstance(part, dict) and kind == "input_file":
+        data = require_string(f"{place}.file_data", part.get("file_data"))
+        return {"type": "image_url", "image_url": data}
+    raise PromptError(f"{place}.type must be one of {_KINDS}, not {brief(kind)}")

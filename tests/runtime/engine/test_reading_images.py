@@ -61,9 +61,9 @@ def test_each_image_is_cut_before_the_next_is_decoded(
     steps: list[str] = []
 
     def noted(step: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any) -> Any:
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
             steps.append(step)
-            return call(*arguments)
+            return call(*arguments, **keywords)
 
         return wrapped
 

@@ -361,12 +361,15 @@ def test_what_is_wrong_with_messages_is_said_with_its_place(messages: object, pl
     [
         ("x", "[1] must be a part with a type, not 'x'"),
         (None, "[1] must be"),
-        ({}, "[1].type must be one of text, image_url, image, and is missing"),
+        ({}, "[1].type must be one of text, image_url, file, image, and is missing"),
         ({"type": None}, "[1].type must be"),
         ({"type": ["text"]}, "[1].type must be"),
         ({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, "[1].type must be"),
-        ({"type": "refusal", "refusal": ""}, "[1].type must be one of text, image_url, image, not 'refusal'"),
-        ({"type": "file", "file": {"file_id": "x"}}, "[1].type must be"),
+        (
+            {"type": "refusal", "refusal": ""},
+            "[1].type must be one of text, image_url, file, image, not 'refusal'",
+        ),
+        ({"type": "file", "file": {"file_id": "x"}}, "[1].file has an unknown field 'file_id'"),
         ({**text("x"), "image_url": DATA_URL}, "[1] has an unknown field 'image_url'"),
         (image("data:", file_id="x"), "[1].image_url has an unknown field 'file_id'"),
         ({"type": "text"}, "[1].text is missing"),
