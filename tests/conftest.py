@@ -28,7 +28,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads that wait spin, ne
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from filelock import FileLock
-from safetensors.torch import load_file, save_file
 
 from ayaedge import AyaVision, DecoderOptions
 from ayaedge.bundle import Bundle, read_bundle
@@ -125,6 +124,8 @@ def wide_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def endless(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Options with which every answer goes on for minutes, on the fastest machine and on a busy one."""
+    from safetensors.torch import load_file, save_file  # PyTorch: seconds before the workers are even started
+
     checkpoint = shutil.copytree(tiny, tmp_path_factory.mktemp("endless") / "c")
     config = json.loads((checkpoint / "config.json").read_text("utf-8"))
     config["text_config"]["max_position_embeddings"] = 1 << 17
