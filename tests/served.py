@@ -99,6 +99,8 @@ def read_reply(connection: socket.socket) -> Reply:
         while (line := file.readline().strip()) != b"":
             name, _, value = line.decode().partition(": ")
             headers[name.lower()] = value
+        if status == 304:
+            return Reply(status, headers, b"")
         if "content-length" in headers:
             return Reply(status, headers, file.read(int(headers["content-length"])))
         body = b""

@@ -20,6 +20,7 @@ from ayaedge.server.metrics import CONTENT_TYPE
 from ayaedge.server.ollama import OllamaChat, OllamaGenerate, describe, show
 from ayaedge.server.openapi import document
 from ayaedge.server.options import ServerOptions
+from ayaedge.server.page import page_routes
 from ayaedge.server.plans import PlanEndpoint
 from ayaedge.server.refusals import RequestRefusedError
 from ayaedge.server.responses import Responses
@@ -95,6 +96,7 @@ def make_app(service: Service, options: ServerOptions) -> Starlette:
         Route("/api/version", desktop.version),
         Route("/metrics", desktop.metrics),
         Route("/openapi.json", desktop.openapi),
+        *page_routes(),
     ]
     middleware = [Middleware(HostGuard, options=options)]
     if options.allow_origins:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ayaedge.server.chat_completions import openai_fault
 from ayaedge.server.endpoint import Response
 from ayaedge.server.options import ServerOptions, is_loopback
+from ayaedge.server.page import is_page
 from ayaedge.server.refusals import RequestRefusedError
 
 _PORTS = {"http": 80, "https": 443}
@@ -65,7 +66,7 @@ class KeyGuard:
         self._digest = None if options.api_key is None else _digest(options.api_key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._digest is not None and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and self._digest is not None and not _is_open(scope["path"]):
             headers = Headers(scope=scope)
             kind, _, bearer = headers.get("authorization", "").partition(" ")
             given = bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
@@ -75,6 +76,10 @@ class KeyGuard:
                 )  # fmt: skip
                 return
         await self._app(scope, receive, send)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or is_page(path)
 
 
 def _digest(key: str) -> bytes:
