@@ -41,7 +41,15 @@ from random_checkpoint import write_shrunk_release
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs in the background
 
 WIDE_WINDOW = 512
-LONGEST = ("test_trained", "test_offline")
+LONGEST = (
+    "test_trained",
+    "test_offline",
+    "test_best",
+    "test_no_home",
+    "test_docs",
+    "test_full_size",
+    "test_fuzz",
+)
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "examples" / "tiny-aya-vision"
 if not (TINY / "model.safetensors").exists():

@@ -31,8 +31,8 @@ class Reference:
     def __init__(self, directory: Path, *, logit_scale: float | None = None):
         stay_offline()
         try:
+            import transformers  # isort: skip  # first: where it is missing, PyTorch's seconds are spared
             import torch
-            import transformers
         except ImportError as error:
             raise MissingExtraError("comparing with a checkpoint", "trace") from error
         self._torch = torch

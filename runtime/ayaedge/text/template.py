@@ -7,8 +7,9 @@ renders here; but work, memory and text are bounded, since a template may be any
 from __future__ import annotations
 
 import threading
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
+from types import CodeType
 from typing import Any
 
 from ayaedge.errors import PromptError
@@ -45,9 +46,19 @@ class ChatTemplate:
         from ayaedge.text.template_sandbox import MeteredEnvironment
 
         environment = MeteredEnvironment()
-        if len(self._source) > _LONGEST:
-            raise PromptError(f"it has more than {_LONGEST:,} characters")
-        words = (kind for _, kind, _ in environment.lex(self._source) if kind != "whitespace")
-        if next(islice(words, _MOST_TOKENS, None), None) is not None:
-            raise PromptError(f"it has more than {_MOST_TOKENS:,} words and signs")
-        return environment.from_string(self._source)
+        code = _code(self._source)
+        return environment.template_class.from_code(environment, code, environment.make_globals(None))
+
+
+@lru_cache(8)
+def _code(source: str) -> CodeType:
+    """The template as Python's code, which takes longer than all the rest of it: each model that is loaded has one."""
+    from ayaedge.text.template_sandbox import MeteredEnvironment
+
+    environment = MeteredEnvironment()
+    if len(source) > _LONGEST:
+        raise PromptError(f"it has more than {_LONGEST:,} characters")
+    words = (kind for _, kind, _ in environment.lex(source) if kind != "whitespace")
+    if next(islice(words, _MOST_TOKENS, None), None) is not None:
+        raise PromptError(f"it has more than {_MOST_TOKENS:,} words and signs")
+    return environment.compile(source)
