@@ -33,6 +33,7 @@ FLOORS = {
         },
         {"text", "hardware"},
         {"grammar", "images", "decoder", "cache"},
+        {"freezing"},
         {"answers", "options", "chat_file", "vision"},
         {"openai", "planning"},
         {"engine"},

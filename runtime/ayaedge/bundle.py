@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import BinaryIO
+
+import platformdirs
 
 from ayaedge.checks import build
 from ayaedge.errors import BundleError, list_faults
@@ -28,6 +31,8 @@ from ayaedge.untrusted.regular_file import open_regular, stamp_of
 MANIFEST = "manifest.json"
 FILES = (VISION, f"{VISION}.data", DECODER)
 """Everything that a bundle may hold beside its manifest."""
+BUNDLES = "bundles"
+"""The folder of bundles that are known by their names, in a program's folder and in the directories for data."""
 _CHUNK = 1 << 20
 _MOST_MANIFEST = 1 << 24
 """Bytes of manifest.json; those of the released checkpoints have a few hundred thousand."""
@@ -88,8 +93,11 @@ class Bundle:
 
 
 def read_bundle(directory: str | Path) -> Bundle:
-    """Read and check a bundle; BundleError lists every fault (version, manifest, missing files, sizes)."""
-    directory = Path(directory)
+    """Read and check a bundle; BundleError lists every fault (version, manifest, missing files, sizes).
+
+    A mere name, `aya-vision-8b`, that is no directory here is looked for in `bundle_directories`.
+    """
+    directory = find_bundle(Path(directory))
     manifest = read_manifest(directory)
     faults = [
         f"{name} is not listed in {MANIFEST}" for name in (VISION, DECODER) if name not in manifest.files
@@ -105,6 +113,38 @@ def read_bundle(directory: str | Path) -> Bundle:
     if faults:
         raise BundleError(list_faults(f"the bundle {directory}", faults))
     return Bundle(directory, manifest)
+
+
+def bundle_directories() -> list[Path]:
+    """Where bundles are found by their names: next to a frozen program, the user's data, the computer's data.
+
+    On Linux `~/.local/share/ayaedge/bundles`, on macOS `~/Library/Application Support/ayaedge/bundles`, on Windows
+    `%LOCALAPPDATA%\\ayaedge\\bundles`; without a home directory that one is left out.
+    """
+    found = [Path(sys.executable).parent / BUNDLES] if getattr(sys, "frozen", False) else []
+    for place in platformdirs.user_data_dir, platformdirs.site_data_dir:
+        try:
+            directory = place("ayaedge", appauthor=False)
+        except (RuntimeError, ValueError, KeyError):  # as pathlib, Windows' variables and `pwd` say it
+            continue
+        if not directory.startswith("~"):  # which nobody could replace
+            found.append(Path(directory) / BUNDLES)
+    return found
+
+
+def find_bundle(directory: Path) -> Path:
+    """The directory of a bundle that was named by its path, or by its name alone; BundleError if there is none."""
+    is_name = directory.name == str(directory) and directory.name not in ("", "..")
+    if not is_name or os.path.lexists(
+        directory
+    ):  # which never raises, as a name may be too long for the system
+        return directory
+    places = bundle_directories()
+    for place in places:
+        if os.path.lexists(place / directory):
+            return place / directory
+    known = " and ".join(map(str, places))
+    raise BundleError(f"there is no bundle at {directory}, nor one of that name in {known}")
 
 
 def read_manifest(directory: Path) -> Manifest:

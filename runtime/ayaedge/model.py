@@ -72,6 +72,9 @@ class AyaVision:
     ) -> AyaVision:
         """Load a bundle directory; None loads the small demonstration model that ships with the package.
 
+        A mere name, `aya-vision-8b`, that is no directory here is looked for next to a frozen program and in the
+        system's directories for data (`ayaedge/bundles`).
+
         `device` is for both halves, where their own options name none: `auto` takes the best that is installed, and
         puts as much there as fits. `context` is the number of tokens of prompt and answer together, short for
         `DecoderOptions.context_size`. What `ayaedge tune` found for this bundle fills what `decoder` leaves open.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from altered_bundle import state_contents
 
 from ayaedge import AyaVision, Bundle, BundleError, read_bundle
-from ayaedge.bundle import check_hashes
+from ayaedge.bundle import BUNDLES, bundle_directories, check_hashes, demo_bundle, find_bundle
 from random_checkpoint import Shape, write_random_checkpoint
 
 
@@ -180,3 +181,50 @@ def test_a_damaged_half_gives_the_librarys_reason(copy: Path, half: str) -> None
     state_contents(copy)
     with pytest.raises(BundleError, match=f"cannot load .*{half}: .{{10,}}"):
         AyaVision.load(copy)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's directory for data, with one bundle in it."""
+    monkeypatch.setattr("platformdirs.user_data_dir", lambda name, appauthor: str(tmp_path / "data" / name))
+    shutil.copytree(demo_bundle(), tmp_path / "data" / "ayaedge" / BUNDLES / "small")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "data" / "ayaedge" / BUNDLES
+
+
+def test_a_bundle_in_the_directory_for_data_is_found_by_its_name(data: Path) -> None:
+    assert read_bundle("small").directory == data / "small"
+    with AyaVision.load("small") as model:
+        assert model.bundle.name == "small"
+
+
+def test_a_directory_here_goes_before_one_of_that_name_elsewhere(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "small", tmp_path / "small")
+    assert read_bundle("small").directory == Path("small")
+
+
+def test_a_bundle_next_to_a_frozen_program_goes_before_the_users(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "program" / "reader"
+    shutil.copytree(data / "small", program.parent / BUNDLES / "small")
+    monkeypatch.setattr(sys, "executable", str(program))
+    assert read_bundle("small").directory == data / "small", "this program is not frozen"
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert read_bundle("small").directory == program.parent / BUNDLES / "small"
+
+
+@pytest.mark.parametrize("name", ["data/small", "..", "."])
+def test_only_a_mere_name_is_looked_for(data: Path, name: str) -> None:
+    assert find_bundle(Path(name)) == Path(name)
+
+
+def test_a_name_that_is_nowhere_names_the_places(data: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle at nothing, nor one of that name in") as caught:
+        read_bundle("nothing")
+    assert str(data) in str(caught.value)
+
+
+def test_a_user_without_a_home_has_no_directory_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platformdirs.user_data_dir", lambda name, appauthor: "~/.local/share/ayaedge")
+    assert not any(str(place).startswith("~") for place in bundle_directories())
