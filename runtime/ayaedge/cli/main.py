@@ -38,6 +38,7 @@ from ayaedge.cli.console import (
 )
 from ayaedge.cli.doctor import doctor
 from ayaedge.cli.export import BundleArgument
+from ayaedge.cli.mcp import mcp
 from ayaedge.cli.options import (
     ChoiceOption,
     GrammarOption,
@@ -198,6 +199,7 @@ def info(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
 for _command in (
     chat,
     serve,
+    mcp,
     plan,
     tune,
     doctor,
