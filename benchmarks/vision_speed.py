@@ -47,10 +47,10 @@ from types import SimpleNamespace as Facts
 path, cache, threads, tiles = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 size = sum(f.stat().st_size for f in Path(path).parent.glob("vision.onnx*"))
 files = {"vision.onnx": Facts(size=size, sha256="")}
-manifest = Facts(formats=Facts(vision="int8"), files=files, vision_bytes=size)
+manifest = Facts(formats=Facts(vision="int8"), files=files, vision_bytes=size, gpu_graphs={})
 ort.library()
 started = time.perf_counter()
-session = open_session(Path(path), manifest, VisionOptions(threads=threads), PreparedGraphs(Path(cache)))
+session = open_session(Path(path), manifest, VisionOptions(threads=threads), PreparedGraphs(Path(cache))).session
 loaded = time.perf_counter() - started
 pixels = np.random.default_rng(0).uniform(-1, 1, (1, *session.get_inputs()[0].shape[1:])).astype(np.float32)
 for _ in range(tiles):

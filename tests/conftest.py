@@ -114,6 +114,13 @@ def exact_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 
 
 @pytest.fixture(scope="session")
+def portable_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The trained checkpoint for processors and GPUs, those with 16-bit floats and those without."""
+    export = partial(export_checkpoint, tiny, vision=["fp16", "int8", "fp32"])
+    return read_bundle(made_once(tmp_path_factory, "portable", export))
+
+
+@pytest.fixture(scope="session")
 def exact_model(exact_bundle: Bundle) -> Iterator[AyaVision]:
     with AyaVision.load(exact_bundle.directory, decoder=DecoderOptions(cache_type="f32")) as model:
         yield model

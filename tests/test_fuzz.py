@@ -797,7 +797,7 @@ def test_any_path_is_a_saved_conversation_or_an_error(model: AyaVision, path: An
 
 LOAD: dict[str, st.SearchStrategy[Any]] = {
     "device": st.sampled_from(
-        ["auto", "cpu", "cuda", "metal", "coreml", "directml", "openvino", "vulkan", "CPU"]
+        ["auto", "cpu", "cuda", "metal", "coreml", "webgpu", "openvino", "vulkan", "CPU"]
     )
     | ODD,
     "context": NUMBERS | ODD,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,11 +18,13 @@ from ayaedge.checks import check_options, whole_number
 from ayaedge.decoder.options import MAX_THREADS
 from ayaedge.errors import CheckpointError, ExportError, InvalidOptionError
 from ayaedge.hardware.machine import usable_threads
-from ayaedge.manifest import DECODER, VISION, Formats
+from ayaedge.manifest import DECODER, VISION, Formats, vision_file
 from ayaedge_export.best.best import MeasuredTypes
 from ayaedge_export.calibration.imatrix import MeasuredImportance
 from ayaedge_export.calibration.text import BUILTIN, CalibrationText
 from ayaedge_export.checkpoint.checkpoint import Checkpoint, check_finite
+from ayaedge_export.checkpoint.config import VisionConfig
+from ayaedge_export.checkpoint.tensors import WeightSource
 from ayaedge_export.decoder.gguf_writer import Advance, write_decoder
 from ayaedge_export.effort import (
     Budget,
@@ -46,7 +48,6 @@ from ayaedge_quant.imatrix import ImportanceMatrix
 from ayaedge_quant.recipes import DecoderFormat, Recipe
 
 _AS_THE_FORMAT = Budget()
-_VISION_DATA = f"{VISION}.data"
 
 
 def export_checkpoint(
@@ -54,7 +55,7 @@ def export_checkpoint(
     target: str | Path | None = None,
     *,
     quant: DecoderFormat | Recipe = "q4_k_m",
-    vision: VisionFormat | None = None,
+    vision: str | Sequence[str] | None = None,
     importance: ImportanceMatrix | None = None,
     calibrate: CalibrationText | None = None,
     effort: Effort | None = None,
@@ -70,7 +71,8 @@ def export_checkpoint(
     """Export a checkpoint to the bundle directory `target`, by default one named after it in the working directory.
 
     `quant` is a named format, or a recipe with types for single tensors. `vision` is by default `int8`, or `int8-block`
-    on a processor that cannot multiply bytes without saturating, or `fp32` with `trace`. `importance`, `calibrate`,
+    on a processor that cannot multiply bytes without saturating, or `fp32` with `trace`; several formats make a bundle
+    for processors and GPUs. `importance`, `calibrate`,
     `effort`, `budget` and `gptq` are those of `choose_effort`. `logit_scale` takes the place of the checkpoint's
     (`checkpoint.logit_scale`). `trace` takes the vision graph from PyTorch through optimum's exporter instead of
     building it from the weights; such a graph is fp32. The rest is that of `write_bundle`, as are the errors.
@@ -155,7 +157,7 @@ def write_bundle(
 
 
 def write_vision(plan: ExportPlan, journal: Journal, advance: Advance) -> None:
-    """Write the vision graph, or nothing if the journal has it; either way `advance` gets all of its bytes."""
+    """Write the vision graphs that the journal does not have; either way `advance` gets all of their bytes."""
     tensors, config = plan.checkpoint.tensors, plan.checkpoint.config.vision
     left = {name: tensors.entries[name].nbytes for name in config.tensors}
 
@@ -163,23 +165,30 @@ def write_vision(plan: ExportPlan, journal: Journal, advance: Advance) -> None:
         advance(left.pop(name, 0), name)  # a tensor counts the first time it is read
         return tensors.read(name)
 
-    path = journal.directory / VISION
-    if not journal.of(VISION):
-        journal.forget(_VISION_DATA)
-        if plan.trace:
-            from ayaedge_export.vision.trace import trace_vision_graph
-
-            trace_vision_graph(path, config, weights)
-        elif plan.vision == "int8":
-            write_int8_vision_graph(path, config, weights)
-        elif plan.vision == "int8-block":
-            write_block_vision_graph(path, config, weights)
-        else:
-            write_vision_graph(path, config, weights, precision=plan.vision)
-        for name in (_VISION_DATA, VISION):  # the graph last: where it is, both are
-            if (journal.directory / name).exists():
-                journal.add_file(name)
+    graphs = {VISION: plan.vision} | {vision_file(form): form for form in plan.vision_for_gpus}
+    for graph, form in graphs.items():
+        if not journal.of(graph):
+            journal.forget(f"{graph}.data")
+            _write_graph(journal.directory / graph, form, config, weights, trace=plan.trace)
+            for name in (f"{graph}.data", graph):  # the graph last: where it is, both are
+                if (journal.directory / name).exists():
+                    journal.add_file(name)
     advance(sum(left.values()), VISION)
+
+
+def _write_graph(
+    path: Path, form: VisionFormat, config: VisionConfig, weights: WeightSource, *, trace: bool
+) -> None:
+    if trace:
+        from ayaedge_export.vision.trace import trace_vision_graph
+
+        trace_vision_graph(path, config, weights)
+    elif form == "int8":
+        write_int8_vision_graph(path, config, weights)
+    elif form == "int8-block":
+        write_block_vision_graph(path, config, weights)
+    else:
+        write_vision_graph(path, config, weights, precision=form)
 
 
 def _check_sources(plan: ExportPlan, journal: Journal, threads: int | None, advance: Advance) -> None:
@@ -195,7 +204,8 @@ def _check_sources(plan: ExportPlan, journal: Journal, threads: int | None, adva
 
 
 def _formats(plan: ExportPlan, decoder: DecoderEffort | PreparedDecoder) -> Formats:
-    return Formats(plan.vision, plan.recipe.format, (*plan.recipe.adjustments, *decoder.adjustments))
+    adjustments = (*plan.recipe.adjustments, *decoder.adjustments)
+    return Formats(plan.vision, plan.recipe.format, adjustments, plan.vision_for_gpus)
 
 
 def _fingerprint(plan: ExportPlan, effort: DecoderEffort) -> str:

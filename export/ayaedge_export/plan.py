@@ -6,6 +6,7 @@ headers only. Which type a tensor gets is decided in `ayaedge_quant.recipes`.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import re
@@ -14,14 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import gguf
 from rich.table import Table
 
-from ayaedge.checks import check_options
+from ayaedge.checks import check_options, one_of
 from ayaedge.errors import ExportError, InvalidOptionError
 from ayaedge.hardware.machine import processor
+from ayaedge.manifest import ON_PROCESSORS_ONLY
 from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.checkpoint.config import TextConfig, VisionConfig
 from ayaedge_export.checkpoint.logit_scale import choose_scale, scale_fault
@@ -108,6 +110,9 @@ class ExportPlan:
     target: Path
     recipe: Recipe
     vision: VisionFormat
+    """Of the graph for processors."""
+    vision_for_gpus: tuple[VisionFormat, ...]
+    """Of further graphs."""
     trace: bool
     """Whether the vision graph is traced instead of built."""
     tensors: tuple[PlannedTensor, ...]
@@ -120,13 +125,18 @@ class ExportPlan:
             PlannedWeight("decoder", t.name, kind_of(t.name, t.shape), t.kind.name, t.shape, t.nbytes)
             for t in self.tensors
         )
-        return (*decoder, *plan_vision(self.checkpoint.config.vision, self.vision))
+        config = self.checkpoint.config.vision
+        graphs = (plan_vision(config, form) for form in (self.vision, *self.vision_for_gpus))
+        return (*decoder, *itertools.chain.from_iterable(graphs))
 
     @cached_property
     def metadata_bytes(self) -> int:
         """Vocabulary, merges and headers of the decoder's file, and the graph's nodes; an estimate within 1 MB."""
         config = self.checkpoint.config
-        graph = _GRAPH_BYTES + _LAYER_GRAPH_BYTES[self.vision] * config.vision.num_layers
+        graph = sum(
+            _GRAPH_BYTES + _LAYER_GRAPH_BYTES[form] * config.vision.num_layers
+            for form in (self.vision, *self.vision_for_gpus)
+        )
         tokenizer, template = self.checkpoint.tokenizer, self.checkpoint.chat_template
         return graph + gguf_metadata_bytes(tokenizer, template, self.tensors, config.text)
 
@@ -182,6 +192,7 @@ class ExportPlan:
             "checkpoint": self.checkpoint.name,
             "quant": self.recipe.format,
             "vision": self.vision,
+            **({"vision_for_gpus": list(self.vision_for_gpus)} if self.vision_for_gpus else {}),
             "overrides": list(self.recipe.adjustments),
             "totals": totals,
             "metadata_bytes": self.metadata_bytes,
@@ -196,18 +207,21 @@ def plan_export(
     target: str | Path | None = None,
     *,
     quant: DecoderFormat | Recipe = "q4_k_m",
-    vision: VisionFormat | None = None,
+    vision: str | Sequence[str] | None = None,
     logit_scale: float | None = None,
     trace: bool = False,
 ) -> ExportPlan:
     """Return what `exporter.export_checkpoint` with these options writes.
+
+    Of several formats of the vision tower, the 8-bit one is for processors, or else the first; the others are further
+    graphs for GPUs.
 
     Raises CheckpointError, ExportError for a traced graph in another format than fp32, and InvalidOptionError for an
     override in `quant` that does not fit its tensor or matches none.
     """
     recipe = as_recipe(quant)
     check_options(scale_fault(logit_scale))
-    vision = vision or ("fp32" if trace else default_vision_format())
+    vision, *further = _vision_formats(vision, trace=trace)
     if trace and vision != "fp32":
         raise ExportError(
             f'a traced vision graph is fp32, not {vision}: ask for vision="fp32" or leave out trace'
@@ -218,13 +232,30 @@ def plan_export(
     text = checkpoint.config.text
     tensors = tuple(_option(lambda: plan_tensors(text, recipe)))
     _option(lambda: recipe.check_used(tensor.name for tensor in tensors))
-    target = Path(target if target is not None else default_name(checkpoint, recipe.format, vision))
-    return ExportPlan(checkpoint, target, recipe, vision, trace, tensors)
+    name = default_name(checkpoint, recipe.format, vision, *further)
+    target = Path(target if target is not None else name)
+    return ExportPlan(checkpoint, target, recipe, vision, tuple(further), trace, tensors)
 
 
-def default_name(checkpoint: Checkpoint, quant: DecoderFormat, vision: VisionFormat) -> str:
-    """The bundle's name, after the checkpoint's directory and both formats."""
-    return f"{checkpoint.name}-{quant}-{vision}"
+def _vision_formats(asked: str | Sequence[str] | None, *, trace: bool) -> list[VisionFormat]:
+    """The format for processors and those of further graphs; InvalidOptionError for what no machine would run."""
+    if not asked:
+        return ["fp32" if trace else default_vision_format()]
+    words = [asked] if isinstance(asked, str) else list(dict.fromkeys(asked))
+    check_options(*(one_of("vision", word, VISION_FORMATS) for word in words))
+    formats = sorted(cast("list[VisionFormat]", words), key=lambda form: form not in ON_PROCESSORS_ONLY)
+    if len(formats) > 1 and formats[1] in ON_PROCESSORS_ONLY:
+        raise InvalidOptionError(
+            f"vision is {', '.join(formats)}: {formats[0]} and {formats[1]} are both for processors, give one of them"
+        )
+    if trace and len(formats) > 1:
+        raise ExportError('a traced vision graph is the only one of its bundle: ask for vision="fp32"')
+    return formats
+
+
+def default_name(checkpoint: Checkpoint, quant: DecoderFormat, *vision: VisionFormat) -> str:
+    """The bundle's name, after the checkpoint's directory and the formats of both halves."""
+    return "-".join((checkpoint.name, quant, *vision))
 
 
 def default_vision_format() -> VisionFormat:

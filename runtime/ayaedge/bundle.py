@@ -3,6 +3,7 @@
     aya-vision-8b-q4_k_m-int8/
       manifest.json      what the runtime needs to know, and every file with its size and SHA-256
       vision.onnx        tiles (n, 3, S, S) -> image embeddings (n, T, hidden); beside it vision.onnx.data if large
+      vision.fp16.onnx   the same for GPUs, if the bundle was made for both; and its .data
       decoder.gguf       the decoder, its tokenizer and its chat template
 
 Reading one reports all faults at once. Whether the two halves fit together is checked where they are loaded
@@ -24,12 +25,22 @@ import platformdirs
 
 from ayaedge.checks import build
 from ayaedge.errors import BundleError, list_faults
-from ayaedge.manifest import DECODER, FORMAT_VERSION, LONGEST_NAME, VISION, Manifest, check_values
+from ayaedge.manifest import (
+    DECODER,
+    FORMAT_VERSION,
+    LONGEST_NAME,
+    VISION,
+    VISION_FORMATS,
+    Manifest,
+    check_values,
+    vision_file,
+)
 from ayaedge.untrusted.json_text import read_json
 from ayaedge.untrusted.regular_file import open_regular, stamp_of
 
 MANIFEST = "manifest.json"
-FILES = (VISION, f"{VISION}.data", DECODER)
+GRAPHS = (VISION, *map(vision_file, VISION_FORMATS))
+FILES = (*GRAPHS, *(f"{graph}.data" for graph in GRAPHS), DECODER)
 """Everything that a bundle may hold beside its manifest."""
 BUNDLES = "bundles"
 """The folder of bundles that are known by their names, in a program's folder and in the directories for data."""
@@ -99,8 +110,9 @@ def read_bundle(directory: str | Path) -> Bundle:
     """
     directory = find_bundle(Path(directory))
     manifest = read_manifest(directory)
+    needed = (VISION, *manifest.gpu_graphs.values(), DECODER)
     faults = [
-        f"{name} is not listed in {MANIFEST}" for name in (VISION, DECODER) if name not in manifest.files
+        f"{name} is not listed in {MANIFEST}" for name in dict.fromkeys(needed) if name not in manifest.files
     ]
     for name, info in manifest.files.items():
         path = directory / name

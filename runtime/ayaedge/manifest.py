@@ -40,6 +40,14 @@ VISION = "vision.onnx"
 DECODER = "decoder.gguf"
 
 
+VISION_FORMATS = ("int8", "int8-block", "fp16", "fp32")
+
+
+ON_PROCESSORS_ONLY = ("int8", "int8-block")
+"""Formats of the tower for CPUs: other devices lack their operators, or compute the fused attention in them wrongly
+(WebGPU's, with more than 16 rows)."""
+
+
 LONGEST_NAME = 255
 
 
@@ -76,9 +84,12 @@ class Formats:
     """Number formats of the two halves."""
 
     vision: str
+    """Of the graph that processors run, and GPUs too where there is no other."""
     decoder: str
     adjustments: tuple[str, ...] = ()
     """What else decided about the decoder's weights: an importance matrix, types that a user asked for."""
+    vision_for_gpus: tuple[str, ...] = ()
+    """Of further graphs, each in `vision_file(format)`."""
 
 
 @dataclass(frozen=True)
@@ -184,12 +195,31 @@ class Manifest:
 
     @property
     def vision_bytes(self) -> int:
-        """Size of the vision graph with its weights."""
-        return sum(info.size for name, info in self.files.items() if name.startswith(VISION))
+        """Size of the processors' vision graph with its weights."""
+        return self.graph_bytes(VISION)
+
+    def graph_bytes(self, graph: str) -> int:
+        """Size of a vision graph, by the name of its file, with its weights."""
+        return sum(info.size for name, info in self.files.items() if name.startswith(graph))
+
+    @property
+    def gpu_graphs(self) -> dict[str, str]:
+        """Formats of the graphs that GPUs can run to the names of their files, the smaller numbers first."""
+        formats = self.formats
+        graphs = {formats.vision: VISION} | {form: vision_file(form) for form in formats.vision_for_gpus}
+        return {form: graphs[form] for form in sorted(graphs) if form not in ON_PROCESSORS_ONLY}
 
     def to_json(self) -> str:
         """The text of manifest.json; equal manifests give equal text."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        values = dataclasses.asdict(self)
+        if not self.formats.vision_for_gpus:  # as it was before there could be several graphs
+            del values["formats"]["vision_for_gpus"]
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def vision_file(form: str) -> str:
+    """Name of the file of a vision graph for GPUs in this format."""
+    return f"vision.{form}.onnx"
 
 
 def check_values(manifest: Manifest) -> list[str]:
@@ -226,6 +256,11 @@ def check_values(manifest: Manifest) -> list[str]:
     for name in ("start", "end", "patch"):
         if getattr(image, name) not in tokens.special:
             faults.append(f"image_prompt.{name} is {getattr(image, name)!r}, which is no special token")
+    further = manifest.formats.vision_for_gpus
+    if not set(further) <= set(VISION_FORMATS) - {*ON_PROCESSORS_ONLY, manifest.formats.vision}:
+        faults.append(
+            f"formats.vision_for_gpus is {further}, which are no formats for GPUs, or not further ones"
+        )
     scale = decoder.logit_scale
     if scale is not None and not (math.isfinite(scale) and scale > 0):
         faults.append(f"decoder.logit_scale is {scale}, it must be a finite number above 0")

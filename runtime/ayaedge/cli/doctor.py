@@ -23,17 +23,23 @@ from ayaedge.files import matching
 from ayaedge.hardware import machine
 from ayaedge.hardware.devices import (
     BACKENDS,
-    PACKAGES,
-    PROVIDERS,
     Gpu,
     decoder_backends,
     decoder_command,
     decoder_gpus,
     decoder_wheel_command,
-    vision_command,
-    vision_providers,
 )
 from ayaedge.hardware.machine import Memory, Processor
+from ayaedge.hardware.vision_devices import (
+    BUILT_IN,
+    KINDS,
+    PACKAGES,
+    PLUGGED_IN,
+    VisionDevice,
+    vision_command,
+    vision_devices,
+    vision_providers,
+)
 
 _INSTRUCTIONS = {
     "x86_64": {
@@ -47,12 +53,14 @@ _INSTRUCTIONS = {
 }  # fmt: skip
 """Instruction sets that decide about speed here, and the features of which one is enough."""
 _SUITS = {"cuda": "an NVIDIA GPU", "metal": "Apple's GPU", "vulkan": "any GPU with a Vulkan driver",
-          "directml": "any GPU on Windows", "coreml": "Apple's GPU and Neural Engine",
+          "webgpu": "any GPU", "coreml": "Apple's GPU and Neural Engine",
           "openvino": "an Intel processor or GPU"}  # fmt: skip
 _SYSTEMS = {
     "cuda": ("Linux", "Windows"), "vulkan": ("Linux", "Windows"), "metal": ("Darwin",),
-    "directml": ("Windows",), "coreml": ("Darwin",), "openvino": ("Linux", "Windows"),
+    "webgpu": ("Linux", "Windows", "Darwin"), "coreml": ("Darwin",), "openvino": ("Linux", "Windows"),
 }  # fmt: skip
+_ALSO_ON_ARM = {"cuda": (), "openvino": (), "webgpu": ("Linux", "Windows", "Darwin"), "coreml": ("Darwin",)}
+"""Systems on Arm for which someone builds a device's ONNX Runtime or plug-in."""
 
 
 _TELEMETRY = "ONNX Runtime was loaded before ayaedge and may have sent some: set ORT_DISABLE_TELEMETRY=1"
@@ -87,6 +95,7 @@ class Facts:
     decoder_gpus: list[Gpu]
     decoder_backends: list[str]
     vision_providers: list[str]
+    vision_devices: list[VisionDevice]
     llama_build: str
     """What llama.cpp says about itself."""
     versions: dict[str, str]
@@ -128,9 +137,10 @@ def doctor(as_json: JsonFlag = False) -> None:
         return
     print_table(report(facts))
     for missing in find_missing(facts):
-        write_line(f"To use {missing.suits} for the {missing.half} ({missing.device}):\n  {missing.command}")
+        write_line(f"To use {missing.suits} for the {missing.half} ({missing.device}):")
         if missing.prebuilt:
-            write_line(f"or without a compiler, built for common processors:\n  {missing.prebuilt}")
+            write_line(f"  {missing.prebuilt}\nor, with a compiler, built for this very processor:")
+        write_line(f"  {missing.command}")
 
 
 def collect() -> Facts:
@@ -142,6 +152,7 @@ def collect() -> Facts:
         decoder_gpus=decoder_gpus(),
         decoder_backends=decoder_backends(),
         vision_providers=vision_providers(),
+        vision_devices=vision_devices(),
         llama_build=llama.library().llama_print_system_info().decode().strip(" |"),
         versions=_versions(),
         telemetry=ort.loaded_before,
@@ -176,8 +187,8 @@ def find_missing(facts: Facts) -> list[Missing]:
     ]
     vision = [
         Missing("vision", device, _SUITS[device], vision_command(device, facts.system))
-        for device, provider in PROVIDERS.items()
-        if provider not in facts.vision_providers and _has_package(device, facts)
+        for device in KINDS
+        if (BUILT_IN | PLUGGED_IN)[device] not in facts.vision_providers and _has_package(device, facts)
     ]
     return decoder + vision
 
@@ -189,9 +200,11 @@ def _wheel(backend: str, facts: Facts) -> str | None:
 
 
 def _has_package(device: str, facts: Facts) -> bool:
-    """Whether someone builds that ONNX Runtime for this system; on Arm there is only the ordinary one."""
-    built = device not in PACKAGES or facts.processor.architecture == "x86_64"
-    return built and facts.system in _SYSTEMS[device]
+    """Whether someone builds what the device needs for this system."""
+    if facts.processor.architecture == "x86_64" and facts.system == "Darwin" and device in PACKAGES:
+        return False  # WebGPU's plug-in is for Apple's own processors
+    systems = _SYSTEMS if facts.processor.architecture == "x86_64" else _ALSO_ON_ARM
+    return facts.system in systems[device]
 
 
 def _machine_rows(facts: Facts) -> Iterator[tuple[str, str]]:
@@ -213,6 +226,11 @@ def _device_rows(facts: Facts) -> Iterator[tuple[str, str]]:
     if not facts.decoder_gpus:
         yield "llama.cpp sees", "no GPU"
     yield "ONNX Runtime for", ", ".join(facts.vision_providers)
+    for device in facts.vision_devices:
+        shared = ", main memory" if device.integrated else ""
+        yield "ONNX Runtime sees", f"{device.name}: {device.description}{shared}"
+    if not facts.vision_devices:
+        yield "ONNX Runtime sees", "no GPU"
 
 
 def _software_rows(facts: Facts) -> Iterator[tuple[str, str]]:

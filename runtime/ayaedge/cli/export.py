@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 from rich.table import Table
@@ -55,9 +55,13 @@ Output = Annotated[
     typer.Option("-o", "--output", help="Bundle directory; by default named after the checkpoint."),
 ]
 Quant = Annotated[DecoderFormat, typer.Option(help="Number format of the decoder.")]
-Vision = Annotated[
-    VisionFormat | None,
-    typer.Option(help="Number format of the vision tower. [default: int8, or int8-block without VNNI]"),
+VisionFormats = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="|".join(get_args(VisionFormat)),
+        help="Number format of the vision tower; repeat it with a float format for GPUs. "
+        "[default: int8, or int8-block without VNNI]",
+    ),
 ]
 Trace = Annotated[
     bool, typer.Option("--trace", help="Trace the vision tower with PyTorch (fp32; extra: trace).")
@@ -104,7 +108,7 @@ def export(
     checkpoint: Checkpoint,
     output: Output = None,
     quant: Quant = "q4_k_m",
-    vision: Vision = None,
+    vision: VisionFormats = None,
     trace: Trace = False,
     force: Force = False,
     effort: EffortOption = None,
@@ -128,7 +132,7 @@ def export(
         raise InvalidOptionError("--calibrate and --imatrix exclude each other")
     plan = exporter.plan_export(
         checkpoint, output, quant=exporter.make_recipe(quant, tensor_type or (), output_type),
-        vision=vision, logit_scale=logit_scale, trace=trace,
+        vision=vision or None, logit_scale=logit_scale, trace=trace,
     )  # fmt: skip
     chosen = exporter.choose_effort(
         plan, effort,
@@ -195,7 +199,7 @@ def plan_export(
     *,
     output: Path,
     quant: DecoderFormat,
-    vision: VisionFormat | None,
+    vision: list[str] | None,
     tensor_type: list[str] | None,
     output_type: str | None,
     as_json: bool,

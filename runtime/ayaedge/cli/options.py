@@ -152,9 +152,12 @@ class DecoderFlags:
     device: DeviceOption = "auto"
     n_gpu_layers: LayersOption = "auto"
     vision_device: Annotated[
-        Device | None,
+        str | None,
         typer.Option(
-            "--vision-device", rich_help_panel=_DEVICES, help="Of the vision tower. [default: --device]"
+            "--vision-device",
+            metavar="DEVICE[:N]",
+            rich_help_panel=_DEVICES,
+            help="Of the vision tower; webgpu:1 is the second of its kind in ayaedge doctor. [default: --device]",
         ),
     ] = None
 

@@ -14,7 +14,7 @@ from ayaedge.bundle import Bundle, demo_bundle, read_bundle
 from ayaedge.cache.options import CacheOptions
 from ayaedge.cli import export as exporting
 from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, with_flags, write_json
-from ayaedge.cli.export import DecoderFormat, OutputType, TensorTypes, VisionFormat
+from ayaedge.cli.export import DecoderFormat, OutputType, TensorTypes, VisionFormats
 from ayaedge.cli.options import (
     ContextOption,
     DecoderFlags,
@@ -57,9 +57,7 @@ def plan(
     quant: Annotated[
         DecoderFormat, typer.Option(rich_help_panel="Export", help="Number format of the decoder.")
     ] = "q4_k_m",
-    vision: Annotated[
-        VisionFormat | None, typer.Option(rich_help_panel="Export", help="Number format of the vision tower.")
-    ] = None,
+    vision: VisionFormats = None,
     tensor_type: TensorTypes = None,
     output_type: OutputType = None,
     as_json: JsonFlag = False,

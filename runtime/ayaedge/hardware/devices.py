@@ -1,7 +1,7 @@
-"""Which processors of this computer both halves can use, and how much of a model a graphics processor holds.
+"""Which processors of this computer the decoder can use, and the words for devices of both halves.
 
-What is there is asked of llama.cpp and ONNX Runtime as they are installed, never guessed. Nothing is loaded here and
-no memory is taken: a plan is arithmetic over the figures of `ayaedge.decoder.gguf_header`.
+What is there is asked of llama.cpp as it is installed, never guessed. Nothing is loaded here and no memory is taken.
+Devices of the vision tower are in `ayaedge.hardware.vision_devices`.
 """
 
 from __future__ import annotations
@@ -14,27 +14,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from ayaedge import llama, ort
+from ayaedge import llama
 from ayaedge.errors import InvalidOptionError
 
 logger = logging.getLogger(__name__)
 
-Device = Literal["auto", "cpu", "cuda", "metal", "vulkan", "directml", "coreml", "openvino"]
+Device = Literal["auto", "cpu", "cuda", "metal", "vulkan", "webgpu", "coreml", "openvino"]
 
-CPU_PROVIDER = "CPUExecutionProvider"
-PROVIDERS = {
-    "cuda": "CUDAExecutionProvider",
-    "directml": "DmlExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-}
-"""ONNX Runtime's name of each device, the best first: OpenVINO mostly means the processor itself."""
-PACKAGES = {"cuda": "onnxruntime-gpu", "directml": "onnxruntime-directml", "openvino": "onnxruntime-openvino"}
-"""The build of ONNX Runtime that has a device; CoreML is in the ordinary one for macOS."""
 BACKENDS = ("cuda", "metal", "vulkan")
 """The decoder's devices that can be asked for by name, the best first."""
-_ANY_GPU = ("WebGpuExecutionProvider", "DmlExecutionProvider")
-"""ONNX Runtime has no Vulkan; these drive the same hardware."""
 _WHEELS = {"cuda": "cu124"}
 """The author's index of wheels for a backend, where it is not called like it; CUDA 12.4 runs on every driver since."""
 
@@ -86,33 +74,10 @@ def decoder_backends() -> list[str]:
     ]
 
 
-def vision_providers() -> list[str]:
-    """The execution providers of the ONNX Runtime that is installed; a device for each need not be there."""
-    return list(ort.library().get_available_providers())
-
-
-def choose_vision(device: Device, available: Sequence[str]) -> tuple[str, ...]:
-    """ONNX Runtime's execution providers for a device, the best first and the processor last.
-
-    InvalidOptionError with the command that installs it if a device was asked for by name and is missing.
-    """
-    if device == "cpu":
-        return (CPU_PROVIDER,)
-    if device == "auto":
-        found = next((name for name in PROVIDERS.values() if name in available), CPU_PROVIDER)
-        logger.info("the vision tower runs through %s", found)
-    elif device == "vulkan":
-        found = next((name for name in _ANY_GPU if name in available), CPU_PROVIDER)
-        logger.info("ONNX Runtime has no Vulkan: the vision tower runs through %s", found)
-    else:
-        found = _named_provider("coreml" if device == "metal" else device, available)
-    return (found,) if found == CPU_PROVIDER else (found, CPU_PROVIDER)
-
-
 def choose_decoder(device: Device, gpus: Sequence[Gpu]) -> list[Gpu]:
     """The graphics processors that the decoder shall use, all of one kind; none means the processor.
 
-    InvalidOptionError with the command that builds it if a device was asked for by name and is missing. DirectML and
+    InvalidOptionError with the command that builds it if a device was asked for by name and is missing. WebGPU and
     OpenVINO concern the vision tower only; with CoreML the decoder uses Metal where it can.
     """
     if device == "auto":
@@ -148,25 +113,9 @@ def decoder_wheel_command(backend: str) -> str:
     return llama.wheel_command(_WHEELS.get(backend, backend))
 
 
-def vision_command(device: str, system: str = "") -> str:
-    """The command that installs the ONNX Runtime with a device; two of its packages would overwrite each other."""
-    then = ";" if (system or platform.system()) == "Windows" else " &&"
-    return f"pip uninstall -y onnxruntime{then} pip install {PACKAGES.get(device, 'onnxruntime')}"
-
-
 def fewer_layers(layers: int) -> int:
     """How many layers to try after `layers` of them ran out of memory: three quarters, in the end 0."""
     return max(0, min(layers * 3 // 4, layers - 1))
-
-
-def _named_provider(device: str, available: Sequence[str]) -> str:
-    if PROVIDERS[device] in available:
-        return PROVIDERS[device]
-    where = " (on macOS only)" if device == "coreml" else ""
-    raise InvalidOptionError(
-        f"device is {device!r}, but the ONNX Runtime that is installed has no {PROVIDERS[device]}; "
-        f"it has {', '.join(available)}. Install it{where}: {vision_command(device)}"
-    )
 
 
 def _best(gpus: Sequence[Gpu]) -> list[Gpu]:

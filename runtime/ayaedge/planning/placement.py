@@ -11,23 +11,16 @@ from ayaedge.decoder.gguf_header import read_figures
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import InvalidOptionError
 from ayaedge.files import can_read
-from ayaedge.hardware.devices import (
-    CPU_PROVIDER,
-    Device,
-    Gpu,
-    choose_decoder,
-    choose_vision,
-    decoder_gpus,
-    vision_providers,
-)
+from ayaedge.hardware.devices import Device, Gpu, choose_decoder, decoder_gpus
+from ayaedge.hardware.vision_devices import choose_vision, vision_devices
 from ayaedge.planning.costs import cache_element_bytes
 from ayaedge.planning.gpu_plan import GpuPlan, plan_gpu
 from ayaedge.planning.profile import MACHINE, Profile, load_profile, profile_path
-from ayaedge.vision.session import ON_PROCESSORS_ONLY, VisionOptions
+from ayaedge.vision.session import VisionOptions
 
 logger = logging.getLogger(__name__)
 
-_VISION_ONLY = ("directml", "coreml", "openvino")
+_VISION_ONLY = ("webgpu", "coreml", "openvino")
 
 
 @dataclass(frozen=True)
@@ -80,8 +73,8 @@ def resolve(
 def _plan(bundle: Bundle, decoder: DecoderOptions, vision: VisionOptions, gpus: list[Gpu]) -> GpuPlan:
     manifest = bundle.manifest
     device = vision.device or "auto"
-    portable = manifest.formats.vision not in ON_PROCESSORS_ONLY
-    tower = portable and choose_vision(device, vision_providers())[0] != CPU_PROVIDER
+    graphs = list(manifest.gpu_graphs.values())
+    tower = bool(graphs and device != "cpu" and choose_vision(device, vision_devices()))
     return plan_gpu(
         read_figures(bundle.decoder_path),
         free_bytes=sum(gpu.free_bytes for gpu in gpus),
@@ -89,7 +82,7 @@ def _plan(bundle: Bundle, decoder: DecoderOptions, vision: VisionOptions, gpus: 
         cache_element_bytes=cache_element_bytes(decoder.cache_type, decoder.value_type),
         batch=decoder.rows_at_once,
         flash_attention=replace(decoder, gpu_layers=-1).uses_flash,
-        vision_bytes=manifest.vision_bytes if tower else None,
+        vision_bytes=manifest.graph_bytes(graphs[0]) if tower else None,
         vision_first=tower and device != "auto",
     )
 
@@ -98,11 +91,11 @@ def _vision_device(device: Device, bundle: Bundle) -> Device:
     """What one word for both halves means for the tower: a format for processors stays there."""
     if device in ("auto", "cpu"):
         return device
-    if bundle.manifest.formats.vision not in ON_PROCESSORS_ONLY:
-        choose_vision(device, vision_providers())  # an error if it is missing
+    if bundle.manifest.gpu_graphs:
+        choose_vision(device, vision_devices())  # an error if it is missing
         return device if device in _VISION_ONLY else "auto"  # which leaves it away where it does not fit
     if device in _VISION_ONLY:
-        choose_vision(device, vision_providers())
+        choose_vision(device, vision_devices())
         raise InvalidOptionError(
             f"{device} is for the vision tower, and the bundle's {bundle.manifest.formats.vision} runs on CPUs only: "
             'export it with vision="fp16"'

@@ -50,7 +50,9 @@ class VisionEncoder:
         self._tiling = manifest.tiling
         self._flag = Cancellation()
         self._seen = RecentArrays(keep_bytes)
-        self._session: Any = open_session(path, manifest, options or VisionOptions(), prepared)
+        opened = open_session(path, manifest, options or VisionOptions(), prepared)
+        self._session: Any = opened.session
+        self._device, self._format = opened.device, opened.format
         expected = (manifest.image_prompt.tokens_per_tile, manifest.decoder.hidden_size)
         found = tuple(self._session.get_outputs()[0].shape[1:])
         if found != expected:
@@ -69,10 +71,17 @@ class VisionEncoder:
         return str(self._session.get_providers()[0]) if self._session else ""
 
     @property
+    def place(self) -> str:
+        """What the graph runs on, with its number format: `cpu, int8`, `webgpu:0, fp16`."""
+        return f"{self._device.name if self._device else 'cpu'}, {self._format}"
+
+    @property
     def identity(self) -> bytes:
         """What decides about the embeddings beside the bundle and the pixels, for keys."""
         cpu = processor()
-        return repr((self.provider, ort.library().__version__, cpu.name, sorted(cpu.features))).encode()
+        facts = (self.provider, ort.library().__version__, cpu.name, sorted(cpu.features))
+        on_gpu = (self._device, self._format) if self._device else ()
+        return repr((*facts, *on_gpu)).encode()
 
     def watch(self, flag: Cancellation) -> None:
         """Let this flag end what is computed from now on, also inside a tile."""

@@ -14,19 +14,22 @@ from typing import Any, get_args
 from ayaedge import ort
 from ayaedge.cache.prepared_graphs import DATA, GRAPH, PreparedGraphs
 from ayaedge.cancellation import interruptible
-from ayaedge.checks import check_options, make_plain, one_of, whole_number
+from ayaedge.checks import check_options, make_plain, whole_number
 from ayaedge.decoder.options import MAX_THREADS
 from ayaedge.errors import BackendError, BundleError, InvalidOptionError
-from ayaedge.hardware.devices import CPU_PROVIDER, Device, choose_vision
+from ayaedge.hardware.devices import Device
 from ayaedge.hardware.machine import processor, usable_threads
-from ayaedge.manifest import Manifest
+from ayaedge.hardware.vision_devices import (
+    CPU_PROVIDER,
+    VisionDevice,
+    choose_vision,
+    device_fault,
+    vision_devices,
+)
+from ayaedge.manifest import VISION, Manifest
 from ayaedge.vision.graph_check import check_graph
 
 logger = logging.getLogger(__name__)
-
-
-ON_PROCESSORS_ONLY = ("int8", "int8-block")
-"""Formats whose operators exist for CPUs alone; a GPU would hand every product back."""
 
 
 EXACT_PRODUCTS = {"session.x64quantprecision": "1"}
@@ -66,8 +69,9 @@ class VisionOptions:
     """How the vision tower runs; None means the machine's value."""
 
     threads: int | None = None
-    device: Device | None = None
-    """`auto`, the default, takes the best that is installed and that the bundle's format can run on."""
+    device: Device | str | None = None
+    """`auto`, the default, takes the best that is installed and that the bundle's format can run on. One of several of
+    a kind has its number behind it: `webgpu:1`."""
     verbose: bool = False
     """Let ONNX Runtime write its own warnings to stderr."""
 
@@ -75,20 +79,45 @@ class VisionOptions:
         make_plain(self)
         check_options(
             whole_number("threads", self.threads, least=1, most=MAX_THREADS, optional=True),
-            one_of("device", self.device, get_args(Device), optional=True),
+            device_fault("device", self.device, get_args(Device)),
         )
+
+
+@dataclass(frozen=True)
+class OpenSession:
+    """A session, and what it runs."""
+
+    session: Any
+    """ONNX Runtime's InferenceSession."""
+    device: VisionDevice | None
+    """None for the processor."""
+    format: str
+    """Number format of the graph."""
 
 
 def open_session(
     path: Path, manifest: Manifest, options: VisionOptions, prepared: PreparedGraphs | None
+) -> OpenSession:
+    """A session of the tower on the device that the options name, or on the best that it runs on.
+
+    `path` is the graph for processors; those for GPUs lie next to it.
+    """
+    for device in _choose_devices(options.device or "auto", manifest):
+        opened = start_on(device, path, manifest, options)
+        if opened is not None:
+            return opened
+        fault = (
+            f"ONNX Runtime could not start {device.provider}: its driver or libraries are missing or too old"
+        )
+        if options.device not in (None, "auto"):
+            raise BackendError(f"{fault} (verbose shows its messages); choose the device cpu or auto")
+        logger.warning("%s; the vision tower runs on the CPU", fault)
+    return OpenSession(_on_processor(path, manifest, options, prepared), None, manifest.formats.vision)
+
+
+def _on_processor(
+    path: Path, manifest: Manifest, options: VisionOptions, prepared: PreparedGraphs | None
 ) -> Any:
-    """An InferenceSession of the tower on the device that the options name, or on the best that it runs on."""
-    providers = _choose_providers(options.device or "auto", manifest.formats.vision)
-    if providers[0] != CPU_PROVIDER:
-        check_graph(path, manifest)
-        session = _start_on_device(path, options, providers)
-        if session is not None:
-            return session
     saturates = manifest.formats.vision == "int8" and processor().saturates
     weights = manifest.vision_bytes
     if saturates:
@@ -108,16 +137,21 @@ def open_session(
     return make_session(path, session_options(options, entries))
 
 
-def _choose_providers(device: Device, fmt: str) -> tuple[str, ...]:
-    """The execution providers for a graph of this format; InvalidOptionError if a device cannot run it."""
-    providers = choose_vision(device, ort.library().get_available_providers())
-    if providers[0] == CPU_PROVIDER or fmt not in ON_PROCESSORS_ONLY:
-        return providers
+def _choose_devices(device: str, manifest: Manifest) -> list[VisionDevice]:
+    """The devices to be tried, none for the processor; InvalidOptionError if one that is named cannot run the graph."""
+    if device == "cpu":
+        return []
+    found = choose_vision(device, vision_devices())[:1]
+    if not found:
+        logger.info("the vision tower runs on the CPU")
+    if not found or manifest.gpu_graphs:
+        return found
+    form = manifest.formats.vision
     if device == "auto":
-        logger.info("the %s vision tower runs on the CPU; fp16 would run on %s", fmt, providers[0])
-        return (CPU_PROVIDER,)
+        logger.info("the %s vision tower runs on the CPU; fp16 would run on %s", form, found[0].provider)
+        return []
     raise InvalidOptionError(
-        f"the bundle's {fmt} vision tower runs on CPUs only: export it with "
+        f"the bundle's {form} vision tower runs on CPUs only: export it with "
         f'vision="fp16" for {device}, or load it with VisionOptions(device="cpu")'
     )
 
@@ -133,21 +167,27 @@ def session_options(options: VisionOptions, entries: Mapping[str, str]) -> Any:
     return settings
 
 
-def _start_on_device(path: Path, options: VisionOptions, providers: tuple[str, ...]) -> Any:
-    """A session on a GPU; None, with a warning, if `auto` chose one that does not start."""
-    settings = session_options(options, {})
-    if providers[0] == "CoreMLExecutionProvider":  # a free number of tiles splits the graph there
-        settings.add_free_dimension_override_by_name("tiles", 1)
-    try:
-        session = make_session(path, settings, providers)
-        if session.get_providers()[0] == providers[0]:
-            return session
-    except BundleError as error:
-        logger.info("%s", error)
-    fault = f"ONNX Runtime could not start {providers[0]}: its driver or libraries are missing or too old"
-    if options.device not in (None, "auto"):
-        raise BackendError(f"{fault} (verbose shows its messages); choose the device cpu or auto")
-    logger.warning("%s; the vision tower runs on the CPU", fault)
+def start_on(
+    device: VisionDevice, path: Path, manifest: Manifest, options: VisionOptions
+) -> OpenSession | None:
+    """A session on a GPU, of the first of the bundle's graphs that it takes; None if it takes none.
+
+    16-bit floats come first, which some GPUs do not have.
+    """
+    for form, name in manifest.gpu_graphs.items():
+        graph = path if name == VISION else path.with_name(name)
+        check_graph(graph, manifest)
+        settings = session_options(options, {})
+        if device.kind == "coreml":  # a free number of tiles splits the graph there
+            settings.add_free_dimension_override_by_name("tiles", 1)
+        try:
+            session = make_session(graph, settings, device.add_to(settings))
+        except BundleError as error:
+            logger.info("%s does not take the %s graph: %s", device.name, form, error)
+            continue
+        if session.get_providers()[0] == device.provider:
+            logger.info("the %s vision tower runs on %s (%s)", form, device.name, device.description)
+            return OpenSession(session, device, form)
     return None
 
 
@@ -197,12 +237,15 @@ def _end_loading(settings: Any) -> None:
 
 
 def make_session(path: Path, settings: Any, providers: Sequence[str] = (CPU_PROVIDER,)) -> Any:
-    """An InferenceSession; BundleError if ONNX Runtime cannot load the graph."""
+    """An InferenceSession; BundleError if ONNX Runtime cannot load the graph.
+
+    Without `providers` it runs where the settings say (`VisionDevice.add_to`).
+    """
     try:
         # a fallback of ONNX Runtime's own would be announced on stdout
         start = partial(
             ort.library().InferenceSession,
-            os.fspath(path), settings, providers=list(providers), enable_fallback=False,
+            os.fspath(path), settings, providers=list(providers) or None, enable_fallback=False,
         )  # fmt: skip
         return interruptible(start, partial(_end_loading, settings))
     except Exception as error:

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from ayaedge.cli.doctor import Cache, Facts, Speed, doctor, find_missing, report
 from ayaedge.decoder.kernel_trial import Verdict
-from ayaedge.hardware.devices import CPU_PROVIDER, PROVIDERS, Gpu
+from ayaedge.hardware.devices import Gpu
 from ayaedge.hardware.machine import Memory, Processor
+from ayaedge.hardware.vision_devices import BUILT_IN, CPU_PROVIDER, PLUGGED_IN, VisionDevice
 
 LAPTOP = Facts(
     system="Linux",
@@ -24,6 +25,7 @@ LAPTOP = Facts(
     decoder_gpus=[],
     decoder_backends=["cpu"],
     vision_providers=[CPU_PROVIDER],
+    vision_devices=[],
     llama_build="CPU : AVX2 = 1",
     versions={"ayaedge": "0.1.0", "python": "3.13.0"},
     telemetry=False,
@@ -36,7 +38,7 @@ MAC = replace(
     processor=Processor("Apple M2", "arm64", 8, 8, frozenset({"asimddp", "i8mm", "bf16"})),
     decoder_backends=["metal", "cpu"],
     decoder_gpus=[Gpu("MTL0", "Apple M2", "metal", 12_000_000_000, 11_000_000_000)],
-    vision_providers=[PROVIDERS["coreml"], CPU_PROVIDER],
+    vision_providers=[BUILT_IN["coreml"], CPU_PROVIDER],
 )
 WINDOWS = replace(LAPTOP, system="Windows")
 app = typer.Typer()
@@ -75,6 +77,22 @@ def test_gpus_are_shown_with_their_memory() -> None:
     assert "7.00 GB of 8.00 GB free, main memory" in shown(replace(LAPTOP, decoder_gpus=[shared]))
 
 
+def test_the_towers_devices_are_shown_by_the_names_that_choose_them() -> None:
+    devices = [
+        VisionDevice("webgpu", 0, "Radeon 780M", integrated=True),
+        VisionDevice("webgpu", 1, "Arc A370M"),
+    ]
+    text = shown(replace(LAPTOP, vision_providers=[PLUGGED_IN["webgpu"]], vision_devices=devices))
+    assert "webgpu:0: Radeon 780M, main memory" in text
+    assert "webgpu:1: Arc A370M" in text
+
+
+def test_what_is_prebuilt_is_advised_before_what_must_be_built() -> None:
+    vulkan = next(found for found in find_missing(LAPTOP) if found.device == "vulkan")
+    assert vulkan.prebuilt and "--extra-index-url" in vulkan.prebuilt
+    assert "CMAKE_ARGS" in vulkan.command
+
+
 def test_a_system_that_does_not_tell_is_not_guessed() -> None:
     silent = replace(LAPTOP, processor=Processor("unknown", "x86_64", 4, 4, frozenset()))
     assert "the system does not tell" in shown(silent)
@@ -83,14 +101,14 @@ def test_a_system_that_does_not_tell_is_not_guessed() -> None:
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        (LAPTOP, {"decoder": ["cuda", "vulkan"], "vision": ["cuda", "openvino"]}),
-        (WINDOWS, {"decoder": ["cuda", "vulkan"], "vision": ["cuda", "directml", "openvino"]}),
-        (MAC, {"decoder": [], "vision": []}),
+        (LAPTOP, {"decoder": ["cuda", "vulkan"], "vision": ["cuda", "webgpu", "openvino"]}),
+        (WINDOWS, {"decoder": ["cuda", "vulkan"], "vision": ["cuda", "webgpu", "openvino"]}),
+        (MAC, {"decoder": [], "vision": ["webgpu"]}),
         (
             replace(MAC, decoder_backends=["cpu"], vision_providers=[CPU_PROVIDER]),
-            {"decoder": ["metal"], "vision": ["coreml"]},
+            {"decoder": ["metal"], "vision": ["coreml", "webgpu"]},
         ),
-        (replace(MAC, system="Linux"), {"decoder": ["cuda", "vulkan"], "vision": []}),
+        (replace(MAC, system="Linux"), {"decoder": ["cuda", "vulkan"], "vision": ["webgpu"]}),
     ],
     ids=["linux", "windows", "mac", "bare-mac", "linux-on-arm"],
 )
@@ -101,9 +119,9 @@ def test_only_what_makes_sense_on_the_system_is_advised(facts: Facts, expected: 
 
 def test_what_is_there_is_not_advised() -> None:
     complete = replace(
-        LAPTOP, decoder_backends=["cuda", "cpu"], vision_providers=[PROVIDERS["cuda"], CPU_PROVIDER]
+        LAPTOP, decoder_backends=["cuda", "cpu"], vision_providers=[BUILT_IN["cuda"], CPU_PROVIDER]
     )
-    assert missing(complete) == [("decoder", "vulkan"), ("vision", "openvino")]
+    assert missing(complete) == [("decoder", "vulkan"), ("vision", "webgpu"), ("vision", "openvino")]
 
 
 def test_wheels_are_advised_where_their_author_builds_them() -> None:

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
-from ayaedge import InvalidOptionError
+from ayaedge import InvalidOptionError, VisionOptions
 from ayaedge.decoder.gguf_header import DecoderFigures
 from ayaedge.hardware.devices import (
     BACKENDS,
-    CPU_PROVIDER,
-    PROVIDERS,
     Device,
     Gpu,
     choose_decoder,
-    choose_vision,
     decoder_backends,
     decoder_command,
     decoder_gpus,
     fewer_layers,
+)
+from ayaedge.hardware.vision_devices import (
+    BUILT_IN,
+    CPU_PROVIDER,
+    KINDS,
+    PLUGGED_IN,
+    VisionDevice,
+    choose_vision,
     vision_command,
+    vision_devices,
     vision_providers,
 )
 from ayaedge.planning.gpu_plan import gpu_bytes, plan_gpu, reserve, work_bytes
 
 GB = 1_000_000_000
-CUDA, DIRECTML, COREML, OPENVINO = PROVIDERS.values()
-ALL = [OPENVINO, COREML, DIRECTML, CUDA, CPU_PROVIDER]
+CUDA, COREML = (VisionDevice(kind, 0, "made up") for kind in ("cuda", "coreml"))
+OPENVINO = VisionDevice("openvino", 0, "Arc")
+OPENVINO_CPU = VisionDevice("openvino", 1, "Core", is_gpu=False)
+SHARED = VisionDevice("webgpu", 0, "Radeon 780M", integrated=True)
+OWN = VisionDevice("webgpu", 1, "Radeon RX 7600S")
+ALL = [OPENVINO, OPENVINO_CPU, SHARED, OWN, COREML, CUDA]
 
 WIDE_DOWN = {0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31}
 """Blocks whose values and down projections have six bits."""
@@ -49,62 +60,78 @@ def gpu(name: str, backend: str, *, integrated: bool = False) -> Gpu:
 
 class TestVision:
     @pytest.mark.parametrize(
-        ("available", "first"),
+        ("available", "order"),
         [
-            (ALL, CUDA),
-            ([OPENVINO, COREML, DIRECTML, CPU_PROVIDER], DIRECTML),
-            ([OPENVINO, COREML, CPU_PROVIDER], COREML),
-            ([OPENVINO, CPU_PROVIDER], OPENVINO),
-            (["AzureExecutionProvider", CPU_PROVIDER], CPU_PROVIDER),
+            (ALL, [CUDA, COREML, OWN, SHARED, OPENVINO]),
+            ([OPENVINO, SHARED, COREML], [COREML, SHARED, OPENVINO]),
+            ([OPENVINO, SHARED], [SHARED, OPENVINO]),
+            ([OPENVINO], [OPENVINO]),
+            ([OPENVINO_CPU], []),
+            ([], []),
         ],
     )
-    def test_auto_takes_the_best_that_is_installed_and_says_so(
-        self, available: list[str], first: str, caplog: pytest.LogCaptureFixture
+    def test_auto_takes_gpus_alone_the_best_first_and_integrated_ones_last(
+        self, available: list[VisionDevice], order: list[VisionDevice]
     ) -> None:
-        with caplog.at_level(logging.INFO):
-            chosen = choose_vision("auto", available)
-        assert chosen[0] == first
-        assert chosen[-1] == CPU_PROVIDER
-        assert len(set(chosen)) == len(chosen)
-        assert f"through {first}" in caplog.text
+        assert choose_vision("auto", available) == order
 
-    @pytest.mark.parametrize("device", get_args(Device))
-    def test_the_processor_is_always_last(self, device: Device) -> None:
-        assert choose_vision(device, ALL)[-1] == CPU_PROVIDER
+    @pytest.mark.parametrize("device", [*KINDS, "metal", "vulkan"])
+    def test_a_device_that_is_there_is_taken(self, device: str) -> None:
+        (found,) = choose_vision(device, ALL)
+        assert found.kind == {"metal": "coreml", "vulkan": "webgpu"}.get(device, device)
 
-    @pytest.mark.parametrize(
-        ("device", "provider"), [*PROVIDERS.items(), ("metal", COREML), ("vulkan", DIRECTML)]
-    )
-    def test_a_device_that_is_there_is_taken(self, device: Device, provider: str) -> None:
-        assert choose_vision(device, ALL) == (provider, CPU_PROVIDER)
+    def test_a_word_means_the_first_of_its_kind_that_is_not_integrated_and_a_number_any(self) -> None:
+        assert choose_vision("webgpu", ALL) == [OWN]
+        assert choose_vision("webgpu:0", ALL) == [SHARED]
+        assert choose_vision("webgpu:1", ALL) == [OWN]
+        assert choose_vision("openvino", [OPENVINO_CPU]) == [OPENVINO_CPU]
+        with pytest.raises(InvalidOptionError, match=r"there is only webgpu:0 \(Radeon 780M\), webgpu:1"):
+            choose_vision("webgpu:2", ALL)
+
+    def test_of_two_gpus_that_webgpu_cannot_tell_apart_the_second_is_refused(self) -> None:
+        twins = [OWN, replace(OWN, number=2)]
+        with pytest.raises(InvalidOptionError, match="hide that one"):
+            choose_vision("webgpu:1", twins)
 
     def test_the_processor_alone_can_be_asked_for(self) -> None:
-        assert choose_vision("cpu", ALL) == (CPU_PROVIDER,)
+        assert choose_vision("cpu", ALL) == []
 
     @pytest.mark.parametrize(
         ("device", "package"),
         [
             ("cuda", "onnxruntime-gpu"),
-            ("directml", "onnxruntime-directml"),
-            ("openvino", "onnxruntime-openvino"),
+            ("webgpu", "onnxruntime-ep-webgpu"),
+            ("openvino", "onnxruntime-ep-openvino"),
             ("coreml", "onnxruntime"),
             ("metal", "onnxruntime"),
         ],
     )
     def test_a_device_asked_for_by_name_and_missing_is_an_error_with_the_command(
-        self, device: Device, package: str
+        self, device: str, package: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr("ayaedge.ort.plugin_devices", lambda: ())
         with pytest.raises(InvalidOptionError) as caught:
-            choose_vision(device, [CPU_PROVIDER])
-        assert str(caught.value).endswith(f" pip install {package}")
-        assert "pip uninstall -y onnxruntime" in str(caught.value)
+            choose_vision(device, [])
+        assert re.search(rf"pip install {package}(?![-\w])", str(caught.value))
+        assert ("pip uninstall -y onnxruntime" in str(caught.value)) == (
+            package in ("onnxruntime", "onnxruntime-gpu")
+        )
 
     def test_vulkan_is_replaced_and_that_is_said(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.INFO):
-            assert choose_vision("vulkan", [CUDA, CPU_PROVIDER]) == (CPU_PROVIDER,)
+            assert choose_vision("vulkan", [CUDA]) == []
         assert "has no Vulkan" in caplog.text
-        webgpu = "WebGpuExecutionProvider"
-        assert choose_vision("vulkan", [webgpu, *ALL]) == (webgpu, CPU_PROVIDER)
+        assert choose_vision("vulkan", ALL)[0].kind == "webgpu"
+
+    def test_every_kind_has_a_provider_and_a_word(self) -> None:
+        assert set(KINDS) == {*BUILT_IN, *PLUGGED_IN} < set(get_args(Device))
+
+    @pytest.mark.parametrize(
+        "device", ["directml", "webgpu:", "webgpu:x", "webgpu:-1", "cpu:1", "vulkan:1", 3, ":"]
+    )
+    def test_what_is_no_device_is_refused(self, device: Any) -> None:
+        with pytest.raises(InvalidOptionError, match="webgpu:1"):
+            VisionOptions(device=device)
 
 
 class TestDecoder:
@@ -124,13 +151,13 @@ class TestDecoder:
         with pytest.raises(InvalidOptionError):
             choose_decoder("cuda", [gpu("ROCm0", "rocm")])
 
-    @pytest.mark.parametrize("device", ["auto", "cpu", "directml", "openvino", "coreml"])
+    @pytest.mark.parametrize("device", ["auto", "cpu", "webgpu", "openvino", "coreml"])
     def test_without_a_gpu_the_processor_is_used(self, device: Device) -> None:
         assert choose_decoder(device, []) == []
 
     def test_devices_of_the_vision_tower_leave_the_decoder_on_the_processor(self) -> None:
         gpus = [gpu("CUDA0", "cuda"), gpu("MTL0", "metal")]
-        assert choose_decoder("directml", gpus) == choose_decoder("openvino", gpus) == []
+        assert choose_decoder("webgpu", gpus) == choose_decoder("openvino", gpus) == []
         assert choose_decoder("cpu", gpus) == []
         assert choose_decoder("coreml", gpus) == choose_decoder("metal", gpus) == [gpus[1]]
 
@@ -145,7 +172,8 @@ def test_commands_are_in_the_shell_of_the_system() -> None:
     assert decoder_command("cuda", "Linux").startswith('CMAKE_ARGS="-DGGML_CUDA=on" pip install ')
     assert decoder_command("vulkan", "Windows").startswith('$env:CMAKE_ARGS="-DGGML_VULKAN=on"; pip install ')
     assert vision_command("cuda", "Linux").endswith(" && pip install onnxruntime-gpu")
-    assert vision_command("directml", "Windows").endswith("; pip install onnxruntime-directml")
+    assert vision_command("cuda", "Windows").endswith("; pip install onnxruntime-gpu")
+    assert vision_command("webgpu", "Windows") == vision_command("webgpu", "Linux")
 
 
 def test_the_libraries_answer_what_they_can_do() -> None:
@@ -154,6 +182,8 @@ def test_the_libraries_answer_what_they_can_do() -> None:
     for found in decoder_gpus():
         assert found.backend in decoder_backends()
         assert 0 <= found.free_bytes <= found.total_bytes
+    for device in vision_devices():
+        assert device.provider in vision_providers()
 
 
 class TestPlan:

@@ -19,13 +19,14 @@ from ayaedge.decoder.gguf_header import DecoderFigures
 from ayaedge.decoder.weights import Weights
 from ayaedge.hardware.devices import Gpu
 from ayaedge.hardware.speeds import Speeds
+from ayaedge.hardware.vision_devices import VisionDevice
 from ayaedge.manifest import FileInfo
 from ayaedge.planning import placement
 from ayaedge.planning.placement import resolve
 from ayaedge.planning.profile import Profile, Settings, profile_path, save_profile
 from ayaedge.planning.question_plan import plan_question
 
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+CUDA = VisionDevice("cuda", 0, "made up")
 LARGE = DecoderFigures(
     architecture="cohere2", layers=32, hidden=4096, heads=32, kv_heads=8, head_dim=128, feed_forward=14336,
     vocab_size=256000, window=4096, window_pattern=(True, True, True, False) * 8,
@@ -50,11 +51,11 @@ def portable() -> Bundle:
 
 
 def made_up(
-    monkeypatch: pytest.MonkeyPatch, gigabytes: float, providers: tuple[str, ...] = (CUDA, CPU)
+    monkeypatch: pytest.MonkeyPatch, gigabytes: float, devices: tuple[VisionDevice, ...] = (CUDA,)
 ) -> None:
     gpu = Gpu("CUDA0", "made up", "cuda", int(gigabytes * 1.1e9), int(gigabytes * 1e9))
     monkeypatch.setattr(placement, "decoder_gpus", lambda: [gpu] if gigabytes else [])
-    monkeypatch.setattr(placement, "vision_providers", lambda: list(providers))
+    monkeypatch.setattr(placement, "vision_devices", lambda: list(devices))
     monkeypatch.setattr(placement, "read_figures", lambda _: LARGE)
 
 
@@ -186,7 +187,7 @@ def test_a_file_that_cannot_be_loaded_at_all_is_still_an_error(
     assert decoder_module.fewer_layers(1) == 0
 
 
-@pytest.mark.parametrize("device", ["openvino", "coreml", "directml"])
+@pytest.mark.parametrize("device", ["openvino", "coreml", "webgpu"])
 def test_a_device_for_the_tower_alone_that_is_missing_is_an_error(device: Any) -> None:
     with pytest.raises(InvalidOptionError, match="pip install onnxruntime"):
         AyaVision.load(device=device)
@@ -195,7 +196,7 @@ def test_a_device_for_the_tower_alone_that_is_missing_is_an_error(device: Any) -
 def test_a_device_for_the_tower_alone_needs_a_tower_that_can_run_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made_up(monkeypatch, 0, ("OpenVINOExecutionProvider", CPU))
+    made_up(monkeypatch, 0, (VisionDevice("openvino", 0, "made up"),))
     with pytest.raises(InvalidOptionError, match='vision="fp16"'):
         resolve(DEMO, "openvino")
 

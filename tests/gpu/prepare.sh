@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# prepare.sh PYTHON FOLDER: makes what `make gpu` needs, once: software drivers of Debian (12 or 13), and a
+# llama-cpp-python with Vulkan in FOLDER/site, which stands before the ordinary one on PYTHONPATH. 15 minutes on two
+# cores; nothing outside FOLDER but Debian's own packages is touched.
+set -euo pipefail
+python=$1 folder=$2
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
+
+packages=(glslc libvulkan1 mesa-vulkan-drivers chromium g++ cmake spirv-headers)
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if ((${#missing[@]})); then
+    if ((EUID)); then
+        echo "run as root once: apt-get install --no-install-recommends ${missing[*]}" >&2
+        exit 1
+    fi
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "${missing[@]}"
+fi
+
+# llama.cpp needs Vulkan headers from 1.3.261 on; Debian 12 has 1.3.239, so those of Debian 13 are unpacked here.
+# Which mirror the machine uses, and how it gets there, is apt's own configuration.
+headers=$folder/headers
+if [ ! -e "$headers/usr/include/vulkan/vulkan.hpp" ]; then
+    apt=$folder/apt
+    mkdir -p "$apt/lists/partial" "$apt/archives/partial"
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | sed -n 1p)
+    keys=/usr/share/keyrings/debian-archive-keyring.gpg
+    echo "deb [signed-by=$keys] $mirror trixie main" >"$apt/trixie.list"
+    own=(-o "Dir::Etc::SourceList=$apt/trixie.list" -o Dir::Etc::SourceParts=/dev/null
+        -o "Dir::State::Lists=$apt/lists" -o "Dir::Cache::Archives=$apt/archives"
+        -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User=)
+    apt-get "${own[@]}" update -qq
+    (cd "$apt" && rm -f libvulkan-dev_*.deb && apt-get "${own[@]}" -qq download libvulkan-dev)
+    rm -rf "$headers"
+    dpkg-deb -x "$apt"/libvulkan-dev_*.deb "$headers.new"
+    mv "$headers.new" "$headers"
+    rm -rf "$apt"
+fi
+
+# The version that the ordinary environment has, so that nothing but the backend differs.
+version=$("$python" -c 'from importlib.metadata import version; print(version("llama-cpp-python"))')
+site=$folder/site
+if [ ! -e "$site/llama_cpp_python-$version.dist-info" ] || [ ! -e "$site/llama_cpp/lib/libggml-vulkan.so" ]; then
+    rm -rf "$site" "$site.new"
+    include=$headers/usr/include
+    loader=$(dpkg -L libvulkan1 | grep 'libvulkan\.so\.1$')
+    CMAKE_ARGS="-DGGML_VULKAN=on -DVulkan_INCLUDE_DIR=$include -DVulkan_LIBRARY=$loader" \
+        CFLAGS="-I$include" CXXFLAGS="-I$include" CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) \
+        "$python" -m pip install --quiet --no-deps --no-cache-dir --no-binary llama-cpp-python --target "$site.new" \
+        "llama-cpp-python==$version" # pip's cache would hand out a build without Vulkan
+    test -e "$site.new/llama_cpp/lib/libggml-vulkan.so"
+    mv "$site.new" "$site"
+fi
