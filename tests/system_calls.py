@@ -23,6 +23,13 @@ _OPENS = ("open", "openat", "openat2")
 _BLIND = ("io_uring_setup",)
 """Ways around the tracer: what is done through them would not be seen."""
 _SHOWN = 6
+_LOOPBACK_UP = """
+import fcntl, os, socket, struct, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", 0x1 | 0x40))  # SIOCSIFFLAGS: up and running
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+_ADDRESS = re.compile(r'inet_addr\("([^"]*)"\)|inet_pton\(AF_INET6, "([^"]*)"')
 _CALL = re.compile(r"(\w+)\((.*?)(?:\) += (\d*)|$)")
 _LOOPBACK = re.compile(r'"127\.[\d.]+"|"::1"')
 _STRING = re.compile(r'(?:(?:AT_FDCWD|\d+)<((?:[^>\\]|\\.)*)>, )?"((?:[^"\\]|\\.)*)"')
@@ -49,6 +56,10 @@ class Seen:
         places = [place.resolve() for place in allowed]
         return [path for path in self.written if not any(path.is_relative_to(place) for place in places)]
 
+    def addresses(self) -> set[str]:
+        """Every address of a network that any call named, or was told."""
+        return {one or other for call in self.sockets for one, other in _ADDRESS.findall(call)}
+
 
 @cache
 def missing_tools() -> str:
@@ -63,14 +74,23 @@ def missing_tools() -> str:
 
 
 def watch(
-    command: Sequence[str], environment: Mapping[str, str], given: str = "", directory: Path | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    given: str = "",
+    directory: Path | None = None,
+    *,
+    loopback: bool = False,
 ) -> Seen:
-    """Run a command in a network namespace without interfaces and under the tracer; `given` is its stdin."""
+    """Run a command in a network namespace without interfaces, or with `lo` alone, and under the tracer.
+
+    `given` is its stdin.
+    """
     names = ",".join((*_OPENS, *_CREATES, *_RENAMES, *_BLIND))
     with TemporaryDirectory() as traces:
         tracer = ["strace", "-ff", "-qq", "--seccomp-bpf", "-y", "-s", "4096", "-o", f"{traces}/t"]
+        up = [sys.executable, "-c", _LOOPBACK_UP] if loopback else []
         done = subprocess.run(
-            [*_namespace(), *tracer, "-e", f"trace=%network,{names}", *command],
+            [*_namespace(), *up, *tracer, "-e", f"trace=%network,{names}", *command],
             env=dict(environment), input=given, capture_output=True, text=True, cwd=directory,
         )  # fmt: skip
         threads = [list(_calls(trace)) for trace in sorted(Path(traces).iterdir())]

@@ -24,6 +24,31 @@ with AyaVision.load() as model:
     print(chat.ask(sys.argv[2], images=[sys.argv[1]]))
     chat.save(sys.argv[3])
 """
+SERVED = """
+import base64, json, re, signal, subprocess, sys, urllib.request
+command = [sys.executable, "-m", "ayaedge", "serve", "--port", "0", "-t", "1"]
+with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+    url = re.search(r"http://\\S+(?=/v1)", server.stderr.readline())[0]
+    image = "data:image/png;base64," + base64.b64encode(open(sys.argv[1], "rb").read()).decode()
+    parts = [{"type": "image_url", "image_url": image}, {"type": "text", "text": sys.argv[2]}]
+    body = json.dumps({"messages": [{"role": "user", "content": parts}]}).encode()
+    with urllib.request.urlopen(f"{url}/v1/chat/completions", body) as answered:
+        print(json.load(answered)["choices"][0]["message"]["content"])
+    server.send_signal(signal.SIGTERM)
+"""
+AGENT = """
+import json, subprocess, sys
+command = [sys.executable, "-m", "ayaedge", "mcp", "-t", "1", "TARGET"]
+client = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "a", "version": "1"}}
+asked = {"name": "ask_about_image", "arguments": {"image": "cells.png", "question": sys.argv[1]}}
+with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    for number, (method, given) in enumerate((("initialize", client), ("tools/call", asked))):
+        told = {"jsonrpc": "2.0", "id": number, "method": method, "params": given}
+        print(json.dumps(told), file=server.stdin, flush=True)
+        answer = json.loads(server.stdout.readline())
+    print(answer["result"]["content"][0]["text"])
+    server.stdin.close()
+"""
 COMMANDS: dict[str, list[str]] = {
     "ask": ["ask", "--image", IMAGE, QUESTION],
     "chat": ["chat", "--image", IMAGE],
@@ -58,7 +83,7 @@ def run(tmp_path: Path, tiny: Path) -> Callable[..., Seen]:
     shutil.copytree(ROOT / "runtime" / "ayaedge" / "demo", target / "demo")  # `verify` writes figures into it
     (target / "text.jsonl").write_text('{"language": "en", "text": "The circle is red."}\n', "utf-8")
 
-    def start(arguments: list[str], *, python: bool = False, given: str = "") -> Seen:
+    def start(arguments: list[str], *, python: bool = False, given: str = "", loopback: bool = False) -> Seen:
         for name, place in places.items():
             arguments = [argument.replace(name, place) for argument in arguments]
         program = [sys.executable] if python else [sys.executable, "-m", "ayaedge"]
@@ -67,7 +92,7 @@ def run(tmp_path: Path, tiny: Path) -> Callable[..., Seen]:
             "PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp"),
             "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8",
         }  # fmt: skip
-        return watch([*program, *arguments], environment, given, tmp_path / "target")
+        return watch([*program, *arguments], environment, given, tmp_path / "target", loopback=loopback)
 
     return start
 
@@ -99,6 +124,29 @@ def test_a_program_opens_no_socket_and_writes_only_where_it_may(
     assert seen.sockets == ()
     assert outside(seen, tmp_path) == []
     assert tmp_path / "target" / "cells.ayachat" in [path.with_suffix(".ayachat") for path in seen.written]
+
+
+def test_a_server_speaks_to_loopback_alone_and_writes_only_where_it_may(
+    run: Callable[..., Seen], tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    seen = run(["-c", SERVED, IMAGE, QUESTION], python=True, loopback=True)
+    record_property("seen", f"ayaedge serve and a client: {describe(seen).replace(str(tmp_path), '')}")
+    assert seen.output == "2675\n", seen.errors
+    assert any(call.startswith("listen(") or "SOCK_STREAM" in call for call in seen.sockets)
+    assert seen.addresses() == {"127.0.0.1"}
+    assert not [call for call in seen.sockets if "SOCK_DGRAM" in call]
+    assert outside(seen, tmp_path) == []
+
+
+def test_an_agents_server_opens_no_socket_and_writes_only_where_it_may(
+    run: Callable[..., Seen], tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    (tmp_path / "cells.png").write_bytes(Path(IMAGE).read_bytes())
+    seen = run(["-c", AGENT.replace("TARGET", str(tmp_path)), QUESTION], python=True)
+    record_property("seen", f"ayaedge mcp: {describe(seen).replace(str(tmp_path), '')}")
+    assert seen.output == "2675\n", seen.errors
+    assert seen.sockets == ()
+    assert outside(seen, tmp_path) == []
 
 
 @pytest.mark.parametrize(
