@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +21,7 @@ from ayaedge.text.prompt import Message, PromptBuilder
 from ayaedge_export.calibration.text import CalibrationText
 from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.decoder.forward import EMBEDDINGS
-from ayaedge_export.decoder.gguf_writer import ARCHITECTURES, add_tokenizer
+from ayaedge_export.decoder.gguf_writer import ARCHITECTURES, MetadataWriter, add_tokenizer
 from ayaedge_export.effort import MAX_TOKENS
 from ayaedge_export.vision.drawn_images import calibration_tiles
 from ayaedge_export.vision.forward import vision_forward
@@ -111,7 +110,7 @@ def checkpoint_vocabulary(checkpoint: Checkpoint) -> Iterator[Vocabulary]:
     text = checkpoint.config.text
     with TemporaryDirectory() as directory:
         path = Path(directory, "vocabulary.gguf")
-        writer = gguf.GGUFWriter(path, ARCHITECTURES[text.model_type])
+        writer = MetadataWriter(path, ARCHITECTURES[text.model_type])
         add_tokenizer(writer, checkpoint.tokenizer, text.vocab_size)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -290,11 +290,12 @@ def _merges(listed: object, vocab: Mapping[str, int], faults: list[str]) -> tupl
     merges = []
     for merge in listed if isinstance(listed, list) else []:
         parts = merge.split(" ") if isinstance(merge, str) else merge
-        pair = isinstance(parts, list) and len(parts) == 2
-        if not pair or not all(isinstance(part, str) and part in vocab for part in parts):
+        left, right = parts if isinstance(parts, list) and len(parts) == 2 else (None, None)
+        known = isinstance(left, str) and isinstance(right, str) and left in vocab and right in vocab
+        if not known:
             faults.append(f"tokenizer.json has a merge that is not a pair of its tokens: {shown(merge)}")
             return ()
-        merges.append(" ".join(parts))
+        merges.append(f"{left} {right}")
     if not merges:
         faults.append("tokenizer.json has no merges")
     return tuple(merges)

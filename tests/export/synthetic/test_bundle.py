@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -75,17 +75,32 @@ def write_miniature(
     )
 
 
-@pytest.mark.parametrize("shape", get_args(Shape))
-def test_a_synthetic_bundle_answers_about_an_image_of_true_length(shape: Shape, tmp_path: Path) -> None:
-    bundle = write_miniature(tmp_path / "b", shape)
-    with AyaVision.load(bundle, cache=NO_CACHE) as model:
+@dataclass(frozen=True)
+class Written:
+    """A bundle with the whole vocabulary, and what was told while it was written."""
+
+    shape: Shape
+    directory: Path
+    progress: list[tuple[int, int, str]]
+
+
+@pytest.fixture(scope="module", params=get_args(Shape))
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    seen: list[tuple[int, int, str]] = []
+    target = tmp_path_factory.mktemp("miniature") / "b"
+    write_miniature(target, request.param, on_progress=lambda *args: seen.append(args))
+    return Written(request.param, target, seen)
+
+
+def test_a_synthetic_bundle_answers_about_an_image_of_true_length(written: Written) -> None:
+    with AyaVision.load(written.directory, cache=NO_CACHE) as model:
         answer = model.ask("Describe", images=[PHOTO], max_tokens=8)
     assert answer.usage.tiles == (13,)
     assert answer.usage.completion_tokens == 8
     assert answer.text.strip()
     tags = 44  # start, end, and the names of 13 tiles, as with the released tokenizer
     assert answer.usage.image_tokens == 13 * 169 + tags
-    expected = 13 * 169 + tags + TEMPLATE_TOKENS[shape]
+    expected = 13 * 169 + tags + TEMPLATE_TOKENS[written.shape]
     assert answer.usage.prompt_tokens == pytest.approx(expected, rel=0.005)
 
 
@@ -111,9 +126,8 @@ def test_the_same_seed_gives_the_same_bytes_on_any_number_of_threads(tmp_path: P
     assert all(other[file] != first[file] for file in first)
 
 
-def test_progress_ends_where_it_was_said_to_end(tmp_path: Path) -> None:
-    seen: list[tuple[int, int, str]] = []
-    write_miniature(tmp_path / "b", on_progress=lambda *args: seen.append(args))
+def test_progress_ends_where_it_was_said_to_end(written: Written) -> None:
+    seen = written.progress
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
     assert seen[-1][0] == seen[-1][1] > 0
 
