@@ -22,7 +22,7 @@ AYAEDGE_API int32_t ayaedge_prefill_quantize(
   const Kernel* k = kernel(index);
   if (!k || depth <= 0 || depth % super_block || columns < 0) return 1;
   const int64_t blocks = depth / super_block;
-  Scratch scratch(size_t(blocks * columns));
+  std::vector<Column> scratch(size_t(blocks * columns));
   const Product p{q4_k, nullptr, 0, depth, x, depth, columns, nullptr, 0, scratch.data()};
   for (int64_t c = 0; c < columns; ++c) {
     k->quantize(p, c);

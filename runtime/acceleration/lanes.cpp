@@ -20,7 +20,7 @@ using Ints = __m512i;
 using Floats = __m512;
 inline Ints load(const int32_t* p) { return _mm512_load_si512(p); }
 inline Floats load(const float* p) { return _mm512_load_ps(p); }
-inline Floats load_any(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Floats v) { _mm512_store_ps(p, v); }
 inline void store_any(float* p, Floats v) { _mm512_storeu_ps(p, v); }
 inline Ints same(int32_t v) { return _mm512_set1_epi32(v); }
 inline Floats same(float v) { return _mm512_set1_ps(v); }
@@ -36,7 +36,7 @@ using Ints = __m256i;
 using Floats = __m256;
 inline Ints load(const int32_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
 inline Floats load(const float* p) { return _mm256_load_ps(p); }
-inline Floats load_any(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Floats v) { _mm256_store_ps(p, v); }
 inline void store_any(float* p, Floats v) { _mm256_storeu_ps(p, v); }
 inline Ints same(int32_t v) { return _mm256_set1_epi32(v); }
 inline Floats same(float v) { return _mm256_set1_ps(v); }
@@ -179,12 +179,12 @@ void unpack(const BlockQ6K* block, int64_t step, Panel& panel, int r) {
 }
 
 template <int C>
-inline void add_to(float* out, int64_t stride, bool first, const Column* columns, Floats (&sum)[2][C]) {
+inline void add_to(float* out, bool first, const Column* columns, Floats (&sum)[2][C]) {
   for (int c = 0; c < C; ++c)
     for (int v = 0; v < 2; ++v) {
-      float* at = out + c * stride + v * lanes;
+      float* at = out + c * panel_rows + v * lanes;
       const Floats d = same(columns[c].d);
-      store_any(at, first ? times(sum[v][c], d) : fused(sum[v][c], d, load_any(at)));
+      store(at, first ? times(sum[v][c], d) : fused(sum[v][c], d, load(at)));
     }
 }
 
@@ -202,7 +202,7 @@ inline void add_to(float* out, int64_t stride, bool first, const Column* columns
 
 // Adds one block's products of a panel with C columns to `out`, or begins with them.
 template <int C>
-APART void tile(const BlockQ4K*, const Panel& panel, const Column* columns, float* out, int64_t stride, bool first) {
+APART void tile(const BlockQ4K*, const Panel& panel, const Column* columns, float* out, bool first) {
   Ints total[2][C];
   UNROLLED for (int c = 0; c < C; ++c) total[0][c] = total[1][c] = zero();
   for (int j = 0; j < 8; ++j) {
@@ -253,11 +253,11 @@ APART void tile(const BlockQ4K*, const Panel& panel, const Column* columns, floa
       UNROLLED for (int c = 0; c < C; ++c) sum[v][c] = fused(part, same(columns[c].q4.sum[j]), sum[v][c]);
     }
   }
-  add_to<C>(out, stride, first, columns, sum);
+  add_to<C>(out, first, columns, sum);
 }
 
 template <int C>
-APART void tile(const BlockQ6K*, const Panel& panel, const Column* columns, float* out, int64_t stride, bool first) {
+APART void tile(const BlockQ6K*, const Panel& panel, const Column* columns, float* out, bool first) {
   Floats result[2][C];
 #if AYAEDGE_VNNI
   UNROLLED for (int c = 0; c < C; ++c) result[0][c] = result[1][c] = floats(zero());
@@ -315,22 +315,23 @@ APART void tile(const BlockQ6K*, const Panel& panel, const Column* columns, floa
       result[v][c] = times(floats(_mm256_sub_epi32(total[v][c], _mm256_slli_epi32(back[c], 5))), d);
   }
 #endif
-  add_to<C>(out, stride, first, columns, result);
+  add_to<C>(out, first, columns, result);
 }
 
 template <typename Block, int C>
-void tiles(const Panel& panel, const Column* columns, int64_t count, float* out, int64_t stride, bool first) {
+void tiles(const Panel& panel, const Column* columns, int64_t count, float* out, bool first) {
   int64_t c = 0;
-  for (; c + C <= count; c += C) tile<C>(static_cast<const Block*>(nullptr), panel, columns + c, out + c * stride, stride, first);
+  for (; c + C <= count; c += C) tile<C>(static_cast<const Block*>(nullptr), panel, columns + c, out + c * panel_rows, first);
   if constexpr (C > 1)
-    if (c < count) tiles<Block, C - 1>(panel, columns + c, count - c, out + c * stride, stride, first);
+    if (c < count) tiles<Block, C - 1>(panel, columns + c, count - c, out + c * panel_rows, first);
 }
 
 template <typename Block, int C>
-void multiply_rows(const Product& p, int64_t first_row, int64_t end_row) {
+void multiply_rows(const Product& p, int64_t first_row, int64_t end_row, Sums& sums) {
   const int64_t blocks = p.depth / super_block, step = blocks * int64_t(sizeof(Block));
   for (int64_t block = 0; block < blocks; block += blocks_at_once)
     for (int64_t row = first_row; row < end_row; row += panel_rows) {
+      float* out = sums.values + (row - first_row) * p.columns;
       const int many = blocks - block < blocks_at_once ? int(blocks - block) : blocks_at_once;
       Panel panels[blocks_at_once];
       for (int b = 0; b < many; ++b)
@@ -339,14 +340,18 @@ void multiply_rows(const Product& p, int64_t first_row, int64_t end_row) {
           unpack(reinterpret_cast<const Block*>(at), step, panels[b], r);
         }
       for (int b = 0; b < many; ++b)
-        tiles<Block, C>(panels[b], p.quantized + (block + b) * p.columns, p.columns, p.out + row, p.out_stride,
-                        block + b == 0);
+        tiles<Block, C>(panels[b], p.quantized + (block + b) * p.columns, p.columns, out, block + b == 0);
+    }
+  for (int64_t c = 0; c < p.columns; ++c)
+    for (int64_t row = first_row; row < end_row; row += lanes) {
+      const int64_t within = (row - first_row) % panel_rows;
+      store_any(p.out + c * p.out_stride + row, load(sums.values + (row - first_row - within) * p.columns + c * panel_rows + within));
     }
 }
 
-void multiply(const Product& p, int64_t first_row, int64_t end_row) {
-  p.type == q4_k ? multiply_rows<BlockQ4K, tile_q4>(p, first_row, end_row)
-                 : multiply_rows<BlockQ6K, tile_q6>(p, first_row, end_row);
+void multiply(const Product& p, int64_t first_row, int64_t end_row, Sums& sums) {
+  p.type == q4_k ? multiply_rows<BlockQ4K, tile_q4>(p, first_row, end_row, sums)
+                 : multiply_rows<BlockQ6K, tile_q6>(p, first_row, end_row, sums);
 }
 
 void quantize(const Product& p, int64_t index) {

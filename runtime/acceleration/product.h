@@ -54,10 +54,19 @@ struct Product {
   Column* quantized;  // [depth/256][columns]
 };
 
+constexpr int64_t columns_at_once = 512;  // of two blocks, they stay in the second-level cache
+constexpr int64_t most_rows = 128;        // of a task
+
+// What a task has added up so far, [rows/panel][columns][panel]: side by side, where the columns of the result may be
+// a power of two apart, and throw one another out of the caches.
+struct alignas(64) Sums {
+  float values[most_rows * columns_at_once];
+};
+
 struct Kernel {
   const char* name;
   void (*quantize)(const Product&, int64_t column);
-  void (*multiply)(const Product&, int64_t first_row, int64_t end_row);
+  void (*multiply)(const Product&, int64_t first_row, int64_t end_row, Sums& sums);  // at most most_rows
   int64_t (*peak)(int64_t rounds);  // operations of a loop without memory: what the instructions could do at best
 };
 

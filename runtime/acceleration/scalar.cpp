@@ -52,7 +52,7 @@ void multiply_rows(const Product& p, int64_t first, int64_t end) {
     }
 }
 
-void multiply(const Product& p, int64_t first, int64_t end) {
+void multiply(const Product& p, int64_t first, int64_t end, Sums&) {
   p.type == q4_k ? multiply_rows<BlockQ4K>(p, first, end) : multiply_rows<BlockQ6K>(p, first, end);
 }
 

@@ -9,8 +9,6 @@
 namespace ayaedge {
 namespace {
 
-constexpr int64_t columns_at_once = 512;  // of two blocks, they stay in the second-level cache
-constexpr int64_t most_rows = 128;        // of a task
 constexpr int64_t columns_a_time = 4;     // quantized by a thread before it asks for more
 
 struct Work {
@@ -19,7 +17,9 @@ struct Work {
   const OpenMp openmp;
   const Abort abort;
   const int64_t rows;  // of a task
+  Sums* sums;          // for each thread
   std::atomic<int64_t> column{0}, row{0};
+  std::atomic<int> thread{0};
   std::atomic<bool> ended{false};
 
   void quantize() {
@@ -28,12 +28,13 @@ struct Work {
   }
 
   void multiply() {
+    Sums& mine = sums[thread.fetch_add(1)];
     for (int64_t r; (r = row.fetch_add(rows)) < product.rows;) {
       if (ended.load() || (abort.told && abort.told(abort.data))) {
         ended.store(true);
         return;
       }
-      kernel.multiply(product, r, std::min(r + rows, product.rows));
+      kernel.multiply(product, r, std::min(r + rows, product.rows), mine);
     }
   }
 };
@@ -67,17 +68,22 @@ Outcome run(const Kernel& kernel, Product product, int threads, OpenMp openmp, A
   const int64_t columns = product.columns, blocks = product.depth / super_block;
   try {
     const size_t needed = size_t(blocks * std::min(columns, columns_at_once));
-    if (scratch.size() < needed) {
-      scratch.clear();
-      scratch.resize(needed);
+    if (scratch.columns.size() < needed) {
+      scratch.columns.clear();
+      scratch.columns.resize(needed);
     }
-    product.quantized = scratch.data();
+    if (scratch.threads < threads) {
+      scratch.sums.reset();
+      scratch.sums.reset(new Sums[size_t(threads)]);
+      scratch.threads = threads;
+    }
+    product.quantized = scratch.columns.data();
     for (int64_t from = 0; from < columns; from += columns_at_once) {
       Product part = product;
       part.columns = std::min(columns - from, columns_at_once);
       part.x += from * product.x_stride;
       part.out += from * product.out_stride;
-      Work work{kernel, part, openmp, abort, rows_of_task(part.rows, threads)};
+      Work work{kernel, part, openmp, abort, rows_of_task(part.rows, threads), scratch.sums.get()};
       if (openmp.parallel && openmp.barrier) {
         openmp.parallel(openmp_work, &work, unsigned(threads), 0);
       } else {

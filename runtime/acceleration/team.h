@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "product.h"
@@ -19,7 +20,11 @@ struct Abort {
   void* data;
 };
 
-using Scratch = std::vector<Column>;
+struct Scratch {
+  std::vector<Column> columns;
+  std::unique_ptr<Sums[]> sums;
+  int threads = 0;  // that have sums
+};
 
 enum Outcome { done, stopped, no_memory };
 
