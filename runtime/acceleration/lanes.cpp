@@ -223,7 +223,9 @@ APART void tile(const BlockQ4K*, const Panel& panel, const Column* columns, floa
     const Ints s0 = load(&panel.scale[j][0]), s1 = load(&panel.scale[j][lanes]);
     UNROLLED for (int c = 0; c < C; ++c) {
       total[0][c] = dot2(total[0][c], sum[0][c], s0);
+      KEPT(total[0][c]);
       total[1][c] = dot2(total[1][c], sum[1][c], s1);
+      KEPT(total[1][c]);
     }
 #else
     UNROLLED for (int c = 0; c < C; ++c) sum[0][c] = sum[1][c] = zero();
@@ -240,7 +242,9 @@ APART void tile(const BlockQ4K*, const Panel& panel, const Column* columns, floa
     const Ints s0 = load(&panel.scale[j][0]), s1 = load(&panel.scale[j][lanes]);
     UNROLLED for (int c = 0; c < C; ++c) {
       total[0][c] = _mm256_add_epi32(total[0][c], _mm256_madd_epi16(sum[0][c], s0));
+      KEPT(total[0][c]);
       total[1][c] = _mm256_add_epi32(total[1][c], _mm256_madd_epi16(sum[1][c], s1));
+      KEPT(total[1][c]);
     }
 #endif
   }
