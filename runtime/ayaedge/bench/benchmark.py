@@ -41,7 +41,7 @@ _NOISE = (1200, 1600, 3)
 _TEXT_TOKENS = 512
 _CONTEXTS = (500, 2200)
 _STEPS = (
-    "the machine's limits", "first load", "operations of a tile", "vision", "prefill and decode",
+    "the machine's limits", "first load", "operations of a tile", "vision", "prefill", "decode",
     "first token, nothing kept", "first token, everything kept", "first token after a restart", "second question",
 )  # fmt: skip
 _READ = 1 << 24
@@ -67,7 +67,7 @@ class Prefill:
     ours: float
     """Tokens per second."""
     raw: float
-    """Of llama.cpp's own function with as many tokens on the same context, measured in turns."""
+    """Of stock llama.cpp, without kernels of ours, with as many tokens; measured in turns."""
     limit: float
     """What the machine's limits allow."""
 
@@ -122,6 +122,8 @@ class Measured:
     """Both halves, from then on."""
     vision_load_seconds: float
     decoder_load_seconds: float
+    acceleration: str
+    """The kernel of ours that the prefill ran with, or `off`."""
     prefill: tuple[Prefill, ...]
     decode: tuple[Decode, ...]
     first_token: FirstToken
@@ -223,9 +225,10 @@ def _measure(
     steps.next()
     vision = child.part("vision", tiles=tiles)
     steps.next()
-    decoder = child.part(
-        "decoder", **decoder_plan(bundle, answer_tokens), answer_tokens=answer_tokens, rounds=rounds
-    )
+    plan = decoder_plan(bundle, answer_tokens)
+    prefill = child.part("prefill", prompts=plan["prompts"], rounds=rounds).result
+    steps.next()
+    decoder = child.part("decoder", contexts=plan["contexts"], answer_tokens=answer_tokens, rounds=rounds)
     first_token, whole, load = _first_tokens(child, steps, limits, figures, tile_work)
     cores = child.threads or processor().threads
     return Measured(
@@ -239,7 +242,8 @@ def _measure(
         load_seconds=load,
         vision_load_seconds=vision.result["load"],
         decoder_load_seconds=decoder.result["load"],
-        prefill=tuple(_prefill(facts, figures, limits) for facts in decoder.result["prefill"]),
+        acceleration=prefill["acceleration"],
+        prefill=tuple(_prefill(facts, figures, limits) for facts in prefill["prompts"]),
         decode=tuple(_decode(facts, figures, limits) for facts in decoder.result["answers"]),
         first_token=first_token,
         memory=whole,

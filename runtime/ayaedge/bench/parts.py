@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from ayaedge import llama, ort
 from ayaedge.bench.limits import graph_work
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.cache.options import CacheOptions, prepared_graphs
+from ayaedge.decoder.acceleration import kernel_of
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.kernel_trial import settle_acceleration
 from ayaedge.decoder.options import DecoderOptions
@@ -36,6 +39,9 @@ from ayaedge.vision.encoder import VisionEncoder
 from ayaedge.vision.session import VisionOptions
 
 Result = dict[str, Any]
+
+_SPARE = 256
+"""Tokens of context beyond a prompt's."""
 
 
 def load(bundle: Bundle, *, threads: int | None) -> Result:
@@ -81,28 +87,39 @@ def vision(bundle: Bundle, *, threads: int | None, tiles: int) -> Result:
     return {"load": loaded, "tile": statistics.median(seconds[1:])}
 
 
+def prefill(bundle: Bundle, *, threads: int | None, prompts: Sequence[Sequence[Any]], rounds: int) -> Result:
+    """Time prompts, ("text" or "image", how many tokens), in turns with stock llama.cpp: without kernels of ours."""
+    options, _ = _options(bundle, threads)
+    with ExitStack() as stack:
+        ours = stock = stack.enter_context(Decoder(bundle.decoder_path, bundle.manifest, options))
+        if kernel_of(options):
+            plain = replace(
+                options, acceleration="off", context_size=max(tokens for _, tokens in prompts) + _SPARE
+            )
+            stock = stack.enter_context(Decoder(bundle.decoder_path, bundle.manifest, plain))
+        for opened in (ours, stock):
+            opened.decode_tokens(_tokens(opened, 2))  # touches all weights
+        found = [_time_prompt(ours, stock, kind, tokens, rounds) for kind, tokens in prompts]
+    return {"acceleration": options.acceleration, "prompts": found}
+
+
 def decoder(
     bundle: Bundle,
     *,
     threads: int | None,
-    prompts: Sequence[Sequence[Any]],
     contexts: Sequence[int],
     answer_tokens: int,
     rounds: int,
 ) -> Result:
-    """Time the decoder alone, each figure in turns with llama.cpp's own functions on the same context.
-
-    `prompts` are ("text" or "image", how many tokens); `contexts` are how many tokens stand before an answer.
-    """
+    """Time answers behind `contexts` tokens, in turns with llama.cpp's own functions on the same context."""
     options, _ = _options(bundle, threads)
     started = time.perf_counter()
     with Decoder(bundle.decoder_path, bundle.manifest, options) as opened:
         loaded = time.perf_counter() - started
         opened.decode_tokens(_tokens(opened, 2))  # touches all weights
-        prefill = [_time_prompt(opened, kind, tokens, rounds) for kind, tokens in prompts]
         hidden = bundle.manifest.tokens.hidden
         answers = [_time_answer(opened, hidden, before, answer_tokens, rounds) for before in contexts]
-    return {"load": loaded, "prefill": prefill, "answers": answers}
+    return {"load": loaded, "answers": answers}
 
 
 def warm(bundle: Bundle, *, threads: int | None, image: str, questions: Sequence[str]) -> Result:
@@ -116,7 +133,7 @@ def warm(bundle: Bundle, *, threads: int | None, image: str, questions: Sequence
 
 
 PARTS: dict[str, Callable[..., Result]] = {
-    "load": load, "count": count, "vision": vision, "decoder": decoder, "warm": warm,
+    "load": load, "count": count, "vision": vision, "prefill": prefill, "decoder": decoder, "warm": warm,
 }  # fmt: skip
 
 
@@ -133,8 +150,8 @@ def _options(bundle: Bundle, threads: int | None) -> tuple[DecoderOptions, Visio
     return settle_acceleration(placed.decoder, cache.root), placed.vision
 
 
-def _time_prompt(opened: Decoder, kind: str, tokens: int, rounds: int) -> Result:
-    """Seconds of a prompt's tokens through our own path and through llama.cpp's, from an empty context.
+def _time_prompt(opened: Decoder, stock: Decoder, kind: str, tokens: int, rounds: int) -> Result:
+    """Tokens per second of a prompt through our own path and through llama.cpp's, from an empty context.
 
     An image goes as embeddings, which are looked up first as those of its tags are; llama.cpp takes as many tokens.
     """
@@ -143,7 +160,12 @@ def _time_prompt(opened: Decoder, kind: str, tokens: int, rounds: int) -> Result
         "text": lambda: opened.decode_tokens(ids),
         "image": lambda: opened.decode_embeddings(opened.embed(ids)),
     }[kind]
-    seconds = _in_turns(opened, [ours, lambda: _raw_decode(opened, ids)], opened.clear, rounds)
+
+    def prepare() -> None:
+        for one in (opened, stock):
+            one.clear()
+
+    seconds = _in_turns([(opened, ours), (stock, lambda: _raw_decode(stock, ids))], prepare, rounds)
     return {"kind": kind, "tokens": tokens, "ours": tokens / seconds[0], "raw": tokens / seconds[1]}
 
 
@@ -169,17 +191,17 @@ def _time_answer(opened: Decoder, hidden: Sequence[int], before: int, tokens: in
         for token in ids[before:]:
             _raw_decode(opened, [token])
 
-    seconds = _in_turns(opened, [ours, raw], prepare, rounds)
+    seconds = _in_turns([(opened, ours), (opened, raw)], prepare, rounds)
     return {"context": before, "tokens": tokens, "ours": tokens / seconds[0], "raw": tokens / seconds[1]}
 
 
 def _in_turns(
-    opened: Decoder, runs: Sequence[Callable[[], None]], prepare: Callable[[], None], rounds: int
+    runs: Sequence[tuple[Decoder, Callable[[], None]]], prepare: Callable[[], None], rounds: int
 ) -> list[float]:
-    """Median seconds of each, run one after the other in every round: a machine's speed drifts."""
+    """Median seconds of each, on its decoder, run one after the other in every round: a machine's speed drifts."""
     seconds: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
-        for run, times in zip(runs, seconds, strict=True):
+        for (opened, run), times in zip(runs, seconds, strict=True):
             prepare()
             times.append(_timed(partial(_finish, opened, run)))
     return [statistics.median(times) for times in seconds]

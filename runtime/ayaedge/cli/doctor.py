@@ -258,7 +258,7 @@ def _acceleration(verdict: Verdict) -> str:
     if verdict.reason:
         return f"none: {verdict.kernel} does not work here: {verdict.reason}"
     gain = f"{verdict.kernel}, {verdict.gain:.1f} times as fast as llama.cpp's products of a prefill"
-    return f"{gain}: --acceleration auto" if verdict.is_worth_it else f"not worth it: {gain}"
+    return gain if verdict.is_worth_it else f"not worth it: {gain}"
 
 
 def _versions() -> dict[str, str]:

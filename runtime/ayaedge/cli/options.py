@@ -192,7 +192,7 @@ class LoadingFlags(DecoderFlags):
             envvar=VARIABLE,
             help="Kernels of ours for the prefill on processors; auto tries the best one before the first use.",
         ),
-    ] = "off"
+    ] = "auto"
 
     def load(self, model: Path | None, *, verbose: bool, isolated: bool = False) -> AyaVision:
         """The bundle, loaded."""

@@ -67,10 +67,11 @@ class DecoderOptions:
     """Arrange 4-bit weights anew for the processor, in memory of their own; by default where it was measured to be
     faster, or on Arm. True is tried in a process of its own first, once for a bundle and machine: some processors end
     the process with it. That takes as long as loading the bundle, and its memory for this time."""
-    acceleration: Acceleration = "off"
-    """Kernels of ours for the products of a prefill, instead of llama.cpp's; off by default, until they were measured
-    on more processors. `auto` means the best for this processor, or `off` where `AyaVision.load` finds that it is not
-    right or not faster here; `Decoder` itself takes `auto` for `off`."""
+    acceleration: Acceleration = "auto"
+    """Kernels of ours for the products of a prefill, instead of llama.cpp's. `auto` means the best for this processor,
+    or `off` where `AyaVision.load` finds that it is not right or not faster here: it is tried once, in a process of
+    its own, which takes two seconds and is remembered in the cache's directory. Without one, or in a frozen program
+    that does not call `freeze_support`, `auto` means `off`. `Decoder` itself takes `auto` for `off`."""
     device: Device | None = None
     """`auto`, the default, takes the best that this build of llama.cpp sees."""
     gpu_layers: int | None = None

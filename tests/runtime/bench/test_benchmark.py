@@ -20,6 +20,7 @@ from ayaedge.bench.process_watch import Finished, Resident
 from ayaedge.bench.report import LLAMA, benchmark_table, draw_benchmark, list_figures, notes, to_dict
 from ayaedge.bundle import demo_bundle
 from ayaedge.cli import bench as cli_bench
+from ayaedge.decoder.acceleration import usable_kernels
 from ayaedge.errors import BackendError, BundleError
 
 LIMITS = Limits(read_bandwidth=10e9, float32_peak=100e9, int8_peak=400e9)
@@ -28,6 +29,8 @@ BF16 = OtherProgram(
     decode=(OtherDecode(512, 0.8), OtherDecode(2799, 0.7)), memory=Resident(18_400_000_000),
 )  # fmt: skip
 FP32 = OtherProgram("transformers fp32", 36_000_000_000, 20_000_000_000)
+KERNEL = next(reversed(usable_kernels()), None)
+"""The best of ours for this processor, if there is one."""
 app = typer.Typer()
 app.command()(cli_bench.bench)
 
@@ -39,9 +42,17 @@ def steps() -> list[tuple[int, int, str]]:
 
 @pytest.fixture(scope="module")
 def measured(steps: list[tuple[int, int, str]]) -> Measured:
-    return measure_bundle(
-        demo_bundle(), threads=2, answer_tokens=4, tiles=2, rounds=1, on_step=lambda *step: steps.append(step)
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        if KERNEL:
+            patch.setenv("AYAEDGE_ACCELERATION", KERNEL)
+        return measure_bundle(
+            demo_bundle(),
+            threads=2,
+            answer_tokens=4,
+            tiles=2,
+            rounds=1,
+            on_step=lambda *step: steps.append(step),
+        )
 
 
 @pytest.fixture
@@ -73,6 +84,8 @@ def test_every_figure_was_measured(measured: Measured) -> None:
     assert len(limited) == 6
     assert all(0 < (figure.limit_share or 0) < 1.5 for figure in limited)
     assert [part.kind for part in measured.prefill] == ["text", "image"]
+    assert measured.acceleration == (KERNEL or "off")
+    assert any(f"kernel {KERNEL}" in note for note in notes(measured)) is bool(KERNEL)
     assert measured.tile_work.int8 > measured.tile_work.float32 > 1e6
     assert (measured.first_token.tiles, measured.computer.threads) == (13, 2)
     assert measured.memory.total > measured.first_token.stored_bytes
