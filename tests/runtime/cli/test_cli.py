@@ -19,6 +19,7 @@ from ayaedge.bundle import demo_bundle
 from ayaedge.cache import verified
 from ayaedge.cli import console
 from ayaedge.cli import export as cli_export
+from ayaedge.decoder.acceleration import usable_kernels
 from ayaedge_export.plan import VISION_FORMATS
 from ayaedge_quant.recipes import DECODER_FORMATS
 from command_line import ayaedge
@@ -89,7 +90,11 @@ def test_json_is_one_object_on_stdout(image: Path) -> None:
     assert data["usage"]["completion_tokens"] <= 3
     timings = {"vision", "prefill", "first_token", "decode", "predicted", "queued", "acceleration"}
     assert set(data["timings"]) == timings
-    assert data["timings"]["acceleration"] == "off"
+    assert data["timings"]["acceleration"] in ("off", *usable_kernels()[-1:])
+    plain = ayaedge(
+        "ask", "--image", image, "--json", "-n", "3", "--max-tiles", "1", "--acceleration", "off", "What?"
+    )
+    assert json.loads(plain.stdout)["timings"]["acceleration"] == "off"
 
 
 def test_verbose_shows_figures_and_messages_on_stderr(image: Path) -> None:
