@@ -19,6 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(BUNDLE)/manifest.json
 	@echo "$(PICTURE): $(QUESTION)"
 	@$(BIN)/ayaedge ask -m $(BUNDLE) --image $(PICTURE) "$(QUESTION)"
+	@echo "In a browser, at http://127.0.0.1:8080: $(BIN)/ayaedge serve -m $(BUNDLE)" >&2
 
 ## All tests but the slow ones; a file's tests stay on one core.
 test: $(VENV)/.dev
@@ -80,7 +81,7 @@ $(BUNDLE)/manifest.json: $(VENV)/.export examples/tiny-aya-vision/model.safetens
 	$(BIN)/ayaedge export examples/tiny-aya-vision -o $(BUNDLE) --force
 
 $(VENV)/.export: pyproject.toml $(NATIVE) | $(VENV)/bin
-	@test -e $(VENV)/.dev || $(INSTALL) --editable ".[export]"
+	@test -e $(VENV)/.dev || $(INSTALL) --editable ".[export,server]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin

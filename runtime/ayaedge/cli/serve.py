@@ -97,7 +97,7 @@ def serve(
     ] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the libraries' messages.")] = False,
 ) -> None:
-    """Serve OpenAI's chat completions on this machine, for programs that speak to such a URL.
+    """Serve a page and OpenAI's chat completions on this machine, for browsers and programs.
 
     Ctrl-C stops it as soon as the running requests have ended. Neither requests nor images are logged.
     """
@@ -123,5 +123,6 @@ def serve(
         sleep_after=limits.sleep_after,
     )
     stderr.print(f"{server.url}/v1 is ready as soon as the model is loaded; Ctrl-C stops it.")
+    stderr.print(f"In a browser: {server.url}")
     stderr.print("Neither requests nor images are logged.")
     server.run()

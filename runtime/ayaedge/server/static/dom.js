@@ -17,9 +17,9 @@ export const $ = (id) => document.getElementById(id);
 const SHAPES = {
   menu: "M4 7h16M4 12h16M4 17h16",
   picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5h.01",
-  camera: "M4 8h3.5L9 5.5h6L16.500 8H20v11H4zM12 16.500a3.200 3.200 0 1 0 0-6.400 3.200 3.200 0 0 0 0 6.400",
+  camera: "M4 8h3.5L9 5.5h6L16.5 8H20v11H4zM12 16.5a3.2 3.2 0 1 0 0-6.4 3.2 3.2 0 0 0 0 6.4",
   send: "M12 19V5M6 11l6-6 6 6",
-  stop: "M8 8h8v8H8z",
+  stop: "M7.5 7.5h9v9h-9z",
   download: "M12 4v11M7 11l5 5 5-5M5 20h14",
   copy: "M9 9h11v11H9zM15 9V4H4v11h5",
   again: "M19 12a7 7 0 1 1-2-5l2 2M19 4v5h-5",
@@ -27,7 +27,7 @@ const SHAPES = {
   close: "M6 6l12 12M18 6L6 18",
   back: "M14 6l-6 6 6 6",
   next: "M10 6l6 6-6 6",
-  done: "M5 12.500l4.500 4.500L19 7.500",
+  done: "M5 12.5l4.5 4.5L19 7.5",
 };
 const SVG = "http://www.w3.org/2000/svg";
 

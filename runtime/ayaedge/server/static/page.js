@@ -103,6 +103,8 @@ class App {
     this.refresh();
     this.#down();
     this.say("Asking.");
+    void this.#keep(conversation);
+    setTimeout(() => void this.#status(), 300);
     try {
       const body = await this.#body(conversation, question, drawn);
       await this.#follow(turn, answer(body, stopping.signal), question);

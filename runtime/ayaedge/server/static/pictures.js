@@ -3,8 +3,6 @@
 import { $, h } from "./dom.js";
 import { newId } from "./tree.js";
 
-const MOST_PIXELS_WIDE = 4000;
-
 async function identify(blob) {
   if (!globalThis.crypto?.subtle) return newId(); // pages of other computers without TLS have none
   const digest = await crypto.subtle.digest("SHA-256", await blob.arrayBuffer());
@@ -23,9 +21,8 @@ export class Pictures {
     const id = await identify(file);
     await this.store.putPicture({ id, name: file.name || "picture", blob: file });
     const bitmap = await createImageBitmap(file).catch(() => null);
-    const shown = bitmap !== null && bitmap.width <= MOST_PIXELS_WIDE * 4;
     bitmap?.close();
-    return { id, name: file.name || "picture", shown };
+    return { id, name: file.name || "picture", shown: bitmap !== null };
   }
 
   async dataUrl(id) {

@@ -27,7 +27,7 @@ export class Stage {
   }
 
   add(picture) {
-    if (!this.held.some((one) => one.id === picture.id)) this.held.push(picture);
+    if (!this.held.some((one) => one.id === picture.id)) this.held = [...this.held, picture]; // what was planned for fewer is out of date
     this.#render();
     return this.#plan();
   }
@@ -84,12 +84,12 @@ export class Stage {
   }
 
   #show({ options, tile_size: side }) {
-    const before = this.options.length ? this.options[this.chosen].max_tiles : Number(localStorage.getItem(LIMIT) ?? Infinity);
+    const limit = Number(localStorage.getItem(LIMIT) ?? Infinity);
     this.options = options;
     this.side = side;
     this.slider.max = String(options.length - 1);
     this.slider.disabled = options.length < 2;
-    const last = options.findLastIndex((one) => one.max_tiles <= before);
+    const last = options.findLastIndex((one) => one.max_tiles <= limit);
     this.#choose(Math.max(last, 0), false);
   }
 
