@@ -10,6 +10,7 @@ _ERRORS = {
     "400": "not understood; `error.param` names the field",
     "401": "the API key is missing or wrong",
     "403": "this Host or Origin is not allowed",
+    "408": "the body did not come in time",
     "413": "too large",
     "429": "too many requests wait; Retry-After says when to come again",
     "503": "the server stops, or has not memory enough",
