@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.table import Table
@@ -40,6 +40,7 @@ from ayaedge.hardware.vision_devices import (
     vision_devices,
     vision_providers,
 )
+from ayaedge.planning.device_check import known_verdicts
 
 _INSTRUCTIONS = {
     "x86_64": {
@@ -103,6 +104,8 @@ class Facts:
     """Whether ONNX Runtime was loaded before it could be told to send nothing."""
     cache: Cache
     speed: Speed
+    devices_tried: list[str] = field(default_factory=list)
+    """What is remembered of devices: whether they are right, and how fast, for the bundles that were loaded here."""
     acceleration: Verdict = NO_KERNEL
     """What is known of the best of our kernels for a prefill."""
 
@@ -158,6 +161,7 @@ def collect() -> Facts:
         telemetry=ort.loaded_before,
         cache=_cache(),
         speed=Speed(machine.read_bandwidth(), machine.gemm_peak()),
+        devices_tried=[str(verdict) for verdict in known_verdicts(cache_directory())],
         acceleration=judge(DecoderOptions(), cache_directory()),
     )
 
@@ -231,6 +235,8 @@ def _device_rows(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "ONNX Runtime sees", f"{device.name}: {device.description}{shared}"
     if not facts.vision_devices:
         yield "ONNX Runtime sees", "no GPU"
+    for tried in facts.devices_tried:
+        yield "tried here", tried
 
 
 def _software_rows(facts: Facts) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from ayaedge.decoder.options import DecoderOptions
 from ayaedge.decoder.repacking import require_repacking
 from ayaedge.engine.engine import Engine
 from ayaedge.hardware.devices import Device
+from ayaedge.planning.device_check import check_devices
 from ayaedge.planning.placement import resolve
 from ayaedge.vision.encoder import VisionEncoder, open_encoder
 from ayaedge.vision.session import VisionOptions
@@ -34,6 +35,7 @@ def open_engine(bundle: Bundle, options: EngineOptions) -> Engine:
     """Load both halves of a bundle; errors as `AyaVision.load`."""
     cache = options.cache
     placed = resolve(bundle, options.device, options.decoder, options.vision, cache)
+    placed = check_devices(bundle, placed, cache.root)
     require_repacking(bundle, placed.decoder, cache.root)
     settled = settle_acceleration(placed.decoder, cache.root)
     with ThreadPoolExecutor(1) as pool:  # the tower warms up while the decoder loads

@@ -177,6 +177,15 @@ class Verdicts:
             self.remember(setting, found, value=found.value if keeps_value else None)
         return found
 
+    def known(self, prefix: str) -> Iterator[tuple[str, Result]]:
+        """Settings that begin so, with what is remembered of them on this machine as it is now."""
+        for path in sorted(self._directory.glob("verdict-*.json")) if self._directory else ():
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                entry = read_json(path, most_bytes=_MOST_BYTES, links=False)
+                setting = str(entry["setting"])
+                if setting.startswith(prefix) and path.name == f"verdict-{_key(setting)}.json":
+                    yield setting, _result(entry["death"], entry["said"], entry.get("value"))
+
     @staticmethod
     def _path(directory: Path, key: str) -> Path:
         return directory / f"verdict-{key}.json"

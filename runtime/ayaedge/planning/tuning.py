@@ -29,6 +29,7 @@ from ayaedge.hardware.machine import memory, processor
 from ayaedge.hardware.probes import Probe, Result, Verdicts, probe
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.manifest import Manifest
+from ayaedge.planning.device_check import check_devices
 from ayaedge.planning.placement import resolve
 from ayaedge.planning.profile import Profile, Settings
 from ayaedge.vision.encoder import VisionEncoder, open_encoder
@@ -106,7 +107,7 @@ def tune(
     """
     cache = cache or CacheOptions()
     bundle = verified(bundle, cache.root)
-    placed = resolve(bundle, device, options)
+    placed = check_devices(bundle, resolve(bundle, device, options), cache.root)
     options = settle_acceleration(placed.decoder, cache.root)
     trials: list[Trial] = []
     best = _defaults()

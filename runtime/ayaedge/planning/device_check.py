@@ -1,0 +1,167 @@
+"""No device is trusted that was not seen working here: before first use a child process compares it with the processor.
+
+What came out is remembered for the machine, driver, versions and bundle. A device that computes wrongly, ends the
+process or is slower than the processor is left alone by `auto`; one that was named and is not right is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ayaedge.bundle import Bundle
+from ayaedge.decoder.device_trial import try_layers
+from ayaedge.decoder.options import DecoderOptions
+from ayaedge.decoder.weights import choose_layers
+from ayaedge.errors import AyaEdgeError, BackendError
+from ayaedge.hardware.drivers import driver_identity
+from ayaedge.hardware.probes import Result, Verdicts, probe
+from ayaedge.hardware.vision_devices import choose_vision, vision_devices
+from ayaedge.planning.placement import Placement
+from ayaedge.vision.device_trial import try_tower
+
+logger = logging.getLogger(__name__)
+
+SETTING = "device "
+"""What the settings of these verdicts begin with."""
+_SECONDS = 300.0
+"""Longest a trial may take: loading both halves of a 32B from a slow disk, or a driver that is of no use."""
+_LARGEST_KL = 1e-2
+"""Of logits with f16 KV caches and other orders of summation; wrong ones are off by 1 or more."""
+_LEAST_COSINE = 0.999
+"""Of embeddings; 16-bit floats are at 0.99999 and more."""
+_LATE = "no answer"
+
+
+@dataclass(frozen=True)
+class DeviceVerdict:
+    """What is known of one half of a bundle on a device."""
+
+    device: str
+    """`Vulkan0`, `webgpu:0`."""
+    half: str
+    """`decoder` or `vision`."""
+    gain: float = 0.0
+    """How many times as fast as the processor."""
+    fault: str = ""
+    """Why it is not right; empty if it is."""
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether `auto` takes it."""
+        return not self.fault and self.gain > 1
+
+    def __str__(self) -> str:
+        if self.fault:
+            return f"{self.half} on {self.device}: {self.fault}: left alone"
+        slower = "" if self.gain > 1 else ": left alone by auto"
+        return f"{self.half} on {self.device}: right, {self.gain:.2g} x the CPU{slower}"
+
+
+def check_devices(bundle: Bundle, placed: Placement, directory: Path | None) -> Placement:
+    """`placed` without the devices that do not work here, or are slower than the processor and were not named.
+
+    What is not known yet is tried in a child; it is remembered in the cache's `directory`, or by this process.
+    BackendError for a device that was named and is not right.
+    """
+    placed = replace(placed, decoder=_checked_decoder(bundle, placed, directory))
+    device = placed.vision.device or "auto"
+    if device == "cpu" or not bundle.manifest.gpu_graphs:
+        return placed
+    found = choose_vision(device, vision_devices())[:1]
+    for chosen in found:
+        about = f"{chosen.name} {chosen.description} {chosen.version}, {sorted(bundle.manifest.gpu_graphs)}"
+        verdict = _verdict(
+            "vision",
+            chosen.name,
+            f"{about}, {bundle.hashes}",
+            directory,
+            try_tower,
+            str(bundle.directory),
+            chosen.name,
+        )
+        if not _accepts(verdict, named=device != "auto"):
+            return replace(placed, vision=replace(placed.vision, device="cpu"))
+    return placed
+
+
+def known_verdicts(directory: Path | None) -> list[DeviceVerdict]:
+    """What is remembered of devices on this machine as it is now, for any bundle."""
+    found, today = [], driver_identity()
+    for setting, result in Verdicts(directory).known(SETTING):
+        if not setting.endswith(today):
+            continue
+        half, device, *_ = setting.removeprefix(SETTING).split(" ")
+        found.append(_judged(half, device, result))
+    return sorted(set(found), key=str)
+
+
+def _checked_decoder(bundle: Bundle, placed: Placement, directory: Path | None) -> DecoderOptions:
+    options = placed.decoder
+    if not options.gpu_layers:
+        return options
+    named = options.device not in (None, "auto") or placed.gpu is None
+    layers, gpus = choose_layers(bundle.decoder_path, options)
+    device = ",".join(gpu.name for gpu in gpus)
+    tried = replace(options, gpu_layers=layers)
+    facts = [(gpu.name, gpu.description) for gpu in gpus]
+    formats = (layers, options.cache_type, options.value_type, options.uses_flash, options.rows_at_once)
+    about = f"{facts} {formats} {bundle.hashes[bundle.decoder_path.name]}"
+    verdict = _verdict(
+        "decoder", device, about, directory, try_layers, str(bundle.directory), dataclasses.asdict(tried)
+    )
+    return options if _accepts(verdict, named=named) else replace(options, gpu_layers=0)
+
+
+def _accepts(verdict: DeviceVerdict, *, named: bool) -> bool:
+    if verdict.fault and named:
+        raise BackendError(
+            f"{verdict.device} does not work for the {verdict.half} on this machine: {verdict.fault}; "
+            "choose another device, or cpu"
+        )
+    if named or verdict.is_worth_it:
+        return True
+    logger.log(logging.WARNING if verdict.fault else logging.INFO, "%s; the CPU is used", verdict)
+    return False
+
+
+def _verdict(
+    half: str, device: str, about: str, directory: Path | None, attempt: Callable[..., Any], *arguments: Any
+) -> DeviceVerdict:
+    verdicts, setting = Verdicts(directory), f"{SETTING}{half} {device} {about} {driver_identity()}"
+    result = verdicts.recall(setting)
+    if result is None:
+        logger.info("%s was never tried for the %s here: trying it in a process of its own", device, half)
+        try:
+            result = probe(attempt, *arguments, seconds=_SECONDS)
+        except AyaEdgeError as error:
+            result = Result({"refused": str(error)})
+        if (result.death or "").startswith(_LATE):
+            result = Result({"refused": result.death})  # it would be late again
+        verdicts.remember(setting, result, value=result.value)
+    return _judged(half, device, result)
+
+
+def _judged(half: str, device: str, result: Result) -> DeviceVerdict:
+    if result.death:
+        return DeviceVerdict(device, half, fault=f"it ended the process that tried it ({result.death})")
+    value = result.value
+    try:
+        if "refused" in value:
+            return DeviceVerdict(device, half, fault=str(value["refused"]))
+        gain = float(value["gain"])
+        if half == "decoder":
+            right = float(value["kl"]) <= _LARGEST_KL
+        elif value["form"] is None:
+            return DeviceVerdict(device, half, fault="it takes none of the bundle's vision graphs")
+        else:
+            right = float(value["cosine"]) >= _LEAST_COSINE
+    except (TypeError, ValueError, KeyError):  # a file of the cache that somebody has changed
+        return DeviceVerdict(
+            device, half, fault="what is remembered of it makes no sense: ayaedge cache clear"
+        )
+    return DeviceVerdict(device, half, gain, "" if right else "its results are wrong")
