@@ -52,6 +52,7 @@ with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, te
 COMMANDS: dict[str, list[str]] = {
     "ask": ["ask", "--image", IMAGE, QUESTION],
     "chat": ["chat", "--image", IMAGE],
+    "batch": ["batch", IMAGE, "-p", QUESTION, "-o", "TARGET/rows.jsonl"],
     "plan": ["plan", "--image", IMAGE],
     "plan --export": ["plan", "--export", "CHECKPOINT"],
     "tune": ["tune", "-m", "DEMO"],

@@ -38,7 +38,7 @@ FLOORS = {
         {"openai", "planning"},
         {"engine"},
         {"isolation"},
-        {"conversation"},
+        {"conversation", "batch"},
         {"model"},
         {"bench", "server"},
         {"cli"},

@@ -16,6 +16,8 @@ from ayaedge import ort as _ort  # noqa: F401 - keeps ONNX Runtime from speaking
 
 if _typing.TYPE_CHECKING:
     from ayaedge.answers import Answer, StopReason, Timings, Usage
+    from ayaedge.batch.items import BatchItem
+    from ayaedge.batch.journal import BatchRow
     from ayaedge.bundle import Bundle, read_bundle
     from ayaedge.cache.options import NO_CACHE, CacheOptions
     from ayaedge.conversation import Conversation, Images, Turn
@@ -25,6 +27,7 @@ if _typing.TYPE_CHECKING:
     from ayaedge.errors import (
         AyaEdgeError,
         BackendError,
+        BatchError,
         BundleError,
         BusyError,
         CancelledError,
@@ -82,6 +85,9 @@ __all__ = [
     "AyaEdgeError",
     "AyaVision",
     "BackendError",
+    "BatchError",
+    "BatchItem",
+    "BatchRow",
     "BinaryFile",
     "Bundle",
     "BundleError",
@@ -137,6 +143,8 @@ _HOMES = (
     "ayaedge.errors",
     "ayaedge.answers",
     "ayaedge.bundle",
+    "ayaedge.batch.items",
+    "ayaedge.batch.journal",
     "ayaedge.cache.options",
     "ayaedge.decoder.options",
     "ayaedge.engine.interface",

@@ -14,6 +14,7 @@
     ├── ClosedError          also RuntimeError: a model was closed, or belongs to another process
     ├── BusyError            also RuntimeError: too many requests wait already
     ├── TruncatedError       also ValueError: an answer was cut off and cannot be parsed
+    ├── BatchError           also RuntimeError: a batch was stopped, as too many of its rows failed
     ├── ChatFileError        also ValueError: a saved conversation cannot be read or written
     └── MissingExtraError    also ImportError: an optional part is not installed
 
@@ -117,6 +118,10 @@ class BusyError(AyaEdgeError, RuntimeError):
 
 class TruncatedError(AyaEdgeError, ValueError):
     """An answer was cut off by the limit on tokens or cancelled, so what there is of it cannot be parsed."""
+
+
+class BatchError(AyaEdgeError, RuntimeError):
+    """A batch was stopped, as too many of its rows failed; what was answered is kept, and it can go on."""
 
 
 class ChatFileError(AyaEdgeError, ValueError):

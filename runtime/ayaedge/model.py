@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -16,14 +15,13 @@ from ayaedge.cache.options import CacheOptions
 from ayaedge.cache.verified import open_verified
 from ayaedge.checks import check_options, function, instance, one_of, path_of, whole_number
 from ayaedge.conversation import Conversation, Images, open_conversation
-from ayaedge.decoder.options import DecoderOptions
+from ayaedge.decoder.options import DecoderOptions, with_context
 from ayaedge.engine.dialogue import Dialogue, chat_dialogue
 from ayaedge.engine.interface import AnyEngine, OnProgress, no_progress
 from ayaedge.engine.loading import EngineOptions, open_engine
 from ayaedge.engine.service import Service
 from ayaedge.engine.streams import AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream
 from ayaedge.engine.worker import Request
-from ayaedge.errors import InvalidOptionError
 from ayaedge.hardware.devices import Device
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.images.encoded_image import AnyImage, EncodedImage
@@ -36,6 +34,9 @@ from ayaedge.vision.session import VisionOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from ayaedge.batch.items import BatchItem
+    from ayaedge.batch.journal import BatchRow
 
 
 QUEUE_SIZE = 64
@@ -100,7 +101,7 @@ class AyaVision:
             instance("cache", cache, CacheOptions, optional=True),
             instance("isolated", isolated, bool),
         )
-        decoder = _with_context(decoder or DecoderOptions(), context)
+        decoder = with_context(decoder or DecoderOptions(), context)
         cache = (cache or CacheOptions()).settled()
         opened = open_verified(demo_bundle() if bundle is None else path_of("bundle", bundle), cache.root)
         options = EngineOptions(device, decoder, vision, cache)
@@ -331,16 +332,34 @@ class AyaVision:
         dialogue, settled = chat_dialogue(messages, local_files), answer_options(**options)
         return AsyncAnswerStream(self._complete(dialogue, settled, on_progress or no_progress))
 
-    def measure(self) -> Speeds:
-        """How fast this machine is with this bundle: what was remembered, or else measured now, in seconds.
+    def batch(
+        self,
+        items: Iterable[AnyImage | BatchItem],
+        prompt: str = "",
+        *,
+        system: str | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        retries: int = 1,
+        max_error_rate: float = 0.5,
+        overwrite: bool = False,
+        local_files: Path | Sequence[Path] = (),
+        **options: Unpack[AnswerKeywords],
+    ) -> Iterator[BatchRow]:
+        """The rows of many images, or of `BatchItem`s, in their order; a row that fails says so and is no error.
 
-        Waits for requests that came before.
+        In `prompt`, `{name}`, `{stem}`, `{directory}` and `{page}` stand for those of the file. `journal` is a file of
+        JSON lines, only appended to: what it answers is not computed again, unless `overwrite`. A row is tried again
+        `retries` times where the model failed; BatchError where more than `max_error_rate` of them failed. `options`
+        are those of `stream`; `local_files` is for requests in OpenAI's form. InvalidOptionError for a bad journal.
         """
+        from ayaedge.batch.asking import ask_all
 
-        def work(engine: AnyEngine, _request: Request[None, Speeds]) -> Speeds:
-            return engine.speeds()
+        failing = (retries, max_error_rate, overwrite)
+        return ask_all(self, items, prompt, system, local_files, options, journal, failing)
 
-        return self._service.call(work)
+    def measure(self) -> Speeds:
+        """How fast this machine is with this bundle: remembered, or measured now, behind requests that came before."""
+        return self._service.call(_measured)
 
     @property
     def is_lost(self) -> bool:
@@ -375,11 +394,5 @@ def _encode(
     return engine.encode(image, choice, request.cancellation, report)
 
 
-def _with_context(decoder: DecoderOptions, context: int | None) -> DecoderOptions:
-    if context is None:
-        return decoder
-    if decoder.context_size not in (None, context):
-        raise InvalidOptionError(
-            f"context is {context} and decoder.context_size {decoder.context_size}: give one"
-        )
-    return replace(decoder, context_size=context)
+def _measured(engine: AnyEngine, _request: Request[None, Speeds]) -> Speeds:
+    return engine.speeds()

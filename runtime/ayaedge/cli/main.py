@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from ayaedge import Answer, AyaEdgeError, AyaVision, Timings, __version__
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.cli import export as exporting
+from ayaedge.cli.batch import batch
 from ayaedge.cli.bench import bench
 from ayaedge.cli.cache import app as cache_app
 from ayaedge.cli.chat import chat
@@ -198,6 +199,7 @@ def info(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
 
 for _command in (
     chat,
+    batch,
     serve,
     mcp,
     plan,

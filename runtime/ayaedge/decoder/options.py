@@ -143,3 +143,14 @@ class DecoderOptions:
 def repacks_by_default() -> bool:
     """Repacked weights double memory and halve prefill on x86; on Arm they are the fast path."""
     return architecture(platform.machine()) != "x86_64"
+
+
+def with_context(options: DecoderOptions, context: int | None) -> DecoderOptions:
+    """The same with `context` tokens, if that is given; InvalidOptionError if both say something else."""
+    if context is None:
+        return options
+    if options.context_size not in (None, context):
+        raise InvalidOptionError(
+            f"context is {context} and decoder.context_size {options.context_size}: give one"
+        )
+    return replace(options, context_size=context)
