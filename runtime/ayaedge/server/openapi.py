@@ -85,6 +85,7 @@ _PLAN = {
             "type": ["boolean", "null"],
             "description": "measure this machine first, if it was not yet",
         },
+        "preview": {"type": ["boolean", "null"], "description": "small JPEGs, and pages of documents"},
     },
 }
 _SOURCE = {

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ayaedge.checks import require_flag
 from ayaedge.hardware.speeds import Speeds
-from ayaedge.images.load import image_size
+from ayaedge.images.load import count_pages, image_size, load_rgb
+from ayaedge.images.pdf import PdfReader
 from ayaedge.images.tile_budget import DEFAULT_BUDGET, TEXT_TOKENS, ImageCost, TileChoice, image_cost
 from ayaedge.manifest import Manifest
 from ayaedge.model import AyaVision
 from ayaedge.server.asked import Asked, Writer
 from ayaedge.server.chat_completions import ChatCompletions
 from ayaedge.server.endpoint import Endpoint, Response, Service
+
+_FLAGS = ("measure", "preview")
+_SIDE = 800
+"""Pixels of the longer side of a preview, at most."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class PlanAsked(Asked):
 
     measure: bool = False
     """Whether to measure this machine first, unless that was done."""
+    preview: bool = False
+    """Whether to show the images, which a browser may not be able to, and to count the pages of documents."""
 
 
 class Plans(ChatCompletions):
@@ -47,10 +57,8 @@ class Plans(ChatCompletions):
     def asked(self, body: Mapping[str, Any], local_files: Sequence[Path]) -> PlanAsked:
         """See `Surface`."""
         asked = super().asked({**body, "stream": False}, local_files)
-        measure = body.get("measure")
-        return PlanAsked(
-            asked.messages, asked.options, measure=measure is not None and require_flag("measure", measure)
-        )
+        measure, preview = (body.get(name) is not None and require_flag(name, body[name]) for name in _FLAGS)
+        return PlanAsked(asked.messages, asked.options, measure=measure, preview=preview)
 
 
 class PlanEndpoint(Endpoint):
@@ -69,7 +77,9 @@ class PlanEndpoint(Endpoint):
             self._counts = await asyncio.to_thread(prompt_tokens_by_tiles, model)
         if asked.measure or choice.policy == "auto":
             await holder.speeds()
-        sizes = await asyncio.to_thread(_sizes, asked)
+        images = [image for message in asked.messages for image in message.images]
+        sizes = await asyncio.to_thread(_sizes, images)
+        previews = await asyncio.to_thread(_previews, images) if asked.preview else []
         manifest = model.bundle.manifest
         options = tile_options(sizes, choice, manifest, self._counts, holder.known_speeds)
         await response.whole(
@@ -79,6 +89,7 @@ class PlanEndpoint(Endpoint):
                 "tile_size": manifest.tiling.tile_size,
                 "chosen": asdict(chosen(options, choice)),
                 "options": [asdict(option) for option in options],
+                **({"previews": previews} if asked.preview else {}),
             }
         )
 
@@ -128,8 +139,26 @@ def _seconds(images: Sequence[ImageCost], tokens: int, speeds: Speeds | None) ->
     return round(sum(image.tiles for image in images) * speeds.tile + speeds.prefill(0, tokens), 3)
 
 
-def _sizes(asked: Asked) -> list[tuple[int, int]]:
-    images = [image for message in asked.messages for image in message.images]
-    return [
-        image_size(image) for image in images if isinstance(image, bytes)
-    ]  # as `Asked.within` has read them
+def _sizes(images: Sequence[Any]) -> list[tuple[int, int]]:
+    with PdfReader() as reader:
+        return [image_size(image, reader=reader) for image in images]
+
+
+def _previews(images: Sequence[Any]) -> list[dict[str, Any]]:
+    """Of each image a small JPEG as a data URL, and how many pages its file has if it is a document."""
+    with PdfReader() as reader:
+        return [
+            {"url": _preview(load_rgb(image, fit=_small, reader=reader)), "pages": count_pages(image)}
+            for image in images
+        ]
+
+
+def _preview(image: Image.Image) -> str:
+    file = BytesIO()
+    image.resize(_small(image.size), reducing_gap=2.0).save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _small(size: tuple[int, int]) -> tuple[int, int]:
+    scale = min(1.0, _SIDE / max(size))
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)

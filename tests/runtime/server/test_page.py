@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("playwright", reason="playwright drives the browser")
 
+from PIL import Image
 from playwright.sync_api import Locator, Page, Route, expect
 
 from browsed import DESKTOP, PHONE, Visitor, browser, serious
@@ -146,6 +147,22 @@ def test_a_picture_comes_by_every_way_there_is(page: Page) -> None:
         expect(page.locator("#question")).to_be_focused()
         page.get_by_role("button", name=f"Remove {name}").click()
         expect(page.locator("#welcome")).to_be_visible()
+
+
+def test_a_page_of_a_document_is_chosen_shown_and_asked_about(page: Page, tmp_path: Path) -> None:
+    pytest.importorskip("pypdfium2", reason="documents need the extra pdf")
+    pages = [Image.open(picture).convert("RGB") for picture in (HEART, CELLS)]
+    pages[0].save(tmp_path / "scan.pdf", save_all=True, append_images=pages[1:])
+    show(page, tmp_path / "scan.pdf")
+    expect(page.locator("#stage img")).to_have_attribute("alt", "scan.pdf, page 1")
+    chooser = page.get_by_label("Page of scan.pdf, of 2")
+    chooser.fill("2")
+    chooser.press("Enter")
+    expect(page.locator("#stage img")).to_have_attribute("alt", "scan.pdf, page 2")
+    expect(page.locator("#stage .grid i")).to_have_count(6)
+    expect(said(ask(page))).to_have_text("2675")
+    page.reload()
+    expect(page.locator(".question img")).to_have_attribute("alt", "scan.pdf, page 2")
 
 
 def test_the_slider_changes_the_grid_its_cost_and_what_is_asked(page: Page) -> None:
@@ -324,7 +341,7 @@ def test_what_goes_wrong_is_said_and_can_be_tried_again(page: Page) -> None:
     expect(page.locator(".frame.blind")).to_contain_text("none.png")
     page.get_by_role("button", name="Remove none.png").click()
     page.set_input_files("#file", files=[{**file, "name": "cut.png", "buffer": CELLS.read_bytes()[:4000]}])
-    expect(page.locator(".cost")).to_contain_text("about")
+    expect(page.locator(".note")).to_contain_text("damaged")
     expect(ask(page).get_by_role("alert")).to_contain_text("damaged or incomplete")
     show(page, CELLS)
     page.route(CHAT, lambda route: route.abort(), times=1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from anthropic import Anthropic
+from PIL import Image
 
 from ayaedge import AyaVision
 from ayaedge.hardware.speeds import Speeds
@@ -61,6 +64,23 @@ def test_a_plan_is_for_all_images_and_for_the_tiles_that_are_asked_for(url: str)
     assert plan(url)["options"][0]["images"] == []
     assert plan(url, data_url(CELLS), measure="yes")["error"]["param"] == "measure"
     assert plan(url, "data:image/png;base64,AAAA")["error"]["code"] == "invalid_image"
+
+
+def test_a_plan_shows_what_a_browser_cannot_and_knows_pages_of_documents(url: str) -> None:
+    pytest.importorskip("pypdfium2", reason="documents need the extra pdf")
+    pages = [Image.open(picture).convert("RGB") for picture in (HEART, CELLS)]
+    file = io.BytesIO()
+    pages[0].save(file, "PDF", save_all=True, append_images=pages[1:])
+    document = "data:application/pdf;base64," + base64.b64encode(file.getvalue()).decode()
+    found = plan(url, f"{document}#page=2", data_url(CELLS), preview=True)
+    assert [one["pages"] for one in found["previews"]] == [2, None]
+    assert [one["tiles"] for one in found["chosen"]["images"]] == [7, 7]
+    for one in found["previews"]:
+        kind, _, data = one["url"].partition(",")
+        shown = Image.open(io.BytesIO(base64.b64decode(data)))
+        assert kind == "data:image/jpeg;base64"
+        assert shown.width > shown.height
+    assert "pages" in plan(url, document)["error"]["message"]
 
 
 def test_within_a_budget_there_are_as_many_tiles_as_it_allows(demo_model: AyaVision) -> None:

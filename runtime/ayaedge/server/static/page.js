@@ -22,7 +22,7 @@ class App {
     this.thread = new Thread($("thread"), this);
     this.stage = new Stage($("stage"), this.pictures, () => this.refresh());
     this.schema = new SchemaForm($("form"));
-    this.dataUrl = (id) => this.pictures.dataUrl(id);
+    this.dataUrl = (picture) => this.pictures.dataUrl(picture);
     this.running = null;
     this.model = null;
   }

@@ -16,21 +16,26 @@ export class Pictures {
     this.store = store;
   }
 
-  // A file as what turns and the stage hold: {id, name, shown}. Files that this browser cannot show may still be asked about.
+  // A file as what turns and the stage hold: {id, name, shown}, and {page} of a document. What this browser cannot
+  // show may still be asked about: the server draws its preview.
   async take(file) {
     const id = await identify(file);
+    if (isDocument(file)) {
+      await this.store.putPicture({ id, name: file.name, blob: new Blob([file], { type: "application/pdf" }) });
+      return { id, name: file.name, shown: false, page: 1 };
+    }
     await this.store.putPicture({ id, name: file.name || "picture", blob: file });
     const bitmap = await createImageBitmap(file).catch(() => null);
     bitmap?.close();
     return { id, name: file.name || "picture", shown: bitmap !== null };
   }
 
-  async dataUrl(id) {
+  async dataUrl({ id, page }) {
     const found = await this.store.picture(id);
     if (!found) throw new Error("A picture of this conversation is not kept any more: add it again.");
     return new Promise((resolve, reject) => {
       const reader = new FileReader();
-      reader.onload = () => resolve(`data:${found.blob.type || "image/any"};base64,${reader.result.split(",")[1]}`);
+      reader.onload = () => resolve(`data:${found.blob.type || "image/any"};base64,${reader.result.split(",")[1]}${page ? `#page=${page}` : ""}`);
       reader.onerror = () => reject(reader.error);
       reader.readAsDataURL(found.blob);
     });
@@ -52,19 +57,32 @@ export class PictureView {
     this.grid = h("div", { class: "grid", "aria-hidden": "true" });
     this.frame = h("div", { class: "frame" });
     this.element = h("figure", { class: "picture" }, this.frame);
-    if (picture.shown) {
-      const image = h("img", { alt: picture.name });
-      pictures.url(picture.id).then((url) => url && image.setAttribute("src", url));
-      this.frame.append(image);
-    } else {
+    this.name = picture.page ? `${picture.name}, page ${picture.page}` : picture.name;
+    if (picture.shown) pictures.url(picture.id).then((url) => url && this.#image(url));
+    else if (picture.preview) this.#image(picture.preview);
+    else {
       this.frame.classList.add("blind");
-      this.frame.append(h("p", {}, picture.name, h("br"), "This browser cannot show the format. The model may still read it."));
+      this.frame.append(h("p", {}, this.name));
     }
     this.frame.append(this.grid);
     if (cost) this.setCost(cost);
   }
 
-  setCost({ width, height, columns, rows }) {
+  #image(url) {
+    const { cost } = this;
+    this.frame.prepend(h("img", { alt: this.name, src: url, ...(cost ? { width: String(cost.width), height: String(cost.height) } : {}) }));
+  }
+
+  // What the server has drawn of a file that this browser cannot show.
+  setPreview(url) {
+    this.frame.classList.remove("blind");
+    this.frame.querySelector("img, p")?.remove();
+    this.#image(url);
+  }
+
+  setCost(cost) {
+    const { width, height, columns, rows } = cost;
+    this.cost = cost;
     this.frame.style.setProperty("--ratio", `${width} / ${height}`);
     this.frame.querySelector("img")?.setAttribute("width", width);
     this.frame.querySelector("img")?.setAttribute("height", height);
@@ -86,9 +104,11 @@ export class PictureView {
   }
 }
 
+const isDocument = (file) => file.type === "application/pdf" || /\.pdf$/i.test(file.name);
+
 export function filesOf(transfer) {
   const files = Array.from(transfer?.files ?? []);
-  return files.filter((file) => file.type.startsWith("image/") || /\.(heic|heif|tiff?|avif|jp2)$/i.test(file.name));
+  return files.filter((file) => file.type.startsWith("image/") || isDocument(file) || /\.(heic|heif|tiff?|avif|jp2)$/i.test(file.name));
 }
 
 // A photo of this computer's or telephone's camera, as a file; null if nobody took one.

@@ -66,11 +66,13 @@ export class Stage {
   async #plan() {
     const asked = this.held;
     try {
-      const images = await Promise.all(asked.map((one) => this.pictures.dataUrl(one.id)));
+      const images = await Promise.all(asked.map((one) => this.pictures.dataUrl(one)));
       const content = [...images.map((url) => ({ type: "image_url", image_url: { url } })), { type: "text", text: "?" }];
       const body = { messages: [{ role: "user", content }] };
-      const first = await plan(body);
-      if (asked === this.held) this.#show(first);
+      const first = await plan({ ...body, preview: asked.some((one) => !one.shown) });
+      if (asked !== this.held) return;
+      this.#draw(first.previews ?? []);
+      this.#show(first);
       if (first.chosen.seconds === null) {
         const measured = await plan({ ...body, measure: true });
         if (asked === this.held) this.#show(measured);
@@ -81,6 +83,26 @@ export class Stage {
       this.note.classList.add("wrong");
       announce(error.message);
     }
+  }
+
+  // What this browser cannot show, and the pages of documents to choose from.
+  #draw(previews) {
+    previews.forEach(({ url, pages }, number) => {
+      const picture = this.held[number];
+      if (picture.shown) return;
+      picture.preview = url;
+      this.views[number].setPreview(url);
+      if (!(pages > 1)) return;
+      const input = h("input", { type: "number", min: "1", max: String(pages), value: String(picture.page), "aria-label": `Page of ${picture.name}, of ${pages}` });
+      input.addEventListener("change", () => {
+        const page = Math.min(Math.max(Math.round(Number(input.value)) || 1, 1), pages);
+        this.held = this.held.map((one) => (one === picture ? { ...picture, page, preview: undefined } : one));
+        this.options = [];
+        this.#render();
+        void this.#plan();
+      });
+      this.views[number].element.append(h("label", { class: "pages" }, "Page ", input, ` of ${pages}`));
+    });
   }
 
   #show({ options, tile_size: side }) {

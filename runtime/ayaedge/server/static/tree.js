@@ -46,7 +46,7 @@ export async function messages(turns, dataUrl) {
       else found.pop();
       continue;
     }
-    const images = await Promise.all((turn.pictures ?? []).map((one) => dataUrl(one.id)));
+    const images = await Promise.all((turn.pictures ?? []).map((one) => dataUrl(one)));
     const parts = images.map((url) => ({ type: "image_url", image_url: { url } }));
     found.push({ role: "user", content: [...parts, { type: "text", text: turn.text }] });
   }
@@ -57,7 +57,7 @@ export async function markdown(conversation, dataUrl) {
   const parts = [`# ${conversation.title}\n`];
   for (const turn of path(conversation)) {
     parts.push(turn.role === "user" ? "## Question\n" : "## Answer\n");
-    for (const picture of turn.pictures ?? []) parts.push(`![${picture.name}](${await dataUrl(picture.id)})\n`);
+    for (const picture of turn.pictures ?? []) parts.push(`![${picture.name}](${await dataUrl(picture)})\n`);
     parts.push(`${turn.text}\n`);
   }
   return parts.join("\n");
