@@ -10,8 +10,9 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +33,7 @@ from ayaedge.errors import (
 )
 from ayaedge.images.load import take_image
 from ayaedge.images.pages import Page
-from ayaedge.images.sources import file_of
+from ayaedge.images.sources import TakenPath, file_of
 from ayaedge.options import AnswerOptions
 
 _JUDGED_FROM = 10
@@ -269,4 +270,14 @@ def _digest(image: Any) -> str:
         return hashlib.sha256(repr(source.shape).encode() + source.tobytes()).hexdigest()
     if hasattr(source, "tiles"):
         raise InvalidOptionError("an item of a batch is an image, not one that was encoded already")
+    if isinstance(source, TakenPath):
+        with suppress(OSError):  # said when it is read
+            found = source.path.stat()
+            return _file_digest(source, found.st_size, found.st_mtime_ns)
     return hashlib.sha256(file_of(source)[0]).hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _file_digest(file: TakenPath, _size: int, _modified: int) -> str:
+    """Of a file, once for all pages of a document."""
+    return hashlib.sha256(file_of(file)[0]).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,6 +47,8 @@ from ayaedge.planning.question_plan import plan_question
 from ayaedge.vision.session import VisionOptions
 
 _FROM, _TO, _FAILING = "What is read", "What is written", "What fails"
+_RECENT = 20
+"""Rows from which the rate is told: those that were known came at once."""
 _ASSUMED_TOKENS = 64
 """Of an answer without a limit, for saying how long all will take."""
 
@@ -103,6 +105,11 @@ class OutputFlags:
             help="Where a .txt or .json lies already: skip the image, or overwrite or append.",
         ),
     ] = "skip"
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether all rows are wanted at the end."""
+        return any((self.csv, self.parquet, self.openai))
 
     @property
     def suffixes(self) -> list[str]:
@@ -200,7 +207,8 @@ class _Done:
     """What became of a batch, and how fast."""
 
     def __init__(self) -> None:
-        self.began, self.answered, self.failed, self.skipped = time.monotonic(), 0, 0, 0
+        self.answered = self.failed = self.skipped = 0
+        self._moments: deque[float] = deque([time.monotonic()], maxlen=_RECENT)
         self.rows: list[BatchRow] = []
 
     def count(self, row: BatchRow) -> str:
@@ -211,7 +219,8 @@ class _Done:
             self.failed += 1
         else:
             self.answered += 1
-        rate = 3600 * (self.answered + self.failed) / max(time.monotonic() - self.began, 1e-9)
+        self._moments.append(time.monotonic())
+        rate = 3600 * (len(self._moments) - 1) / max(self._moments[-1] - self._moments[0], 1e-9)
         return f"{rate:,.0f} an hour" + (f", {self.failed} failed" if self.failed else "")
 
 
@@ -223,7 +232,8 @@ def _followed(rows: Iterator[BatchRow], items: list[BatchItem], target: OutputFl
                 advance(number, len(items), done.count(row))
                 if row.stop_reason == "skipped":
                     continue
-                done.rows.append(row)
+                if target.has_tables:
+                    done.rows.append(row)
                 _write_beside(item, row, target)
                 if row.error is not None:
                     print_error(f"{row.path or row.custom_id}: {row.error}")

@@ -93,6 +93,7 @@ FLAGS = {
     "force=True": "--force",
     "leave out trace": "--trace",
     "logit_scale=1": "--logit-scale 1",
+    "max_error_rate": "--max-error-rate SHARE",
     "max_tiles": "--max-tiles N",
     "no_auth": "--no-auth",
     "resume=True": "--resume",
