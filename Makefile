@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --prefer-binary
 # compiling our sources anew takes longer than anything else in the start of a process, and tests start hundreds
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint docs slow bench train clean verify-transformers5
+.PHONY: demo test lint docs slow bench train clean release-check verify-transformers5
 
 ## Install, export the small trained checkpoint, and ask about a picture.
 demo: $(BUNDLE)/manifest.json
@@ -40,6 +40,11 @@ docs: $(VENV)/.dev
 ## Full-size synthetic checkpoints and long runs.
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow
+
+## The checklist of a release; what it builds lies in build/release.
+release-check: $(VENV)/.dev
+	@$(INSTALL) --constraint constraints.txt --editable ".[dev,release]"
+	@$(BIN)/python release/check.py
 
 ## The comparisons with transformers, in an environment of its own whose transformers is of the series 5.
 verify-transformers5: build/transformers5/.ready

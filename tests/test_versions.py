@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import ayaedge
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -43,3 +46,12 @@ def test_the_gate_installs_the_pinned_versions() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     assert '--constraint constraints.txt --editable ".[dev]"' in makefile
     assert "$(VENV)/.dev: pyproject.toml constraints.txt" in makefile
+
+
+def test_the_package_is_of_the_version_that_the_changelog_dates_last() -> None:
+    dated = re.findall(
+        r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$",
+        (ROOT / "CHANGELOG.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
+    assert dated[0] == ayaedge.__version__

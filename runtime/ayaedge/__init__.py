@@ -71,7 +71,7 @@ if _typing.TYPE_CHECKING:
 
 _logging.getLogger(__name__).addHandler(_logging.NullHandler())  # silent unless the application listens
 
-__version__ = "0.1.0"  # pyproject.toml reads it here: a frozen program has no metadata of its parts
+__version__ = "0.2.0"  # pyproject.toml reads it here: a frozen program has no metadata of its parts
 
 __all__ = [
     "NO_CACHE",
