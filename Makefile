@@ -64,6 +64,7 @@ bench: $(VENV)/.dev $(BUNDLE)/manifest.json
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/second_question.py
 	$(BIN)/python benchmarks/conversation.py
+	$(BIN)/python benchmarks/server.py
 	$(BIN)/python benchmarks/prediction.py
 	$(BIN)/python benchmarks/vision_speed.py
 	$(BIN)/ayaedge bench --synthetic 8b --against transformers-bf16 --chart build/bench.png

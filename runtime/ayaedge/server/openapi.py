@@ -182,6 +182,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "/api/chat": ("Ollama's chat", _OLLAMA_CHAT),
     "/api/generate": ("Ollama's answer to one question", _OLLAMA_GENERATE),
     "/v1/plan": ("what the images of a chat completion would cost, at each limit on tiles", _PLAN),
+    "/api/show": ("the model, as Ollama shows it", {"type": "object"}),
     "/v1/messages/count_tokens": ("how many tokens a message has", _MESSAGES),
 }
 """What questions look like, by path."""

@@ -46,7 +46,7 @@ def test_no_request_makes_the_server_fail(path: str, examples: int, url: str) ->
 
             ask()
     assert statuses <= {200, 400, 404, 413}
-    assert 400 in statuses
+    assert 400 in statuses or path == "/api/show"  # which looks at nothing
     assert get(url, "/health").json()["requests"] == 0
 
 
