@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import shutil
 import struct
@@ -417,3 +418,16 @@ def test_a_drawing_in_a_picture_that_was_scanned_in_grey_is_drawn_whole(tmp_path
     )
     assert page[:45].min() > 245
     assert page[55:].max() < 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["office", "tex", "cairo"])
+def test_a_changed_document_is_drawn_or_refused(name: str) -> None:
+    data, rng = (WRITTEN / f"{name}.pdf").read_bytes(), np.random.default_rng(0)
+    for _ in range(40):
+        changed = bytearray(data)
+        for place in rng.integers(0, len(data), rng.integers(1, 30)):
+            changed[place] = rng.integers(0, 256)
+        cut = bytes(changed[: rng.integers(len(data) // 2, len(data) + 1)])
+        with contextlib.suppress(ImageError), PdfReader() as reader:
+            assert load_rgb(Page(cut, 1), fit=lambda _: (60, 80), reader=reader).size == (60, 80)
