@@ -30,7 +30,7 @@ _FORGET = """(key) => new Promise((resolve, reject) => {
     forgetting.onsuccess = resolve;
     forgetting.onerror = reject;
 })"""
-_STANDARDS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+_STANDARDS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 
 @contextmanager

@@ -147,14 +147,14 @@ def image_size(
         return (opened.height, opened.width) if turned else (opened.width, opened.height)
 
 
-def count_pages(image: ImageInput) -> int | None:
-    """How many pages a file has if it is a PDF; None for everything else."""
+def count_pages(image: ImageInput, *, reader: PdfReader | None = None) -> int | None:
+    """How many pages a file has if it is a PDF; None for everything else. `reader` is that of `load_rgb`."""
     if isinstance(image, (np.ndarray, Image.Image)):
         return None
     data, what, _ = _numbered_file(image)
     if not is_pdf(data):
         return None
-    with PdfReader() as documents:
+    with nullcontext(reader) if reader else PdfReader() as documents:
         return documents.open(data, what).pages
 
 

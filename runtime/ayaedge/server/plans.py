@@ -78,8 +78,7 @@ class PlanEndpoint(Endpoint):
         if asked.measure or choice.policy == "auto":
             await holder.speeds()
         images = [image for message in asked.messages for image in message.images]
-        sizes = await asyncio.to_thread(_sizes, images)
-        previews = await asyncio.to_thread(_previews, images) if asked.preview else []
+        sizes, previews = await asyncio.to_thread(_looked_at, images, asked.preview)
         manifest = model.bundle.manifest
         options = tile_options(sizes, choice, manifest, self._counts, holder.known_speeds)
         await response.whole(
@@ -139,18 +138,18 @@ def _seconds(images: Sequence[ImageCost], tokens: int, speeds: Speeds | None) ->
     return round(sum(image.tiles for image in images) * speeds.tile + speeds.prefill(0, tokens), 3)
 
 
-def _sizes(images: Sequence[Any]) -> list[tuple[int, int]]:
+def _looked_at(images: Sequence[Any], preview: bool) -> tuple[list[tuple[int, int]], list[dict[str, Any]]]:
+    """Sizes of images, and if wanted of each a small JPEG, and how many pages its file has if it is a document."""
     with PdfReader() as reader:
-        return [image_size(image, reader=reader) for image in images]
-
-
-def _previews(images: Sequence[Any]) -> list[dict[str, Any]]:
-    """Of each image a small JPEG as a data URL, and how many pages its file has if it is a document."""
-    with PdfReader() as reader:
-        return [
-            {"url": _preview(load_rgb(image, fit=_small, reader=reader)), "pages": count_pages(image)}
-            for image in images
+        sizes = [image_size(image, reader=reader) for image in images]
+        previews = [
+            {
+                "url": _preview(load_rgb(image, fit=_small, reader=reader)),
+                "pages": count_pages(image, reader=reader),
+            }
+            for image in (images if preview else ())
         ]
+    return sizes, previews
 
 
 def _preview(image: Image.Image) -> str:
