@@ -1,8 +1,13 @@
-"""Schemathesis against the OpenAPI document: whatever a request holds, the server answers or refuses, and goes on."""
+"""Whatever a request holds, the server answers or refuses, and goes on: Schemathesis, and bodies that are damaged."""
 
 from __future__ import annotations
 
+import copy
+import json
+import random
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -10,13 +15,65 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 
+from ayaedge.server.app import SURFACES
 from ayaedge.server.openapi import BODIES, document
 from ayaedge.server.options import Limits
-from served import PATIENCE, get, served
+from served import HEART, PATIENCE, asking, data_url, get, served
 
 FAILED = 500
-EXAMPLES = [3, pytest.param(5000, marks=pytest.mark.slow)]
+EXAMPLES = [3, pytest.param(300, marks=pytest.mark.slow)]
 """Of requests that fit the document, and as many of requests that do not."""
+
+
+ANY = (
+    None,
+    True,
+    -1,
+    0,
+    2**63,
+    1e300,
+    "",
+    "x",
+    "\0",
+    "data:image/png;base64,AAAA",
+    [],
+    [None],
+    {},
+    {"type": "text"},
+)
+QUESTION: dict[str, Any] = {
+    **asking("?", {"url": data_url(HEART)}), "prompt": "?", "input": "?", "system": "?", "stream": True, "stop": ["a"],
+    "temperature": 1, "seed": 3, "options": {"num_predict": 3}, "format": "json", "text": {"format": {"type": "text"}},
+    "response_format": {"type": "json_object"}, "stream_options": {"include_usage": True},
+}  # fmt: skip
+
+
+def damaged(chance: random.Random, value: Any) -> Any:
+    """The same JSON with something else at a random place."""
+    if not isinstance(value, (dict, list)) or not value or chance.random() < 0.1:
+        return chance.choice(ANY)
+    place = chance.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    changed = copy.copy(value)
+    if chance.random() < 0.1:
+        del changed[place]
+    else:
+        changed[place] = damaged(chance, value[place])
+    return changed
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("path", SURFACES)
+def test_damaged_bodies_are_answered_or_refused(path: str, count: int, url: str) -> None:
+    chance, statuses = random.Random(0), Counter[int]()
+    with requests.Session() as session:
+        for _ in range(count):
+            data = json.dumps(damaged(chance, QUESTION)).encode()
+            if chance.random() < 0.1:
+                cut = chance.randrange(len(data))
+                data = data[:cut] + chance.randbytes(3) + data[cut + 3 :]
+            statuses[session.post(url + path, data=data, timeout=PATIENCE).status_code] += 1
+    assert set(statuses) <= {200, 400, 413}
+    assert statuses[400] > 0
 
 
 @pytest.fixture(scope="module")
