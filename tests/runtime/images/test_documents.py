@@ -230,7 +230,7 @@ def test_a_document_of_too_many_bytes_is_refused_unread(monkeypatch: pytest.Monk
 
 def test_a_page_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pdf, "MOST_SECONDS", 1)
-    endless = raw_pdf(b"q 0.01 w " + b"0 0 m 100 100 l 3 7 50 90 40 2 c S " * 100_000)
+    endless = raw_pdf(b"q 0.01 w " + b"0 0 m 100 100 l 3 7 50 90 40 2 c S " * 400_000)
     before = time.monotonic()
     with pytest.raises(
         ImageError, match=r"page 1.* takes longer than the 1 s that it may take|opening it takes"
@@ -240,7 +240,7 @@ def test_a_page_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_cancelling_ends_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    endless, flag = raw_pdf(b"q 0.01 w " + b"0 0 m 100 100 l 3 7 50 90 40 2 c S " * 100_000), Cancellation()
+    endless, flag = raw_pdf(b"q 0.01 w " + b"0 0 m 100 100 l 3 7 50 90 40 2 c S " * 400_000), Cancellation()
     timer = threading.Timer(1.0, flag.set)
     timer.start()
     with pytest.raises(CancelledError), PdfReader(flag) as reader:
