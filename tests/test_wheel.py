@@ -33,6 +33,9 @@ def test_it_holds_the_three_packages_the_kernels_and_the_demonstration_model(whe
     for package in ("ayaedge", "ayaedge_export", "ayaedge_quant"):
         assert {f"{package}/__init__.py", f"{package}/py.typed"} <= names
     assert {f"ayaedge/demo/{name}" for name in ("manifest.json", "vision.onnx", "decoder.gguf")} <= names
+    assert {
+        f"ayaedge/server/static/{name}" for name in ("index.html", "page.css", "page.js", "icon.svg")
+    } <= names
     assert any(name.startswith("ayaedge_quant/libayaedge_kernels.") for name in names)
     assert any(name.startswith("ayaedge/decoder/libayaedge_prefill.") for name in names)
     assert wheel.stat().st_size < 5_000_000
