@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --prefer-binary
 # compiling our sources anew takes longer than anything else in the start of a process, and tests start hundreds
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint docs slow bench train clean release-check verify-transformers5
+.PHONY: demo test lint docs gpu slow bench train clean release-check verify-transformers5
 
 ## Install, export the small trained checkpoint, and ask about a picture.
 demo: $(BUNDLE)/manifest.json
@@ -57,6 +57,12 @@ build/transformers5/.ready: pyproject.toml constraints.txt $(NATIVE)
 	build/transformers5/bin/python -m pip install --quiet --prefer-binary \
 	  --constraint build/transformers5/constraints.txt --editable ".[reference]" "transformers>=5,<6" pytest
 	@touch $@
+
+## Both halves on the real Vulkan and WebGPU code, on software drivers (Debian 12 or 13). 15 minutes to build, once.
+gpu: $(VENV)/.dev
+	bash tests/gpu/prepare.sh $(BIN)/python build/gpu
+	PYTHONPATH=build/gpu/site GGML_VK_VISIBLE_DEVICES=0 VK_DRIVER_FILES="$$(ls /usr/share/vulkan/icd.d/lvp_icd*.json)" \
+	    $(BIN)/python -m pytest -q -rA -m gpu tests/gpu
 
 ## Figures of speed, size and accuracy; every number in README and docs comes from here. Two hours and 60 GB of disk.
 bench: $(VENV)/.dev $(BUNDLE)/manifest.json

@@ -62,6 +62,21 @@ def compare(directories: list[str]) -> Iterator[dict[str, Any]]:
         }
 
 
+def compare_graph(path: str) -> dict[str, float]:
+    """One tile through a graph that is no bundle's: what the GPU's embeddings are off."""
+    runtime, results = ort.library(), []
+    for on_gpu in (False, True):
+        settings = runtime.SessionOptions()
+        if on_gpu:
+            ort.add_plugin_device(settings, ort.plugin_devices()[0], {})
+        session = runtime.InferenceSession(path, settings)
+        results.append(session.run(None, {"pixel_values": pixels(session.get_inputs()[0].shape[2])})[0])
+        del session
+    cpu, gpu = results
+    cosine = float((cpu * gpu).sum() / np.linalg.norm(cpu) / np.linalg.norm(gpu))
+    return {"off": float(abs(gpu - cpu).max() / abs(cpu).max()), "cosine": cosine}
+
+
 def refusal(directory: str, device: str) -> str:
     try:
         open_encoder(read_bundle(directory), VisionOptions(device=device)).close()

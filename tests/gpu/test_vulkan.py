@@ -1,0 +1,110 @@
+"""The decoder on llama.cpp's real Vulkan backend, on a software driver: `make gpu`.
+
+The environment must name the driver before the libraries are loaded, as `make gpu` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ayaedge import BackendError
+from ayaedge.bundle import Bundle
+from ayaedge.decoder.gguf_header import read_figures
+from ayaedge.hardware.devices import decoder_gpus
+from ayaedge.hardware.probes import probe
+from ayaedge.planning.gpu_plan import gpu_bytes
+from ayaedge_export.exporter import export_checkpoint
+from on_vulkan import answers, compare, move_states, taken
+from on_webgpu import DRIVER as SWIFTSHADER
+from random_checkpoint import Shape, write_random_checkpoint
+
+pytestmark = pytest.mark.gpu
+SECONDS = 600.0
+FLOATS = 1e-4
+"""KL divergence of float weights with an f16 KV cache."""
+QUANTIZED = 2e-3
+"""Of 4-bit weights: the processor rounds activations to 8 bits for its products, the device does not."""
+SMALLEST_BUFFERS = 4.0
+"""MiB that llama.cpp takes for however small a model; a plan leaves 256 MB."""
+IMAGE = Path(__file__).parents[2] / "examples" / "pictures" / "six-cells.png"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def vulkan() -> None:
+    assert [gpu.backend for gpu in decoder_gpus()] == ["vulkan"], "llama-cpp-python has no Vulkan: make gpu"
+
+
+def ask_all(function: Callable[..., Iterator[Any]], *arguments: Any) -> list[Any]:
+    """In this process: a software driver compiles every shader anew in each, which takes longer than all the rest."""
+    return list(function(*arguments))
+
+
+@pytest.fixture(scope="session", params=["cohere", "cohere2"])
+def random_bundle(
+    request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    place = tmp_path_factory.mktemp("random")
+    checkpoint = write_random_checkpoint(place / "checkpoint", tiny, Shape(text_type=request.param))
+    return export_checkpoint(checkpoint, place / "bundle", quant="f32", vision="fp32")
+
+
+@pytest.mark.parametrize("count", [40, 300], ids=["within the window", "beyond it"])
+@pytest.mark.parametrize(("quant", "bar"), [("f32", FLOATS), ("f16", FLOATS), ("q4_k_m", QUANTIZED)])
+def test_the_small_decoder_gives_the_processors_logits_and_tokens(
+    exact_bundle: Bundle, tiny: Path, tmp_path: Path, quant: Any, bar: float, count: int
+) -> None:
+    bundle = exact_bundle if quant == "f32" else export_checkpoint(tiny, tmp_path / "b", quant=quant)
+    found = ask_all(compare, str(bundle.directory), [-1, 3, 0], count)
+    print(quant, count, found)
+    assert [one["layers"] for one in found] == [6, 3, 0]
+    assert max(one["kl"] for one in found) <= bar
+    assert all(one["same"] for one in found)
+
+
+def test_random_decoders_give_the_processors_logits_and_tokens(random_bundle: Bundle) -> None:
+    found = ask_all(compare, str(random_bundle.directory), [-1, 3, 0], 200)
+    print(found)
+    assert [one["layers"] for one in found] == [7, 3, 0]
+    assert max(one["kl"] for one in found) <= FLOATS
+    assert all(one["same"] for one in found)
+
+
+@pytest.mark.parametrize("count", [40])
+def test_states_move_between_processor_and_device_or_are_refused(exact_bundle: Bundle, count: int) -> None:
+    found = dict(ask_all(move_states, str(exact_bundle.directory), count))
+    print(count, found)
+    assert all(value is None or value <= FLOATS for value in found.values())
+    if count == 40:
+        assert None not in found.values()
+
+
+@pytest.mark.parametrize("draft", [0, 8])
+def test_conversations_pictures_and_the_prefix_cache_are_as_on_the_processor(draft: int) -> None:
+    """Prompt lookup included, which decodes several tokens of an answer at once."""
+    on = {device: answers(None, str(IMAGE), device, draft) for device in ("cpu", "vulkan")}
+    assert on["vulkan"] == on["cpu"]
+    assert on["cpu"][0] == on["cpu"][2]
+
+
+def test_a_plan_is_what_llama_cpp_takes(random_bundle: Bundle) -> None:
+    found = taken(str(random_bundle.directory), -1, 1024)
+    print(found)
+    figures = read_figures(random_bundle.decoder_path)
+    planned = gpu_bytes(figures, 7, context=1024, batch=256) / 2**20
+    real = sum(value for kind, value in found.items() if kind in ("model", "KV", "compute"))
+    assert real <= 1.1 * planned + SMALLEST_BUFFERS
+    assert found["layers"] == 7
+
+
+def test_a_driver_that_ends_the_process_is_an_error_if_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VK_DRIVER_FILES", str(SWIFTSHADER))
+    monkeypatch.setenv("AYAEDGE_CACHE_DIR", str(tmp_path))
+    with pytest.raises(BackendError, match="ended the process that tried it"):
+        probe(answers, None, str(IMAGE), "vulkan", 0, seconds=SECONDS)
+    assert probe(answers, None, str(IMAGE), "auto", 0, seconds=SECONDS).value[0] == "2675"

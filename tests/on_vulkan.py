@@ -1,0 +1,166 @@
+"""What the suite of graphics processors lets run in a child, where llama.cpp has its Vulkan backend."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ayaedge import AyaVision, CacheOptions, DecoderOptions, VisionOptions
+from ayaedge.bundle import read_bundle
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.hardware.devices import decoder_gpus
+
+
+def divergence(exact: NDArray[Any], other: NDArray[Any]) -> float:
+    """The largest KL divergence of two sets of logits (n, vocabulary)."""
+    logs = [rows - np.logaddexp.reduce(rows, axis=-1, keepdims=True) for rows in np.float64((exact, other))]
+    return float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1).max())
+
+
+def open_decoder(directory: str, layers: int, **options: Any) -> Decoder:
+    bundle = read_bundle(directory)
+    return Decoder(bundle.decoder_path, bundle.manifest, DecoderOptions(gpu_layers=layers, **options))
+
+
+def tokens(decoder: Decoder, count: int) -> list[int]:
+    return [int(token) for token in np.random.default_rng(count).integers(0, decoder.vocabulary.size, count)]
+
+
+def compare(directory: str, layers: list[int], count: int) -> Iterator[dict[str, Any]]:
+    """Of each number of layers: layers that are there, KL divergence to the processor, and whether greedy tokens agree.
+
+    Logits of `count` tokens in one prompt, and of eight that are chosen greedily behind them.
+    """
+    with open_decoder(directory, 0) as decoder:
+        exact, chosen = _answer(decoder, count, None)
+    for number in layers:
+        with open_decoder(directory, number) as decoder:
+            logits, _ = _answer(decoder, count, chosen)
+            greedy = [int(row.argmax()) for row in logits[:-1]]
+            clear = [_margin(row) > 0.02 for row in exact[:-1]]  # ties may fall either way
+            same = all(a == b for a, b, sure in zip(greedy, chosen, clear, strict=True) if sure)
+            yield {"layers": decoder.gpu_layers, "kl": divergence(exact, logits), "same": same}
+
+
+def _margin(row: NDArray[Any]) -> float:
+    second, first = np.sort(row)[-2:]
+    return float(first - second)
+
+
+def _answer(decoder: Decoder, count: int, chosen: list[int] | None) -> tuple[NDArray[Any], list[int]]:
+    decoder.decode_tokens(tokens(decoder, count))
+    rows, taken = [decoder.last_logits()], []
+    for step in range(8):
+        token = int(rows[-1].argmax()) if chosen is None else chosen[step]
+        taken.append(token)
+        decoder.decode_tokens([token])
+        rows.append(decoder.last_logits())
+    return np.stack(rows), taken
+
+
+def move_states(directory: str, count: int) -> Iterator[tuple[str, float | None]]:
+    """States from the processor to the GPU and back, and a cut: KL divergence to computing anew; None if refused."""
+    with open_decoder(directory, 0, flash_attention=True) as cpu, open_decoder(directory, -1) as gpu:
+        ids = tokens(cpu, count)
+        for name, source, target in (
+            ("to the GPU", cpu, gpu),
+            ("on the GPU", gpu, gpu),
+            ("to the CPU", gpu, cpu),
+        ):
+            target.clear()
+            target.decode_tokens(ids)
+            exact = target.last_logits()
+            source.clear()
+            source.decode_tokens(ids[:-4])
+            state = source.state()
+            target.clear()
+            if not target.append_state(state, count - 4):
+                yield name, None
+                continue
+            target.decode_tokens(ids[-4:])
+            yield name, divergence(exact[None], target.last_logits()[None])
+        gpu.clear()
+        gpu.decode_tokens(ids)
+        exact = gpu.last_logits()
+        kept = gpu.keep(count // 2)
+        if kept:
+            gpu.decode_tokens(ids[count // 2 :])
+        yield "cut", divergence(exact[None], gpu.last_logits()[None]) if kept else None
+
+
+def answers(directory: str | None, image: str, device: str, draft: int) -> list[str]:
+    """A conversation about an image, and the same question again, which the prefix cache answers."""
+    options, cache = DecoderOptions(draft_tokens=draft, device=device), CacheOptions(directory=None)  # type: ignore[arg-type]
+    with AyaVision.load(directory, decoder=options, vision=VisionOptions(device="cpu"), cache=cache) as model:
+        chat = model.chat()
+        first = chat.ask("What number is at the bottom left?", images=[image], max_tokens=8).text
+        second = chat.ask("What colour is it?", max_tokens=8).text
+        return [
+            first,
+            second,
+            model.ask("What number is at the bottom left?", images=[image], max_tokens=8).text,
+        ]
+
+
+def taken(directory: str, layers: int, context: int) -> dict[str, float]:
+    """MiB that llama.cpp says it took on the device, by kind."""
+    found: dict[str, float] = {}
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            words = record.getMessage().split()
+            if "Vulkan0" in words and "buffer" in words and "size" in words:
+                kind = words[words.index("Vulkan0") + 1]
+                found[kind] = found.get(kind, 0.0) + float(words[-2])
+
+    logger = logging.getLogger("ayaedge.llama")
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(Lines())
+    with open_decoder(directory, layers, context_size=context) as decoder:
+        found["layers"] = decoder.gpu_layers
+    found["free"] = decoder_gpus()[0].free_bytes / 2**20
+    return found
+
+
+def cancel(directory: str) -> dict[str, float]:
+    """Seconds from the flag to the end of a prefill on the device, and the KL divergence of what is computed then."""
+    import threading
+    import time
+
+    from ayaedge.cancellation import Cancellation
+    from ayaedge.errors import CancelledError
+
+    with open_decoder(directory, -1, batch_size=64, ubatch_size=64) as decoder:
+        ids = tokens(decoder, 900)
+        flag, set_at = Cancellation(), [0.0]
+        decoder.decode_tokens(ids[:65])
+        exact = decoder.last_logits()
+        decoder.watch(flag)
+        decoder.clear()
+
+        def stop() -> None:
+            set_at[0] = time.perf_counter()
+            flag.set()
+
+        timer = threading.Timer(0.5, stop)
+        timer.start()
+        cancelled = False
+        try:
+            for _ in range(100):
+                decoder.clear()
+                decoder.decode_tokens(ids)
+        except CancelledError:
+            cancelled = True
+        late = time.perf_counter() - set_at[0]
+        decoder.watch(Cancellation())
+        decoder.clear()
+        decoder.decode_tokens(ids[:65])
+        return {
+            "cancelled": cancelled,
+            "late": late,
+            "kl": divergence(exact[None], decoder.last_logits()[None]),
+        }
