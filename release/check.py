@@ -128,13 +128,13 @@ def list_licences(python: Path) -> str:
         "print(json.dumps({m['Name']: [m['Version'], m.get('License-Expression') or '', m.get('License') or '', "
         "*[c for c in m.get_all('Classifier', []) if c.startswith('License ::')]] for m in (x.metadata for x in d())}))"
     )
-    found = json.loads(run(python, "-c", code))
+    found = json.loads(run(python, "-c", code, env=BARE))
     lines = []
     for name, (version, *said) in sorted(found.items(), key=lambda item: item[0].lower()):
         licence = next(
             (text.strip().splitlines()[0].removeprefix("License :: ") for text in said if text.strip()), ""
         )
-        if not licence:
+        if licence in ("", "UNKNOWN"):
             raise Failed(f"{name} {version} does not say its licence")
         lines.append(f"{name} {version}: {licence}")
     (OUT / "licences.txt").write_text("\n".join(lines) + "\n", "utf-8")
