@@ -62,7 +62,9 @@ class Engine:
     ) -> None:
         bundle.check_unchanged()  # since it was verified, and both halves were loaded
         self.bundle, self.vision, self.decoder = bundle, vision, decoder
-        self._cache, self._profile = cache, profile
+        self._cache = cache
+        self._kernel = kernel_of(decoder.options) or "off"
+        self._profile = profile if profile and profile.acceleration == self._kernel else None
         self.prompts = PromptBuilder(bundle.manifest, decoder.vocabulary.tokenize)
         self.prefix = KnownPrefix(decoder, state_store(cache), RecentArrays(cache.turn_bytes))
         self._identity = bundle.identity + decoder.identity
@@ -111,7 +113,8 @@ class Engine:
         if self._profile is None:
             self.prefix.forget()
             self._watch(flag or Cancellation())
-            self._profile = Profile(measure_speeds(self.vision, self.decoder, self.bundle.manifest))
+            found = measure_speeds(self.vision, self.decoder, self.bundle.manifest)
+            self._profile = Profile(found, acceleration=self._kernel)
             if (root := self._cache.root) and self.decoder.options.is_usual:
                 save_profile(profile_path(root, self.bundle), self._profile)
         return self._profile.speeds
@@ -235,9 +238,7 @@ class Engine:
                 self.prefix.forget()  # NaN stays in the cache, and zero times NaN would spoil the next prompt too
                 raise
         usage = _usage(fitted, cached=left[0].start, completion=len(written.ids))
-        timings = laps.timings(
-            request.created, written.first, predicted, kernel_of(self.decoder.options) or "off"
-        )
+        timings = laps.timings(request.created, written.first, predicted, self._kernel)
         answer = written.answer(usage, timings, options.response_format)
         if answer.stop_reason == "cancelled":
             raise CancelledError(answer)

@@ -46,6 +46,8 @@ class Profile:
     speeds: Speeds
     settings: Settings | None = None
     """None after a quick measurement, which tries no others than the defaults."""
+    acceleration: str = "off"
+    """The kernel that the speeds were measured with; with another they say nothing."""
 
     def apply(self, options: DecoderOptions) -> DecoderOptions:
         """`options` with the tuned value wherever they leave one open."""
@@ -82,8 +84,13 @@ def load_profile(path: Path) -> Profile | None:
 def _profile(values: Any) -> Profile:
     """A profile from parsed JSON; ValueError, TypeError or KeyError for what is none."""
     settings = values["settings"]
-    profile = Profile(Speeds(**values["speeds"]), None if settings is None else Settings(**settings))
+    profile = Profile(
+        Speeds(**values["speeds"]),
+        None if settings is None else Settings(**settings),
+        values.get("acceleration", "off"),  # as it was before there were kernels
+    )
     check_options(
+        instance("acceleration", profile.acceleration, str),
         *(
             real_number(
                 name,
@@ -94,7 +101,7 @@ def _profile(values: Any) -> Profile:
                 limits="seconds",
             )
             for name, value in dataclasses.asdict(profile.speeds).items()
-        )
+        ),
     )
     if profile.settings is not None:
         check_options(

@@ -124,7 +124,7 @@ def tune(
         tile = measure_tile(encoder, bundle.manifest)
     finally:
         encoder.close()
-    return Profile(_all_speeds(bundle, options, best, tile), best), trials
+    return Profile(_all_speeds(bundle, options, best, tile), best, options.acceleration), trials
 
 
 def _fastest(trials: Sequence[Trial]) -> Settings:

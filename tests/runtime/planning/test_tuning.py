@@ -24,6 +24,7 @@ from ayaedge.planning.tuning import Trial, _fastest, tune
 
 pytestmark = pytest.mark.usefixtures("all_processors")
 
+IMAGE = Path(__file__).parents[3] / "examples" / "pictures" / "six-cells.png"
 DEMO = verified(read_bundle(demo_bundle()), None)
 
 
@@ -100,3 +101,17 @@ def test_the_command_tunes_and_remembers(tmp_path: Path, monkeypatch: object) ->
     assert data["profile"]["settings"]["repack"] == profile.settings.repack
     assert len(data["trials"]) >= 2
     assert "remembered" not in done.stdout
+
+
+def test_speeds_of_another_kernel_are_measured_anew(tmp_path: Path) -> None:
+    path = profile_path(tmp_path / "ayaedge", DEMO)
+    slow = Speeds(9.0, 9.0, 0.0, 9.0, 0.0)
+    for kernel, believed in (("off", True), ("another", False)):
+        save_profile(path, Profile(slow, acceleration=kernel))
+        with AyaVision.load(
+            decoder=DecoderOptions(acceleration="off"), cache=CacheOptions(directory=tmp_path)
+        ) as model:
+            model.ask("?", images=[IMAGE], max_tokens=1, max_tiles=1, tiles="auto")
+        known = load_profile(path)
+        assert known is not None
+        assert (known.speeds == slow, known.acceleration) == (believed, "off")
