@@ -5,21 +5,26 @@ The environment must name the driver before the libraries are loaded, as `make g
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from ayaedge import BackendError
-from ayaedge.bundle import Bundle
+from ayaedge.bundle import Bundle, demo_bundle
+from ayaedge.decoder.device_trial import try_layers
 from ayaedge.decoder.gguf_header import read_figures
+from ayaedge.decoder.options import CacheType, DecoderOptions
 from ayaedge.hardware.devices import decoder_gpus
-from ayaedge.hardware.probes import probe
+from ayaedge.hardware.probes import Probe, probe
+from ayaedge.planning.device_check import LARGEST_KL
 from ayaedge.planning.gpu_plan import gpu_bytes
 from ayaedge_export.exporter import export_checkpoint
-from on_vulkan import answers, compare, move_states, taken
+from on_vulkan import answers, cancel, compare, move_states, taken
 from on_webgpu import DRIVER as SWIFTSHADER
+from probed import use_decoder
 from random_checkpoint import Shape, write_random_checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -73,7 +78,7 @@ def test_random_decoders_give_the_processors_logits_and_tokens(random_bundle: Bu
     assert all(one["same"] for one in found)
 
 
-@pytest.mark.parametrize("count", [40])
+@pytest.mark.parametrize("count", [40, 300], ids=["within the window", "beyond it"])
 def test_states_move_between_processor_and_device_or_are_refused(exact_bundle: Bundle, count: int) -> None:
     found = dict(ask_all(move_states, str(exact_bundle.directory), count))
     print(count, found)
@@ -90,6 +95,22 @@ def test_conversations_pictures_and_the_prefix_cache_are_as_on_the_processor(dra
     assert on["cpu"][0] == on["cpu"][2]
 
 
+def test_every_cache_format_with_and_without_flash_attention_is_used_or_refused_and_ends_no_process() -> None:
+    choices = [
+        {"cache_type": keys, "cache_type_v": values, "flash_attention": flash, "gpu_layers": layers}
+        for keys in get_args(CacheType)
+        for values in (keys, "f16")
+        for flash in (True, None)
+        for layers in (-1, 3)
+        if values in ("f16", "bf16", "f32") or flash
+    ]
+    with Probe(use_decoder, str(demo_bundle()), choices) as child:
+        said = [child.ask(SECONDS) for _ in choices]
+    for choice, result in zip(choices, said, strict=True):
+        print(choice, result.death or result.value)
+    assert [(choice, result) for choice, result in zip(choices, said, strict=True) if result.death] == []
+
+
 def test_a_plan_is_what_llama_cpp_takes(random_bundle: Bundle) -> None:
     found = taken(str(random_bundle.directory), -1, 1024)
     print(found)
@@ -98,6 +119,21 @@ def test_a_plan_is_what_llama_cpp_takes(random_bundle: Bundle) -> None:
     real = sum(value for kind, value in found.items() if kind in ("model", "KV", "compute"))
     assert real <= 1.1 * planned + SMALLEST_BUFFERS
     assert found["layers"] == 7
+
+
+def test_cancelling_a_prefill_on_the_device_ends_it_and_leaves_it_usable() -> None:
+    found = cancel(str(demo_bundle()))
+    print(found)
+    assert found["cancelled"]
+    assert found["kl"] <= FLOATS
+
+
+def test_a_trial_finds_the_device_right_and_slower_than_the_processor() -> None:
+    options = dataclasses.asdict(DecoderOptions(device="vulkan", gpu_layers=-1))
+    result = probe(try_layers, str(demo_bundle()), options, seconds=SECONDS)
+    print(result)
+    assert result.value["kl"] <= LARGEST_KL
+    assert result.value["gain"] < 1, "a software driver computes on the very processor"
 
 
 def test_a_driver_that_ends_the_process_is_an_error_if_named(

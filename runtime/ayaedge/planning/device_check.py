@@ -30,7 +30,7 @@ SETTING = "device "
 """What the settings of these verdicts begin with."""
 _SECONDS = 300.0
 """Longest a trial may take: loading both halves of a 32B from a slow disk, or a driver that is of no use."""
-_LARGEST_KL = 1e-2
+LARGEST_KL = 1e-2
 """Of logits with f16 KV caches and other orders of summation; wrong ones are off by 1 or more."""
 _LEAST_COSINE = 0.999
 """Of embeddings; 16-bit floats are at 0.99999 and more."""
@@ -155,7 +155,7 @@ def _judged(half: str, device: str, result: Result) -> DeviceVerdict:
             return DeviceVerdict(device, half, fault=str(value["refused"]))
         gain = float(value["gain"])
         if half == "decoder":
-            right = float(value["kl"]) <= _LARGEST_KL
+            right = float(value["kl"]) <= LARGEST_KL
         elif value["form"] is None:
             return DeviceVerdict(device, half, fault="it takes none of the bundle's vision graphs")
         else:
