@@ -25,7 +25,7 @@ from typing import Any
 
 from ayaedge import errors
 from ayaedge.errors import AyaEdgeError, BackendError
-from ayaedge.files import write_private
+from ayaedge.files import can_read, write_private
 from ayaedge.hardware.children import FAULTS, Child, resolve
 from ayaedge.hardware.machine import processor
 from ayaedge.untrusted.json_text import read_json
@@ -179,7 +179,9 @@ class Verdicts:
 
     def known(self, prefix: str) -> Iterator[tuple[str, Result]]:
         """Settings that begin so, with what is remembered of them on this machine as it is now."""
-        for path in sorted(self._directory.glob("verdict-*.json")) if self._directory else ():
+        if self._directory is None or not can_read(self._directory):
+            return
+        for path in sorted(self._directory.glob("verdict-*.json")):
             with suppress(OSError, ValueError, TypeError, KeyError):
                 entry = read_json(path, most_bytes=_MOST_BYTES, links=False)
                 setting = str(entry["setting"])
