@@ -9,11 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import command_line
 from ayaedge import NO_CACHE, AyaVision, CacheOptions
 from ayaedge.bundle import demo_bundle
 
@@ -33,6 +36,38 @@ ASK = (
     "    print(first.text, first.usage.cached_tokens)\n"
 )
 
+CLEAR = """
+from ayaedge.cli.main import main
+print("CLEAR", file=sys.stderr, flush=True)
+sys.argv = ["ayaedge", "cache", "clear"]
+main()
+"""
+COMMANDS: dict[str | None, list[list[str]]] = {
+    None: [
+        ["plan", "--image", str(IMAGE)],
+        ["doctor", "--json"],
+        ["cache", "prune"],
+        ["cache", "clear"],
+        ["cache", "ls"],
+        ["cache", "ls", "--json"],
+        ["info", str(demo_bundle())],
+        ["bench", "--synthetic", "8b"],
+        ["ask", "--image", str(IMAGE), QUESTION],
+    ],
+    "closed": [
+        ["plan", "--image", str(IMAGE)],
+        ["doctor"],
+        ["cache", "ls"],
+        ["ask", "--image", str(IMAGE), QUESTION],
+    ],
+}
+"""For each HOME; first those that shall warn of nothing, whatever came before."""
+IN_TURN = """
+import json, os, sys
+print(json.dumps([{**vars(ayaedge(*given)), "left": os.listdir()} for given in json.loads(sys.argv[1])]))
+"""
+"""Commands one after the other in a process, which shows what each wrote and what then lay where it ran."""
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 pytestmark = pytest.mark.skipif(
@@ -40,13 +75,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """An empty working directory of that user."""
+@contextmanager
+def empty_place() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="ayaedge-nobody-"))
     os.chown(directory, NOBODY, NOBODY)
     yield directory
     shutil.rmtree(directory)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """An empty working directory of that user."""
+    with empty_place() as directory:
+        yield directory
 
 
 _PLAIN = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
@@ -57,6 +98,10 @@ _READS_ALL = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read
 @pytest.fixture
 def run(place: Path) -> Run:
     """Starts Python as that user, and gives what it wrote."""
+    return starter(place)
+
+
+def starter(place: Path) -> Run:
     if not shutil.which("setpriv"):
         pytest.skip("setpriv, which starts a process of another user, is not installed")
     for command in (_PLAIN, [*_PLAIN, *_READS_ALL]):
@@ -97,42 +142,55 @@ def test_a_program_gets_answers_and_one_warning(run: Run, home: str | None, plac
     assert [path.name for path in place.iterdir()] == ["chat.ayachat"]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | None], dict[str, dict[str, Any]]]:
+    """What each command did as that user, with a HOME of `COMMANDS`."""
+    program = f"{Path(command_line.__file__).read_text('utf-8')}\n{IN_TURN}"
+
+    @cache
+    def of(home: str | None) -> dict[str, dict[str, Any]]:
+        closed = str(tmp_path_factory.mktemp("closed")) if home else None  # of root, with mode 0700
+        with empty_place() as place:
+            done = starter(place)(["-c", program, json.dumps(COMMANDS[home])], closed)
+        assert done.returncode == 0, done.stderr
+        return dict(zip(map(" ".join, COMMANDS[home]), json.loads(done.stdout), strict=True))
+
+    return of
+
+
+Finished = Callable[[str | None], dict[str, dict[str, Any]]]
+
+
 @pytest.mark.parametrize(
-    ("home", "command", "warnings"),
+    ("home", "command"),
     [
-        (None, ["ask", "--image", str(IMAGE), QUESTION], 1),
-        ("closed", ["ask", "--image", str(IMAGE), QUESTION], 1),
-        (None, ["plan", "--image", str(IMAGE)], 0),
-        ("closed", ["plan", "--image", str(IMAGE)], 0),
-        ("closed", ["doctor"], 0),
-        ("closed", ["cache", "ls"], 0),
-        (None, ["cache", "prune"], 0),
-        (None, ["cache", "clear"], 0),
-        (None, ["info", str(demo_bundle())], 0),
+        pytest.param(home, " ".join(command), id=f"{home} {command[0]} {command[-1][-7:]}")
+        for home, commands in COMMANDS.items()
+        for command in commands
+        if command[0] != "bench"
     ],
-    indirect=["home"],
-    ids=lambda value: value[0] if isinstance(value, list) else str(value),
 )
 def test_a_command_works_and_leaves_nothing_behind(
-    run: Run, home: str | None, place: Path, command: list[str], warnings: int
+    finished: Finished, home: str | None, command: str
 ) -> None:
-    done = run(["-m", "ayaedge", *command], home)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count(WARNING) == warnings
-    assert list(place.iterdir()) == []
+    done = finished(home)[command]
+    assert done["returncode"] == 0, done["stderr"]
+    assert "Traceback" not in done["stderr"]
+    assert done["stderr"].count(WARNING) == command.startswith("ask")
+    assert done["left"] == []
 
 
-def test_what_is_missing_is_named(run: Run) -> None:
-    listed = run(["-m", "ayaedge", "cache", "ls", "--json"], None)
-    assert json.loads(listed.stdout) == {"directory": None, "states": [], "vision_graphs": []}
-    facts = json.loads(run(["-m", "ayaedge", "doctor", "--json"], None).stdout)
+def test_what_is_missing_is_named(finished: Finished) -> None:
+    done = finished(None)
+    listed = json.loads(done["cache ls --json"]["stdout"])
+    assert listed == {"directory": None, "states": [], "vision_graphs": []}
+    facts = json.loads(done["doctor --json"]["stdout"])
     assert facts["cache"] == {"directory": None, "files": 0, "bytes": 0}
-    assert "AYAEDGE_CACHE_DIR" in run(["-m", "ayaedge", "cache", "ls"], None).stderr
-    drawn = run(["-m", "ayaedge", "bench", "--synthetic", "8b"], None)
-    assert drawn.returncode != 0
-    assert "Traceback" not in drawn.stderr
-    assert "--keep" in drawn.stderr
+    assert "AYAEDGE_CACHE_DIR" in done["cache ls"]["stderr"]
+    drawn = done["bench --synthetic 8b"]
+    assert drawn["returncode"] != 0
+    assert "Traceback" not in drawn["stderr"]
+    assert "--keep" in drawn["stderr"]
 
 
 def test_a_cache_that_can_only_be_read_is_read(run: Run, place: Path, wide_bundle: Path) -> None:
@@ -165,13 +223,13 @@ def test_what_another_user_has_kept_is_neither_read_nor_touched(
             path.chmod(mode if path.is_dir() else 0o666)
         before = sorted((path.name, path.stat().st_mtime_ns) for path in kept.rglob("*"))
         environment = {"AYAEDGE_CACHE_DIR": str(kept)}
-        done = run(["-c", ASK, QUESTION, str(IMAGE), str(bundle)], None, **environment)
+        done = run(["-c", ASK + CLEAR, QUESTION, str(IMAGE), str(bundle)], None, **environment)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.split()[-1] == "0"
-        assert done.stderr.count(f"{kept / 'ayaedge'} is not used: it belongs to another user") == 1
-        assert done.stderr.count("WARNING") == 1
-        listed = run(["-m", "ayaedge", "cache", "clear"], None, **environment)
-        assert "it belongs to another user" in listed.stderr
+        asked, cleared = done.stderr.split("CLEAR")
+        assert done.stdout.split()[1] == "0"
+        assert asked.count(f"{kept / 'ayaedge'} is not used: it belongs to another user") == 1
+        assert asked.count("WARNING") == 1
+        assert "it belongs to another user" in cleared
         assert sorted((path.name, path.stat().st_mtime_ns) for path in kept.rglob("*")) == before
 
 
