@@ -21,6 +21,7 @@ import typer
 
 import ayaedge
 import ayaedge_export
+import command_line
 from ayaedge.cli.chat_commands import COMMANDS
 from ayaedge.cli.main import app
 from ayaedge.options import AnswerKeywords, answer_options
@@ -116,13 +117,18 @@ def test_the_python_of_a_page_prints_what_the_page_says(page: Path, reader: Path
 
 
 @with_blocks("console")
-def test_the_commands_of_a_page_print_what_the_page_says(page: Path, reader: Path) -> None:
+def test_the_commands_of_a_page_print_what_the_page_says(
+    page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(reader)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("AYAEDGE_CACHE_DIR", str(reader / "cache"))
     for block in blocks(page, "console"):
         for step in steps(block):
             program, *arguments = shlex.split(step.command)
             assert program == "ayaedge"
-            result = run(
-                reader, "-m", "ayaedge", *arguments, typed="".join(f"{line}\n" for line in step.typed)
+            result = command_line.ayaedge(
+                *arguments, typed="".join(f"{line}\n" for line in step.typed).encode()
             )
             assert result.returncode == 0, result.stderr
             messages = result.stderr.splitlines()
