@@ -109,9 +109,7 @@ constexpr ggml::DeviceTable table{
     device_name, device_description, device_memory, device_type, device_properties, init_backend, buffer_type,
     {}, supports_op, supports_buffer_type, nullptr, {}};
 Device registered{table, &registration, nullptr};
-Device devices[kernels] = {
-    {table, &registration, nullptr}, {table, &registration, nullptr},
-    {table, &registration, nullptr}, {table, &registration, nullptr}};
+Device devices[kernels];
 const uint8_t guid[16] = {0x9a, 0x51, 0x0e, 0xd6, 0x3c, 0x27, 0x4b, 0x8f, 0xa1, 0x64, 0xe2, 0x70, 0x1d, 0xc8, 0x95, 0x3b};
 
 Device* get_device(Registration*, size_t) { return &registered; }
@@ -151,7 +149,7 @@ void register_device(const ggml::Functions& functions, OpenMp threads) {
   openmp = threads;
   const auto op = [](const char* name) { return op_number(base, name); };
   ops = {op("NONE"), op("MUL_MAT"), op("RESHAPE"), op("VIEW"), op("PERMUTE"), op("TRANSPOSE")};
-  for (int i = 0; i < kernels; ++i) devices[i].context = const_cast<Kernel*>(kernel(i));
+  for (int i = 0; i < kernels; ++i) devices[i] = {table, &registration, const_cast<Kernel*>(kernel(i))};
   base.register_backend(&registration);
 }
 

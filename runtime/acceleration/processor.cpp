@@ -8,6 +8,14 @@
 #else
 #include <cpuid.h>
 #endif
+#elif defined(AYAEDGE_NEON_DOTPROD)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(_WIN32)
+#include <windows.h>
+#endif
 #endif
 
 namespace ayaedge {
@@ -74,6 +82,48 @@ const Kernel* kernel(int index) {
   static const Kernel* const all[kernels] = {&kernel_scalar, &kernel_avx2, avx_vnni, &kernel_avx512_vnni};
   const bool known = index == 0 || (index > 0 && index < kernels && (usable >> index & 1));
   return known ? all[index] : nullptr;
+}
+#elif defined(AYAEDGE_NEON_DOTPROD)
+extern const Kernel kernel_neon_dotprod;
+#ifdef AYAEDGE_NEON_I8MM
+extern const Kernel kernel_neon_i8mm;
+constexpr const Kernel* neon_i8mm = &kernel_neon_i8mm;
+#else
+constexpr const Kernel* neon_i8mm = nullptr;  // the compiler does not know it
+#endif
+
+namespace {
+
+// Numbers that older headers do not name.
+#if defined(__linux__)
+bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
+bool has_i8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
+#elif defined(__APPLE__)
+bool has(const char* feature) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value;
+}
+bool has_dotprod() { return has("hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm() { return has("hw.optional.arm.FEAT_I8MM"); }
+#elif defined(_WIN32)
+bool has_dotprod() { return IsProcessorFeaturePresent(43); }
+bool has_i8mm() { return IsProcessorFeaturePresent(66); }
+#else
+bool has_dotprod() { return false; }
+bool has_i8mm() { return false; }
+#endif
+
+}  // namespace
+
+const Kernel* kernel(int index) {
+  static const bool dotprod = has_dotprod(), i8mm = dotprod && has_i8mm();
+  switch (index) {
+    case 0: return &kernel_scalar;
+    case 4: return dotprod ? &kernel_neon_dotprod : nullptr;
+    case 5: return i8mm ? neon_i8mm : nullptr;
+    default: return nullptr;
+  }
 }
 #else
 const Kernel* kernel(int index) { return index == 0 ? &kernel_scalar : nullptr; }

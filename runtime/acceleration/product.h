@@ -29,17 +29,20 @@ static_assert(sizeof(BlockQ6K) == 210 && alignof(BlockQ6K) == 2, "the layout of 
 
 constexpr int64_t block_bytes(int32_t type) { return type == q4_k ? 144 : type == q6_k ? 210 : 0; }
 
+struct SumsOf32 {
+  int32_t start[8];  // -8 times the sum of each 32
+  float sum[8];
+};
+
 // 256 activations of one column as d*q, with what a kernel wants to know of their sums.
 struct Column {
   int8_t q[super_block];
   float d;  // NaN where one of them is not finite
   union {
-    struct {
-      int32_t start[8];  // -8 times the sum of each 32
-      float sum[8];
-    } q4;
+    SumsOf32 q4;
     int32_t start[16];  // -32 times the sum of each 16
     int16_t sum16[16];
+    int8_t parts[16];  // of the eight sums of each 32: their s - 128h, then their h
   };
 };
 
@@ -70,8 +73,9 @@ struct Kernel {
   int64_t (*peak)(int64_t rounds);  // operations of a loop without memory: what the instructions could do at best
 };
 
-constexpr int kernels = 4;
-const Kernel* kernel(int index);  // 0 scalar, 1 AVX2, 2 AVX-VNNI, 3 AVX-512 VNNI; null if not compiled or not known here
+constexpr int kernels = 6;
+// 0 scalar, 1 AVX2, 2 AVX-VNNI, 3 AVX-512 VNNI, 4 Arm dotprod, 5 Arm i8mm; null if not compiled or not known here
+const Kernel* kernel(int index);
 
 inline float half(uint16_t bits) {
   const uint32_t sign = uint32_t(bits & 0x8000) << 16, magnitude = bits & 0x7fff;

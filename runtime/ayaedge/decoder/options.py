@@ -23,11 +23,13 @@ DEFAULT_CONTEXT = 8192
 CacheType = Literal["f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 
-Kernel = Literal["scalar", "avx2", "avx-vnni", "avx512-vnni"]
+Kernel = Literal["scalar", "avx2", "avx-vnni", "avx512-vnni", "neon-dotprod", "neon-i8mm"]
 """Of `decoder.acceleration`, in its library's order, the best last; the scalar one is what tests compare with."""
 
 
-Acceleration = Literal["auto", "off", "scalar", "avx2", "avx-vnni", "avx512-vnni"]
+Acceleration = Literal[
+    "auto", "off", "scalar", "avx2", "avx-vnni", "avx512-vnni", "neon-dotprod", "neon-i8mm"
+]
 
 
 MAX_THREADS = 512

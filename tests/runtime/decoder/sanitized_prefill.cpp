@@ -19,6 +19,7 @@ int64_t ayaedge_prefill_peak(int32_t, int64_t);
 
 namespace {
 
+constexpr int32_t MOST_KERNELS = 64;
 constexpr float INFINITE = std::numeric_limits<float>::infinity(), NOTHING = std::numeric_limits<float>::quiet_NaN();
 constexpr float ODD[] = {0.f, -0.f, 1e-41f, 1e-38f, 1e4f, 3e38f, -3e38f, INFINITE, -INFINITE, NOTHING};
 
@@ -62,7 +63,7 @@ void refusals() {
         return ayaedge_prefill_product(kernel, type, weights.data(), rows, depth, x.data(), 1, out.data(), threads);
     };
     check(status(0, 12, 32, 256, 1) == 0, "a product of zeros");
-    check(status(4, 12, 32, 256, 1) == 1, "a product by no kernel");
+    check(status(MOST_KERNELS, 12, 32, 256, 1) == 1, "a product by no kernel");
     check(status(-1, 12, 32, 256, 1) == 1, "a product by less than no kernel");
     check(status(0, 13, 32, 256, 1) == 1, "a product of another type");
     check(status(0, 12, 31, 256, 1) == 1, "a product of no whole panel");
@@ -75,7 +76,7 @@ void refusals() {
 
 int main() {
     refusals();
-    for (int32_t kernel = 0; kernel < 4; ++kernel) {
+    for (int32_t kernel = 0; kernel < MOST_KERNELS; ++kernel) {
         if (!ayaedge_prefill_kernel(kernel)) continue;
         check(ayaedge_prefill_peak(kernel, 3) >= 0, "peak");
         for (bool odd : {false, true}) {

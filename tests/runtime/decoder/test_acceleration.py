@@ -32,7 +32,10 @@ KERNELS: tuple[Kernel, ...] = ("scalar", *acceleration.usable_kernels())
 KINDS = (twin.Q4_K, twin.Q6_K)
 ROUNDING = 3e-6
 """Of sums in single precision, as a part of the magnitudes of their terms."""
-FEATURES = {"avx2": "avx2", "avx-vnni": "avx_vnni", "avx512-vnni": "avx512_vnni"}
+FEATURES = {
+    "avx2": "avx2", "avx-vnni": "avx_vnni", "avx512-vnni": "avx512_vnni",
+    "neon-dotprod": "asimddp", "neon-i8mm": "i8mm",
+}  # fmt: skip
 
 
 def random_weights(rng: np.random.Generator, kind: int, rows: int, depth: int) -> NDArray[np.uint8]:
