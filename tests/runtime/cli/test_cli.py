@@ -61,7 +61,7 @@ def test_a_named_bundle_answers_quietly(image: Path, exact_bundle: Bundle) -> No
     result = process("ask", "-m", exact_bundle.directory, "--image", image, "What color is in the picture?")
     assert result.returncode == 0
     assert result.stderr == ""
-    same = process(
+    same = ayaedge(
         "ask", "What color is in the picture?", "--image", image, "--model", exact_bundle.directory
     )
     assert same.stdout == result.stdout
@@ -172,13 +172,13 @@ def test_verify_against_a_checkpoint_reports_and_judges(
     assert "missed" in result.stdout
 
 
-def test_export_writes_a_bundle_named_after_its_formats(tiny: Path, tmp_path: Path, image: Path) -> None:
+def test_export_writes_a_bundle_named_after_its_formats(
+    tiny: Path, tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = tmp_path / "my checkpoint"
     shutil.copytree(tiny, checkpoint)
-    result = subprocess.run(
-        [sys.executable, "-m", "ayaedge", "export", checkpoint.name, "--quant", "q8_0", "--vision", "fp16"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    result = ayaedge("export", checkpoint.name, "--quant", "q8_0", "--vision", "fp16")
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
     bundle = tmp_path / "my checkpoint-q8_0-fp16"
