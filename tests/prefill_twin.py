@@ -1,4 +1,4 @@
-"""What the prefill kernels compute, in numpy: it reads like the formula."""
+"""What the prefill kernels compute, in numpy: it reads like the formula. And weights for them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,32 @@ from numpy.typing import NDArray
 SUPER_BLOCK = 256
 Q4_K, Q6_K = 12, 14
 BLOCK_BYTES = {Q4_K: 144, Q6_K: 210}
+KINDS = (Q4_K, Q6_K)
+ROUNDING = 3e-6
+"""Of sums in single precision, as a part of the magnitudes of their terms."""
+TINY = 2.0**-126
+"""What is smaller is zero for AMX."""
+
+
+def random_weights(rng: np.random.Generator, kind: int, rows: int, depth: int) -> NDArray[np.uint8]:
+    """Any bytes; scales are halves of every size, denormal and negative ones too, but finite."""
+    blocks = rng.integers(0, 256, (rows, depth // 256, BLOCK_BYTES[kind]), np.uint8)
+    place = slice(0, 4) if kind == Q4_K else slice(208, 210)
+    halves = np.ascontiguousarray(blocks[..., place]).view(np.uint16)
+    halves &= np.uint16(0xBFFF)  # less than 2
+    blocks[..., place] = halves.view(np.uint8)
+    return blocks.reshape(rows, -1)
+
+
+def largest_weights(kind: int, rows: int, depth: int) -> NDArray[np.uint8]:
+    """The largest codes and scales that there are: sums of 16 bits must hold them."""
+    blocks = np.full((rows, depth // 256, BLOCK_BYTES[kind]), 255, np.uint8)
+    if kind == Q4_K:
+        blocks[..., :4] = np.array([1.0, 0.0], np.float16).view(np.uint8)
+    else:
+        blocks[..., 192:208] = 128  # -128
+        blocks[..., 208:] = np.array([1.0], np.float16).view(np.uint8)
+    return blocks.reshape(rows, -1)
 
 
 def quantize(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -42,6 +68,29 @@ def product(
     columns = codes * np.repeat(factors.T.astype(np.float64), SUPER_BLOCK, axis=1)
     first, second = dequantize(weights, kind)
     return columns @ (first - second).T, np.abs(columns) @ (np.abs(first) + np.abs(second)).T
+
+
+def to_bf16(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nearest numbers with 8 bits of precision, by way of single precision, ties to even.
+
+    Those below 2^-126 become zero, and where one is not finite, NaN.
+    """
+    with np.errstate(over="ignore"):
+        bits = values.astype(np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+    found = rounded.view(np.float32).astype(np.float64)
+    found[np.abs(found) < 2.0**-126] = 0
+    found[~np.isfinite(values)] = np.nan
+    return found
+
+
+def product_bf16(
+    weights: NDArray[np.uint8], kind: int, x: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The product of activations and weights as bf16, (columns, rows), and the sum of its terms' magnitudes."""
+    first, second = dequantize(weights, kind)
+    columns, rows = to_bf16(x.astype(np.float64)), to_bf16(first - second)
+    return columns @ rows.T, np.abs(columns) @ np.abs(rows).T
 
 
 def _half(pair: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -146,5 +146,11 @@ def die_with_kernel(name: str, threads: int) -> None:
     die("SIGILL")
 
 
+def find_only_avx2_right(name: str, threads: int) -> tuple[dict[str, float], float]:
+    if name == "amx-bf16":
+        die("SIGILL")
+    return {"Q4_K": 1.0, "Q6_K": 1.0 if name == "avx2" else 40.0}, 1.5
+
+
 def find_no_kernel_twice(name: str, threads: int) -> None:
     raise AssertionError("it is known already")

@@ -16,11 +16,12 @@ AYAEDGE_API const char* ayaedge_prefill_kernel(int32_t index) {
   return found ? found->name : nullptr;
 }
 
-// x as bytes q [columns][depth] with factors d [depth/256][columns], by a kernel; 0, or 1 for arguments that do not fit.
+// x as bytes q [columns][depth] with factors d [depth/256][columns], by a kernel that takes bytes; 0, or 1 for arguments
+// that do not fit.
 AYAEDGE_API int32_t ayaedge_prefill_quantize(
     int32_t index, const float* x, int64_t depth, int64_t columns, int8_t* q, float* d) {
   const Kernel* k = kernel(index);
-  if (!k || depth <= 0 || depth % super_block || columns < 0) return 1;
+  if (!k || k->group > 1 || depth <= 0 || depth % super_block || columns < 0) return 1;
   const int64_t blocks = depth / super_block;
   std::vector<Column> scratch(size_t(blocks * columns));
   const Product p{q4_k, nullptr, 0, depth, x, depth, columns, nullptr, 0, scratch.data()};

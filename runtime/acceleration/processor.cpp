@@ -8,6 +8,10 @@
 #else
 #include <cpuid.h>
 #endif
+#ifdef AYAEDGE_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(AYAEDGE_NEON_DOTPROD)
 #if defined(__linux__)
 #include <sys/auxv.h>
@@ -29,6 +33,12 @@ extern const Kernel kernel_avx_vnni;
 constexpr const Kernel* avx_vnni = &kernel_avx_vnni;
 #else
 constexpr const Kernel* avx_vnni = nullptr;  // the compiler does not know it
+#endif
+#ifdef AYAEDGE_AMX
+extern const Kernel kernel_amx_bf16;
+constexpr const Kernel* amx_bf16 = &kernel_amx_bf16;
+#else
+constexpr const Kernel* amx_bf16 = nullptr;
 #endif
 
 namespace {
@@ -62,6 +72,19 @@ uint64_t kept_registers() {
 
 bool has(uint32_t word, uint32_t bits) { return (word & bits) == bits; }
 
+#if defined(AYAEDGE_EMULATED_TILES)
+bool has_tiles(const Registers&) { return true; }
+#elif defined(AYAEDGE_AMX)
+// Linux lets a process use tiles only after it was asked, since they need eight KiB more for each thread.
+bool has_tiles(const Registers& seven) {
+  const uint32_t bf16 = 1u << 22, tile = 1u << 24, kept = 1u << 17 | 1u << 18;
+  constexpr long ask = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, and the number of what is kept
+  return has(seven.d, bf16 | tile) && has(uint32_t(kept_registers()), kept) && !syscall(SYS_arch_prctl, ask, tile_data);
+}
+#else
+bool has_tiles(const Registers&) { return false; }
+#endif
+
 int best() {
   const Registers one = cpuid(1, 0);
   const uint32_t fma = 1u << 12, os_saves = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
@@ -72,6 +95,7 @@ int best() {
   int bits = 1 << 1;
   if (seven.a >= 1 && has(cpuid(7, 1).a, 1u << 4)) bits |= 1 << 2;
   if (has(seven.b, avx512) && has(seven.c, 1u << 11) && has(uint32_t(kept_registers()), 0xe6)) bits |= 1 << 3;
+  if ((bits >> 3 & 1) && has_tiles(seven)) bits |= 1 << 6;
   return bits;
 }
 
@@ -79,7 +103,8 @@ int best() {
 
 const Kernel* kernel(int index) {
   static const int usable = best();
-  static const Kernel* const all[kernels] = {&kernel_scalar, &kernel_avx2, avx_vnni, &kernel_avx512_vnni};
+  static const Kernel* const all[kernels] = {&kernel_scalar, &kernel_avx2, avx_vnni, &kernel_avx512_vnni,
+                                              nullptr,        nullptr,      amx_bf16};
   const bool known = index == 0 || (index > 0 && index < kernels && (usable >> index & 1));
   return known ? all[index] : nullptr;
 }

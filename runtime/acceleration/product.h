@@ -55,26 +55,34 @@ struct Product {
   float* out;  // columns of `rows` values, out_stride values apart
   int64_t out_stride;
   Column* quantized;  // [depth/256][columns]
+  uint16_t* pairs = nullptr;  // or of bf16, for AMX: [depth/256][columns/16][128][16][2]
 };
 
 constexpr int64_t columns_at_once = 512;  // of two blocks, they stay in the second-level cache
 constexpr int64_t most_rows = 128;        // of a task
+constexpr int64_t amx_rows = 256;         // of a task of the kernel for AMX
+constexpr int64_t amx_weights = amx_rows * 4 * super_block;
 
 // What a task has added up so far, [rows/panel][columns][panel]: side by side, where the columns of the result may be
-// a power of two apart, and throw one another out of the caches.
+// a power of two apart, and throw one another out of the caches. Memory that no kernel touches costs none.
 struct alignas(64) Sums {
-  float values[most_rows * columns_at_once];
+  float values[amx_rows * columns_at_once];
+  uint16_t weights[amx_weights];  // as bf16, for AMX
 };
 
 struct Kernel {
   const char* name;
-  void (*quantize)(const Product&, int64_t column);
+  void (*quantize)(const Product&, int64_t column);  // and those behind it in its group
   void (*multiply)(const Product&, int64_t first_row, int64_t end_row, Sums& sums);  // at most most_rows
   int64_t (*peak)(int64_t rounds);  // operations of a loop without memory: what the instructions could do at best
+  int64_t group = 1;                      // columns that are quantized together
+  int64_t column_bytes = sizeof(Column);  // of 256 activations
+  int64_t most_rows = ayaedge::most_rows;
 };
 
-constexpr int kernels = 6;
-// 0 scalar, 1 AVX2, 2 AVX-VNNI, 3 AVX-512 VNNI, 4 Arm dotprod, 5 Arm i8mm; null if not compiled or not known here
+constexpr int kernels = 7;
+// 0 scalar, 1 AVX2, 2 AVX-VNNI, 3 AVX-512 VNNI, 4 Arm dotprod, 5 Arm i8mm, 6 AMX bf16; null if not compiled or not
+// known here.
 const Kernel* kernel(int index);
 
 inline float half(uint16_t bits) {

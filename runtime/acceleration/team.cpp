@@ -23,8 +23,9 @@ struct Work {
   std::atomic<bool> ended{false};
 
   void quantize() {
-    for (int64_t c; (c = column.fetch_add(columns_a_time)) < product.columns;)
-      for (int64_t i = c; i < std::min(c + columns_a_time, product.columns); ++i) kernel.quantize(product, i);
+    const int64_t step = std::max(columns_a_time, kernel.group);
+    for (int64_t c; (c = column.fetch_add(step)) < product.columns;)
+      for (int64_t i = c; i < std::min(c + step, product.columns); i += kernel.group) kernel.quantize(product, i);
   }
 
   void multiply() {
@@ -57,9 +58,15 @@ void with_threads(Work& work, int threads, void (Work::*part)()) {
   for (std::thread& other : others) other.join();
 }
 
-int64_t rows_of_task(int64_t rows, int threads) {
+int64_t rows_of_task(const Kernel& kernel, int64_t rows, int threads) {
   const int64_t share = rows / (4 * threads) / row_step * row_step;
-  return std::min(most_rows, std::max<int64_t>(share, row_step));
+  return std::min(kernel.most_rows, std::max<int64_t>(share, row_step));
+}
+
+// Of the quantized activations of a product, with whole groups of columns.
+size_t lines(const Kernel& kernel, int64_t blocks, int64_t columns) {
+  const int64_t whole = (columns + kernel.group - 1) / kernel.group * kernel.group;
+  return size_t((blocks * whole * kernel.column_bytes + int64_t(sizeof(Line)) - 1) / int64_t(sizeof(Line)));
 }
 
 }  // namespace
@@ -67,7 +74,7 @@ int64_t rows_of_task(int64_t rows, int threads) {
 Outcome run(const Kernel& kernel, Product product, int threads, OpenMp openmp, Abort abort, Scratch& scratch) noexcept {
   const int64_t columns = product.columns, blocks = product.depth / super_block;
   try {
-    const size_t needed = size_t(blocks * std::min(columns, columns_at_once));
+    const size_t needed = lines(kernel, blocks, std::min(columns, columns_at_once));
     if (scratch.columns.size() < needed) {
       scratch.columns.clear();
       scratch.columns.resize(needed);
@@ -77,13 +84,14 @@ Outcome run(const Kernel& kernel, Product product, int threads, OpenMp openmp, A
       scratch.sums.reset(new Sums[size_t(threads)]);
       scratch.threads = threads;
     }
-    product.quantized = scratch.columns.data();
+    product.quantized = reinterpret_cast<Column*>(scratch.columns.data());
+    product.pairs = reinterpret_cast<uint16_t*>(scratch.columns.data());
     for (int64_t from = 0; from < columns; from += columns_at_once) {
       Product part = product;
       part.columns = std::min(columns - from, columns_at_once);
       part.x += from * product.x_stride;
       part.out += from * product.out_stride;
-      Work work{kernel, part, openmp, abort, rows_of_task(part.rows, threads), scratch.sums.get()};
+      Work work{kernel, part, openmp, abort, rows_of_task(kernel, part.rows, threads), scratch.sums.get()};
       if (openmp.parallel && openmp.barrier) {
         openmp.parallel(openmp_work, &work, unsigned(threads), 0);
       } else {

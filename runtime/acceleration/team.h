@@ -20,8 +20,12 @@ struct Abort {
   void* data;
 };
 
+struct alignas(64) Line {
+  uint8_t bytes[64];
+};
+
 struct Scratch {
-  std::vector<Column> columns;
+  std::vector<Line> columns;
   std::unique_ptr<Sums[]> sums;
   int threads = 0;  // that have sums
 };

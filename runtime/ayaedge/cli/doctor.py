@@ -262,9 +262,14 @@ def _acceleration(verdict: Verdict) -> str:
     if verdict.kernel is None:
         return f"none: {verdict.reason}"
     if verdict.reason:
-        return f"none: {verdict.kernel} does not work here: {verdict.reason}"
+        return f"none: {_failure(verdict)}"
     gain = f"{verdict.kernel}, {verdict.gain:.1f} times as fast as llama.cpp's products of a prefill"
-    return gain if verdict.is_worth_it else f"not worth it: {gain}"
+    found = gain if verdict.is_worth_it else f"not worth it: {gain}"
+    return "; ".join([found, *map(_failure, verdict.passed_over)])
+
+
+def _failure(verdict: Verdict) -> str:
+    return f"{verdict.kernel} does not work here: {verdict.reason}"
 
 
 def _versions() -> dict[str, str]:

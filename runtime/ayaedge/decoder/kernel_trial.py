@@ -55,6 +55,10 @@ class Verdict:
     """How many times as fast as llama.cpp's own products; 0 if it was not measured."""
     reason: str = ""
     """Why there is none, or why it is not used."""
+    lasts: bool = True
+    """Whether a second trial would find the same, by all that is known."""
+    passed_over: tuple[Verdict, ...] = ()
+    """What is known of better kernels that do not work here, the best first."""
 
     @property
     def is_worth_it(self) -> bool:
@@ -70,7 +74,7 @@ def settle_acceleration(
 ) -> DecoderOptions:
     """`options` with `off` or a kernel instead of `auto`; BackendError for a kernel by name that does not work here.
 
-    `auto` takes the best kernel if it is right and faster than llama.cpp by `MARGIN`. Where that is not known, a
+    `auto` takes the best kernel that is right, if it is faster than llama.cpp by `MARGIN`. Where that is not known, a
     child process tries it, which takes two seconds; it is remembered in the cache's `directory`, and without one
     `auto` is `off`. On GPUs and with repacked weights nothing is accelerated.
     """
@@ -96,12 +100,21 @@ def settle_acceleration(
 def judge(
     options: DecoderOptions, directory: Path | None, attempt: Callable[[str, int], Any] | None = None
 ) -> Verdict:
-    """What is known of the best kernel that this processor can run; tried in a child if nothing is."""
+    """What is known of the best kernel that works here, or if none does of the best one that this processor can run.
+
+    Tried in a child if nothing is known: one after the other, until one is right, or could not be tried.
+    """
     if reason := refusal():
         return Verdict(None, reason=reason)
-    if not usable_kernels():
-        return Verdict(None, reason="there is none for this processor")
-    return _judged(usable_kernels()[-1], options, directory, attempt)
+    passed_over: list[Verdict] = []
+    for name in reversed(usable_kernels()):
+        verdict = _judged(name, options, directory, attempt)
+        if not verdict.reason:
+            return replace(verdict, passed_over=tuple(passed_over))
+        passed_over.append(verdict)
+        if not verdict.lasts:
+            break
+    return passed_over[0] if passed_over else Verdict(None, reason="there is none for this processor")
 
 
 def _judged(
@@ -114,9 +127,10 @@ def _judged(
             setting, attempt or try_kernel, name, threads, seconds=_SECONDS, keeps_value=True
         )
     except BackendError as error:  # a program that cannot be started a second time, such as a frozen one
-        return Verdict(name, reason=f"it could not be tried: {error}")
+        return Verdict(name, reason=f"it could not be tried: {error}", lasts=False)
     if result.death:
-        return Verdict(name, reason=f"it ended a process that tried it ({result.death})")
+        reason = f"it ended a process that tried it ({result.death})"
+        return Verdict(name, reason=reason, lasts=result.lasts)
     try:
         errors, gain = (
             {str(kind): float(error) for kind, error in result.value[0].items()},

@@ -23,12 +23,12 @@ DEFAULT_CONTEXT = 8192
 CacheType = Literal["f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 
-Kernel = Literal["scalar", "avx2", "avx-vnni", "avx512-vnni", "neon-dotprod", "neon-i8mm"]
+Kernel = Literal["scalar", "avx2", "avx-vnni", "avx512-vnni", "neon-dotprod", "neon-i8mm", "amx-bf16"]
 """Of `decoder.acceleration`, in its library's order, the best last; the scalar one is what tests compare with."""
 
 
 Acceleration = Literal[
-    "auto", "off", "scalar", "avx2", "avx-vnni", "avx512-vnni", "neon-dotprod", "neon-i8mm"
+    "auto", "off", "scalar", "avx2", "avx-vnni", "avx512-vnni", "neon-dotprod", "neon-i8mm", "amx-bf16"
 ]
 
 

@@ -173,3 +173,6 @@ def test_the_report_says_what_our_kernels_would_gain() -> None:
     assert "not worth it: avx-vnni, 1.0 times" in said(Verdict("avx-vnni", 1.04))
     assert "none: avx-vnni does not work here: SIGILL" in said(Verdict("avx-vnni", reason="SIGILL"))
     assert "none: it was not built" in said(Verdict(None, reason="it was not built"))
+    better = Verdict("amx-bf16", reason="SIGILL")
+    beside = said(Verdict("avx-vnni", 1.84, passed_over=(better,)))
+    assert "products of a prefill; amx-bf16 does not work here: SIGILL" in beside

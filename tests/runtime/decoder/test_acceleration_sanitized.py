@@ -1,4 +1,7 @@
-"""The prefill kernels under the address, undefined-behaviour and thread sanitizers, by `sanitized_prefill.cpp`."""
+"""The prefill kernels under the address, undefined-behaviour and thread sanitizers, by `sanitized_prefill.cpp`.
+
+AMX is emulated, where the processor has the rest of its kernel's instructions.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def test_no_sanitizer_complains_of_the_prefill_kernels(kind: str, tmp_path: Path
         if sys.platform != "linux" or shutil.which(tool) is None:
             pytest.skip(f"the sanitized kernels need Linux and {tool}")
     sanitize = SANITIZERS[kind]
-    options = f"-Wall -Wextra -Wpedantic -Werror -g1 {sanitize}"
+    options = f"-Wall -Wextra -Wpedantic -Werror -g1 -DAYAEDGE_EMULATED_TILES {sanitize}"
     run("cmake", "-S", ROOT, "-B", tmp_path, "-DCMAKE_CXX_COMPILER=g++", f"-DCMAKE_CXX_FLAGS={options}")
     run("cmake", "--build", tmp_path, "--parallel", "2", "--target", "ayaedge_prefill")
     source, program = Path(__file__).with_name("sanitized_prefill.cpp"), tmp_path / "driver"
