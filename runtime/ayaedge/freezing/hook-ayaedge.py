@@ -12,6 +12,7 @@ binaries = [(str(library_path()), "ayaedge/decoder")]
 # what is loaded with its first use, and what is imported by its name alone
 hiddenimports = collect_submodules("ayaedge", filter=lambda name: not name.startswith(_OTHER_PROGRAMS))
 hiddenimports += [name for name in ("pillow_heif",) if can_import_module(name)]
-excludedimports = [  # a program that exports imports `ayaedge_export` itself
-    "ayaedge_export", "ayaedge_quant", "gguf", "onnx", "optimum", "safetensors", "torch", "transformers",
+excludedimports = [  # whoever exports, serves agents or writes Parquet names these himself
+    "ayaedge_export", "ayaedge_quant", "gguf", "mcp", "onnx", "optimum", "pyarrow", "safetensors", "torch",
+    "transformers",
 ]  # fmt: skip
