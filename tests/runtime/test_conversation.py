@@ -659,10 +659,10 @@ def test_reading_many_images_can_be_cancelled(model: AyaVision) -> None:
     handles: list[Any] = []
     load = engine.load_rgb
 
-    def load_and_cancel(image: Any) -> Any:
+    def load_and_cancel(image: Any, **more: Any) -> Any:
         loaded.append(1)
         handles[0].cancel()
-        return load(image)
+        return load(image, **more)
 
     begun = threading.Event()
     blocker = model.submit("x", on_text=lambda _: begun.wait(5), max_tokens=3, **LONG)

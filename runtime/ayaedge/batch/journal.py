@@ -57,7 +57,7 @@ class BatchRow:
         return f"{self.sha256} {self.page} {self.fingerprint}"
 
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> tuple[str | None, int | None, str | None, str]:
         """Which row it is: a later one with the same identity takes its place, unless that failed and this did not."""
         return (self.path, self.page, self.custom_id, self.work)
 

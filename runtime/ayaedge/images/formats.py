@@ -173,7 +173,7 @@ def _open_heic(data: bytes, what: str) -> Image.Image:
 
 
 _KINDS: tuple[tuple[bytes, str], ...] = (
-    (rb"[\s\S]{0,1024}?%PDF-", "a PDF: make images of its pages first, for example with pdftoppm -png -r 150"),
+    (rb"[\s\S]{0,1024}?%PDF-", "a PDF: make images of its pages first, for example with pdftoppm"),
     (rb"[\s\S]{0,4096}?<svg[\s>]", "an SVG drawing: render it to PNG first, in a browser or with rsvg-convert"),
     (rb"\s*<(?:!doctype )?html", "a web page, not the image that it may show"),
     (rb"\x1f\x8b", "compressed by gzip, as SVG drawings with the suffix .svgz are: unpack it, and render a drawing"),

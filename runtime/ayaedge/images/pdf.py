@@ -31,8 +31,8 @@ _LEAST_SIDE, _MOST_RATIO = 0.5, 200
 _ADVICE = "make images of its pages with another program"
 _FAULTS = {
     "missing": 'whose pages pypdfium2 draws: pip install "ayaedge[pdf]"; or make images of its pages, for example with '
-    "pdftoppm -png -r 150",
-    "encrypted": "that is encrypted: save a copy without a password, for example with qpdf --decrypt",
+    "pdftoppm",
+    "encrypted": "that is encrypted: save a copy without a password, for example with qpdf",
     "damaged": f"a PDF: {_ADVICE}, as pdfium finds it damaged",
 }
 Fit = Callable[[tuple[int, int]], tuple[int, int]]
