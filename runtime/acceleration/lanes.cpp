@@ -3,7 +3,6 @@
 // vectors of rows by a few columns.
 
 #include <immintrin.h>
-
 #include <cstddef>
 
 #include "quantize.h"
@@ -21,7 +20,6 @@ using Floats = __m512;
 inline Ints load(const int32_t* p) { return _mm512_load_si512(p); }
 inline Floats load(const float* p) { return _mm512_load_ps(p); }
 inline void store(float* p, Floats v) { _mm512_store_ps(p, v); }
-inline void store_any(float* p, Floats v) { _mm512_storeu_ps(p, v); }
 inline Ints same(int32_t v) { return _mm512_set1_epi32(v); }
 inline Floats same(float v) { return _mm512_set1_ps(v); }
 inline Ints zero() { return _mm512_setzero_si512(); }
@@ -37,7 +35,6 @@ using Floats = __m256;
 inline Ints load(const int32_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
 inline Floats load(const float* p) { return _mm256_load_ps(p); }
 inline void store(float* p, Floats v) { _mm256_store_ps(p, v); }
-inline void store_any(float* p, Floats v) { _mm256_storeu_ps(p, v); }
 inline Ints same(int32_t v) { return _mm256_set1_epi32(v); }
 inline Floats same(float v) { return _mm256_set1_ps(v); }
 inline Ints zero() { return _mm256_setzero_si256(); }
@@ -346,11 +343,7 @@ void multiply_rows(const Product& p, int64_t first_row, int64_t end_row, Sums& s
       for (int b = 0; b < many; ++b)
         tiles<Block, C>(panels[b], p.quantized + (block + b) * p.columns, p.columns, out, block + b == 0);
     }
-  for (int64_t c = 0; c < p.columns; ++c)
-    for (int64_t row = first_row; row < end_row; row += lanes) {
-      const int64_t within = (row - first_row) % panel_rows;
-      store_any(p.out + c * p.out_stride + row, load(sums.values + (row - first_row - within) * p.columns + c * panel_rows + within));
-    }
+  hand_over<panel_rows>(p, first_row, end_row, sums);
 }
 
 void multiply(const Product& p, int64_t first_row, int64_t end_row, Sums& sums) {
@@ -371,13 +364,12 @@ void quantize(const Product& p, int64_t index) {
         column.q4.sum[j] = float(sum);
       }
     } else {
-      for (int j = 0; j < 16; ++j) {
+      for (int j = 0; j < 16; ++j)
 #if AYAEDGE_VNNI
         column.start[j] = -32 * sums[j];
 #else
         column.sum16[j] = int16_t(sums[j]);
 #endif
-      }
     }
   }
 }

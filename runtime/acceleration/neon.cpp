@@ -276,11 +276,7 @@ void multiply_rows(const Product& p, int64_t first_row, int64_t end_row, Sums& s
       for (int b = 0; b < many; ++b)
         tiles<Block, tile_columns>(panel[b], p.quantized + (block + b) * p.columns, p.columns, out, block + b == 0);
     }
-  for (int64_t c = 0; c < p.columns; ++c)
-    for (int64_t row = first_row; row < end_row; row += row_step) {
-      const float* from = sums.values + (row - first_row) * p.columns + c * row_step;
-      std::memcpy(p.out + c * p.out_stride + row, from, row_step * sizeof(float));
-    }
+  hand_over<row_step>(p, first_row, end_row, sums);
 }
 
 void multiply(const Product& p, int64_t first_row, int64_t end_row, Sums& sums) {

@@ -70,6 +70,16 @@ struct alignas(64) Sums {
   uint16_t weights[amx_weights];  // as bf16, for AMX
 };
 
+// Copies the finished sums of a task, in panels of so many rows, to where they belong.
+template <int panel>
+void hand_over(const Product& p, int64_t first_row, int64_t end_row, const Sums& sums) {
+  for (int64_t c = 0; c < p.columns; ++c)
+    for (int64_t row = first_row; row < end_row; row += panel) {
+      const float* from = sums.values + (row - first_row) * p.columns + c * panel;
+      std::memcpy(p.out + c * p.out_stride + row, from, panel * sizeof(float));
+    }
+}
+
 struct Kernel {
   const char* name;
   void (*quantize)(const Product&, int64_t column);  // and those behind it in its group
