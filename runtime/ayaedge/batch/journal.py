@@ -140,7 +140,7 @@ class Journal:
                     self._file.truncate(place)
                     break
                 try:
-                    self._note(_row(line), place)
+                    self._note(parse_row(line), place)
                 except ValueError as error:
                     raise InvalidOptionError(
                         f"line {number} of {path} is no row of a batch ({error}): name another file"
@@ -158,10 +158,10 @@ class Journal:
         assert self._path is not None
         with self._path.open("rb") as file:
             file.seek(place)
-            return _row(file.readline(_LONGEST_LINE))
+            return parse_row(file.readline(_LONGEST_LINE))
 
 
-def _row(line: bytes) -> BatchRow:
+def parse_row(line: bytes) -> BatchRow:
     """The row that a line says; ValueError if it says none."""
     given = parse_json(line)
     if not isinstance(given, dict) or "fingerprint" not in given:

@@ -72,23 +72,42 @@ class BatchOptions:
 
 
 @dataclass(frozen=True)
-class Work:
-    """How a model answers items: what the batch has for all of them."""
+class Wanted:
+    """What is asked about every item, whoever answers."""
 
     identity: bytes
     """Of the bundle."""
     prompt: str
     system: str | None
     options: AnswerOptions
-    ask: Callable[[str, Any], Waiting]
-    """A question about one image."""
-    complete: Callable[[Any], dict[str, Any]]
-    """A request in OpenAI's form."""
 
     def fingerprint(self, prompt: str | None) -> str:
         """SHA-256 of everything but the image that an answer depends on."""
         facts = (self.identity.hex(), self.system, prompt, None if prompt is None else _facts(self.options))
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def blank(self, item: BatchItem) -> tuple[BatchRow, AyaEdgeError | None]:
+        """The row of an item before it is asked, and why it cannot be."""
+        if item.request is not None:
+            sha = hashlib.sha256(json.dumps(item.request, sort_keys=True).encode()).hexdigest()
+            return BatchRow(None, None, item.custom_id, sha, self.fingerprint(None), None), None
+        prompt = item.question(self.prompt)
+        path = None if item.file is None else str(item.file)
+        row = BatchRow(path, item.page, item.custom_id, None, self.fingerprint(prompt), prompt)
+        try:
+            return replace(row, sha256=_digest(item.image)), None
+        except AyaEdgeError as error:
+            return row, error
+
+
+@dataclass(frozen=True)
+class Work(Wanted):
+    """How a model answers items: what the batch has for all of them."""
+
+    ask: Callable[[str, Any], Waiting]
+    """A question about one image."""
+    complete: Callable[[Any], dict[str, Any]]
+    """A request in OpenAI's form."""
 
 
 def _facts(options: AnswerOptions) -> str:
@@ -106,6 +125,43 @@ class _Asked:
     began: float = field(default_factory=time.perf_counter)
 
 
+class FailureRate:
+    """Rows of this run that failed, against what is allowed."""
+
+    def __init__(self, options: BatchOptions) -> None:
+        self._most, self._done, self._failed = options.max_error_rate, 0, 0
+
+    def count(self, row: BatchRow) -> None:
+        """Note a row that was computed; BatchError if too many have failed."""
+        self._done += 1
+        self._failed += row.error is not None
+        if self._done >= _JUDGED_FROM and self._failed > self._most * self._done:
+            raise BatchError(
+                f"{self._failed} of {self._done} rows failed, more than a max_error_rate of {self._most:g} allows; "
+                f"the last reason: {row.error}"
+            )
+
+
+def known_row(journal: Journal, blank: BatchRow) -> BatchRow | None:
+    """The answer that there is to a row, which is noted for this row too if it is another's."""
+    if blank.sha256 is None:
+        return None
+    row = journal.find(blank.identity)
+    if row is not None and row.error is None:
+        return row
+    same = journal.find_work(blank.work)
+    return None if same is None else copy_answer(journal, same, blank)
+
+
+def copy_answer(journal: Journal, same: BatchRow, blank: BatchRow) -> BatchRow:
+    """Note for a row the answer that another row has to the same work."""
+    copied = replace(
+        same, path=blank.path, custom_id=blank.custom_id, seconds=None, same_as=same.same_as or same.path
+    )
+    journal.append(copied)
+    return copied
+
+
 def run_batch(
     items: Iterable[Any], work: Work, journal: Path | None, options: BatchOptions
 ) -> Iterator[BatchRow]:
@@ -121,13 +177,13 @@ class _Run:
     def __init__(self, work: Work, journal: Journal, options: BatchOptions) -> None:
         self._work, self._journal, self._options = work, journal, options
         self._pending: deque[_Asked] = deque()
-        self._done = self._failed = 0
+        self._judge = FailureRate(options)
 
     def rows(self, items: Iterable[Any]) -> Iterator[BatchRow]:
         try:
             for given in items:
                 item = as_item(given)
-                blank, problem = self._blank(item)
+                blank, problem = self._work.blank(item)
                 if any(asked.row.work == blank.work for asked in self._pending):
                     yield from self._finish(0)  # the same again: its answer is copied
                 if (known := self._known(blank)) is not None:
@@ -146,34 +202,8 @@ class _Run:
                 if asked.handle is not None:
                     asked.handle.cancel()
 
-    def _blank(self, item: BatchItem) -> tuple[BatchRow, AyaEdgeError | None]:
-        """The row of an item before it is asked, and why it cannot be."""
-        if item.request is not None:
-            sha = hashlib.sha256(json.dumps(item.request, sort_keys=True).encode()).hexdigest()
-            return BatchRow(None, None, item.custom_id, sha, self._work.fingerprint(None), None), None
-        prompt = item.question(self._work.prompt)
-        path = None if item.file is None else str(item.file)
-        row = BatchRow(path, item.page, item.custom_id, None, self._work.fingerprint(prompt), prompt)
-        try:
-            return replace(row, sha256=_digest(item.image)), None
-        except AyaEdgeError as error:
-            return row, error
-
     def _known(self, blank: BatchRow) -> BatchRow | None:
-        """The answer that there is, which is noted for this row too if it is another's."""
-        if self._options.overwrite or blank.sha256 is None:
-            return None
-        row = self._journal.find(blank.identity)
-        if row is not None and row.error is None:
-            return row
-        same = self._journal.find_work(blank.work)
-        if same is None:
-            return None
-        copied = replace(
-            same, path=blank.path, custom_id=blank.custom_id, seconds=None, same_as=same.same_as or same.path
-        )
-        self._journal.append(copied)
-        return copied
+        return None if self._options.overwrite else known_row(self._journal, blank)
 
     def _start(self, item: BatchItem, blank: BatchRow, problem: AyaEdgeError | None) -> _Asked:
         if problem is not None:
@@ -194,14 +224,8 @@ class _Run:
             row = self._outcome(asked)
             self._journal.append(row)
             self._pending.popleft()
-            self._done += 1
-            self._failed += row.error is not None
             yield row
-            if self._done >= _JUDGED_FROM and self._failed > self._options.max_error_rate * self._done:
-                raise BatchError(
-                    f"{self._failed} of {self._done} rows failed, more than a max_error_rate of "
-                    f"{self._options.max_error_rate:g} allows; the last reason: {row.error}"
-                )
+            self._judge.count(row)
 
     def _outcome(self, asked: _Asked) -> BatchRow:
         attempts = 0
