@@ -1,9 +1,12 @@
-"""Programs that people use with any OpenAI base URL, against the real server: LangChain, and Simon Willison's `llm`."""
+"""Programs that people use with any OpenAI base URL, against the real server: LangChain, `llm`, docling."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +23,10 @@ def url() -> Iterator[str]:
         patch.setenv("LANGSMITH_TRACING", "false")
         with served() as server:
             yield server.url
+
+
+TESTS = Path(__file__).parents[2]
+DOCLING = "docling-slim[convert-core,format-docx]==2.143.0"
 
 
 class Cell(BaseModel):
@@ -60,3 +67,20 @@ def test_llm_asks_with_attachments_and_schemas(
     assert "".join(model.prompt(QUESTION, attachments=[image])) == "2675"
     shape = model.prompt("What shape?", attachments=[llm.Attachment(path=str(HEART))], schema=Cell)
     assert set(json.loads(shape.text())) == {"shape"}
+
+
+@pytest.mark.slow
+def test_docling_describes_the_pictures_of_a_document(url: str, tmp_path: Path) -> None:
+    """In an environment of its own, since it wants an older typer; its torch, which it only imports, is ours."""
+    installed = tmp_path / "docling"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--target", installed, DOCLING], check=True
+    )
+    packages = os.pathsep.join([str(installed), sysconfig.get_path("purelib")])
+    script, endpoint = TESTS / "docling_describing.py", f"{url}/v1/chat/completions"
+    described = subprocess.run(
+        [sys.executable, script, endpoint, tmp_path, "What shape?", HEART, HEART],
+        env={**os.environ, "PYTHONPATH": packages, "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(described.stdout) == ["heart", "heart"]
