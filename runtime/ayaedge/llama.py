@@ -83,6 +83,15 @@ def native_library(name: str, **signatures: tuple[Any, list[Any]]) -> Any:
     return native
 
 
+def has_vulkan() -> bool:
+    """Whether this build can use Vulkan; no driver is loaded to find that out."""
+    library()
+    from llama_cpp import llama_cpp
+
+    files = Path(llama_cpp.__file__).parent.glob("lib/*ggml-vulkan.*")
+    return any(files) or hasattr(llama_cpp._lib, "ggml_backend_vk_reg")
+
+
 def _loaded(name: str) -> Any:
     """A new object for what is loaded already: opening a file by its name could load a second copy of it."""
     from llama_cpp import _ctypes_extensions as extensions

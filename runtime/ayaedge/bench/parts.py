@@ -25,6 +25,7 @@ from ayaedge import llama, ort
 from ayaedge.bench.limits import graph_work
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.cache.options import CacheOptions, prepared_graphs
+from ayaedge.cache.verified import verified
 from ayaedge.decoder.acceleration import kernel_of
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.kernel_trial import settle_acceleration
@@ -33,6 +34,7 @@ from ayaedge.decoder.sampling import Sampler, SamplingOptions
 from ayaedge.errors import BackendError
 from ayaedge.hardware.machine import usable_threads
 from ayaedge.model import AyaVision
+from ayaedge.planning.device_check import check_devices, uses_devices
 from ayaedge.planning.placement import resolve
 from ayaedge.text.text_stream import TextStream
 from ayaedge.vision.encoder import VisionEncoder
@@ -144,9 +146,11 @@ def _load(bundle: Bundle, threads: int | None) -> AyaVision:
 
 
 def _options(bundle: Bundle, threads: int | None) -> tuple[DecoderOptions, VisionOptions]:
-    """What a loaded model would use: this machine's tuned settings, where there are any, and its devices."""
+    """What a loaded model would use: this machine's tuned settings, where there are any, and devices that are right."""
     cache = CacheOptions()
     placed = resolve(bundle, "auto", DecoderOptions(threads=threads), VisionOptions(threads=threads), cache)
+    if uses_devices(bundle, placed):
+        placed = check_devices(verified(bundle, cache.root), placed, cache.root)
     return settle_acceleration(placed.decoder, cache.root), placed.vision
 
 

@@ -148,6 +148,7 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 def collect() -> Facts:
     """Ask the system and the libraries, and measure; takes about a second."""
+    tried = [str(verdict) for verdict in known_verdicts(cache_directory())]  # first: it keeps bad drivers off
     return Facts(
         system=platform.system(),
         processor=machine.processor(),
@@ -161,7 +162,7 @@ def collect() -> Facts:
         telemetry=ort.loaded_before,
         cache=_cache(),
         speed=Speed(machine.read_bandwidth(), machine.gemm_peak()),
-        devices_tried=[str(verdict) for verdict in known_verdicts(cache_directory())],
+        devices_tried=tried,
         acceleration=judge(DecoderOptions(), cache_directory()),
     )
 

@@ -136,6 +136,8 @@ def _cost_table(cost: QuestionCost) -> Table:
     table.add_row("prompt", f"{cost.prompt_tokens} of {cost.context} tokens of context")
     if cost.gpu is not None:
         table.add_row("graphics memory", f"{cost.gpu.reason}; {size_text(cost.gpu.bytes_used)} used")
+    for tried in cost.devices:
+        table.add_row("tried here", tried)
     memory = cost.memory
     for name, size in (
         ("decoder's weights", memory.decoder), ("KV cache", memory.kv_cache), ("decoder's work space", memory.work),

@@ -69,6 +69,8 @@ class QuestionCost:
     answer_tokens_per_second: float | None
     gpu: GpuPlan | None = None
     """What goes to graphics memory; `memory` is the rest."""
+    devices: tuple[str, ...] = ()
+    """What is known here of each device that it would use, in the words of `ayaedge doctor`."""
 
     pictures = earlier_name("pictures", "images")
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ayaedge.bundle import Bundle
 from ayaedge.decoder.device_trial import try_layers
-from ayaedge.decoder.options import DecoderOptions
 from ayaedge.decoder.weights import choose_layers
 from ayaedge.errors import AyaEdgeError, BackendError
+from ayaedge.hardware.driver_trial import settle_drivers
 from ayaedge.hardware.drivers import driver_identity
 from ayaedge.hardware.probes import Result, Verdicts, probe
 from ayaedge.hardware.vision_devices import choose_vision, vision_devices
@@ -62,36 +62,66 @@ class DeviceVerdict:
         return f"{self.half} on {self.device}: right, {self.gain:.2g} x the CPU{slower}"
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """One half on a device, as it would be tried."""
+
+    half: str
+    device: str
+    about: str
+    """What decides about the outcome beside the driver."""
+    named: bool
+    """Whether the device was asked for by name."""
+    attempt: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+    @property
+    def setting(self) -> str:
+        return f"{SETTING}{self.half} {self.device} {self.about} {driver_identity()}"
+
+
 def check_devices(bundle: Bundle, placed: Placement, directory: Path | None) -> Placement:
     """`placed` without the devices that do not work here, or are slower than the processor and were not named.
 
     What is not known yet is tried in a child; it is remembered in the cache's `directory`, or by this process.
     BackendError for a device that was named and is not right.
     """
-    placed = replace(placed, decoder=_checked_decoder(bundle, placed, directory))
-    device = placed.vision.device or "auto"
-    if device == "cpu" or not bundle.manifest.gpu_graphs:
-        return placed
-    found = choose_vision(device, vision_devices())[:1]
-    for chosen in found:
-        about = f"{chosen.name} {chosen.description} {chosen.version}, {sorted(bundle.manifest.gpu_graphs)}"
-        verdict = _verdict(
-            "vision",
-            chosen.name,
-            f"{about}, {bundle.hashes}",
-            directory,
-            try_tower,
-            str(bundle.directory),
-            chosen.name,
-        )
-        if not _accepts(verdict, named=device != "auto"):
-            return replace(placed, vision=replace(placed.vision, device="cpu"))
+    for trial in _trials(bundle, placed):
+        if not _accepts(_verdict(trial, directory), named=trial.named):
+            placed = _without(placed, trial.half)
     return placed
+
+
+def recall_devices(bundle: Bundle, placed: Placement, directory: Path | None) -> tuple[Placement, list[str]]:
+    """`placed` as `check_devices` would leave it by what is remembered, and a sentence for each device.
+
+    Nothing is tried: a device that was not tried here yet stays. Errors as `check_devices`.
+    """
+    said = []
+    for trial in _trials(bundle, placed):
+        known = Verdicts(directory).recall(trial.setting)
+        if known is None:
+            said.append(f"{trial.half} on {trial.device}: not tried yet: the first question will")
+            continue
+        verdict = _judged(trial.half, trial.device, known)
+        said.append(str(verdict))
+        if not _accepts(verdict, named=trial.named):
+            placed = _without(placed, trial.half)
+    return placed, said
+
+
+def uses_devices(bundle: Bundle, placed: Placement) -> bool:
+    """Whether a half would run on a device; that alone needs a bundle that was verified, for `check_devices`."""
+    device = placed.vision.device or "auto"
+    on_gpu = bundle.manifest.gpu_graphs and device != "cpu" and choose_vision(device, vision_devices())
+    return bool(placed.decoder.gpu_layers or on_gpu)
 
 
 def known_verdicts(directory: Path | None) -> list[DeviceVerdict]:
     """What is remembered of devices on this machine as it is now, for any bundle."""
     found, today = [], driver_identity()
+    if fault := settle_drivers(directory):
+        found.append(DeviceVerdict("Vulkan", "decoder", fault=fault))
     for setting, result in Verdicts(directory).known(SETTING):
         if not setting.endswith(today):
             continue
@@ -100,21 +130,35 @@ def known_verdicts(directory: Path | None) -> list[DeviceVerdict]:
     return sorted(set(found), key=str)
 
 
-def _checked_decoder(bundle: Bundle, placed: Placement, directory: Path | None) -> DecoderOptions:
+def _trials(bundle: Bundle, placed: Placement) -> Iterator[_Trial]:
+    """Of each half that would not run on the processor."""
     options = placed.decoder
-    if not options.gpu_layers:
-        return options
-    named = options.device not in (None, "auto") or placed.gpu is None
-    layers, gpus = choose_layers(bundle.decoder_path, options)
-    device = ",".join(gpu.name for gpu in gpus)
-    tried = replace(options, gpu_layers=layers)
-    facts = [(gpu.name, gpu.description) for gpu in gpus]
-    formats = (layers, options.cache_type, options.value_type, options.uses_flash, options.rows_at_once)
-    about = f"{facts} {formats} {bundle.hashes[bundle.decoder_path.name]}"
-    verdict = _verdict(
-        "decoder", device, about, directory, try_layers, str(bundle.directory), dataclasses.asdict(tried)
-    )
-    return options if _accepts(verdict, named=named) else replace(options, gpu_layers=0)
+    if options.gpu_layers:
+        layers, gpus = choose_layers(bundle.decoder_path, options)
+        facts = [(gpu.name, gpu.description) for gpu in gpus]
+        formats = (layers, options.cache_type, options.value_type, options.uses_flash, options.rows_at_once)
+        yield _Trial(
+            "decoder", ",".join(gpu.name for gpu in gpus),
+            f"{facts} {formats} {bundle.hashes[bundle.decoder_path.name]}",
+            options.device not in (None, "auto") or placed.gpu is None,
+            try_layers, (str(bundle.directory), dataclasses.asdict(replace(options, gpu_layers=layers))),
+        )  # fmt: skip
+    device = placed.vision.device or "auto"
+    if device == "cpu" or not bundle.manifest.gpu_graphs:
+        return
+    for chosen in choose_vision(device, vision_devices())[:1]:
+        about = f"{chosen.name} {chosen.description} {chosen.version}, {sorted(bundle.manifest.gpu_graphs)}"
+        yield _Trial(
+            "vision", chosen.name, f"{about}, {bundle.hashes}", device != "auto",
+            try_tower, (str(bundle.directory), chosen.name),
+        )  # fmt: skip
+
+
+def _without(placed: Placement, half: str) -> Placement:
+    """With this half on the processor."""
+    if half == "decoder":
+        return replace(placed, decoder=replace(placed.decoder, gpu_layers=0))
+    return replace(placed, vision=replace(placed.vision, device="cpu"))
 
 
 def _accepts(verdict: DeviceVerdict, *, named: bool) -> bool:
@@ -129,21 +173,21 @@ def _accepts(verdict: DeviceVerdict, *, named: bool) -> bool:
     return False
 
 
-def _verdict(
-    half: str, device: str, about: str, directory: Path | None, attempt: Callable[..., Any], *arguments: Any
-) -> DeviceVerdict:
-    verdicts, setting = Verdicts(directory), f"{SETTING}{half} {device} {about} {driver_identity()}"
-    result = verdicts.recall(setting)
+def _verdict(trial: _Trial, directory: Path | None) -> DeviceVerdict:
+    verdicts = Verdicts(directory)
+    result = verdicts.recall(trial.setting)
     if result is None:
-        logger.info("%s was never tried for the %s here: trying it in a process of its own", device, half)
+        logger.info(
+            "%s was never tried for the %s here: trying it in a process of its own", trial.device, trial.half
+        )
         try:
-            result = probe(attempt, *arguments, seconds=_SECONDS)
+            result = probe(trial.attempt, *trial.arguments, seconds=_SECONDS)
         except AyaEdgeError as error:
             result = Result({"refused": str(error)})
         if (result.death or "").startswith(_LATE):
             result = Result({"refused": result.death})  # it would be late again
-        verdicts.remember(setting, result, value=result.value)
-    return _judged(half, device, result)
+        verdicts.remember(trial.setting, result, value=result.value)
+    return _judged(trial.half, trial.device, result)
 
 
 def _judged(half: str, device: str, result: Result) -> DeviceVerdict:

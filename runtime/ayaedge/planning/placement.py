@@ -9,9 +9,10 @@ from ayaedge.bundle import Bundle
 from ayaedge.cache.options import NO_CACHE, CacheOptions
 from ayaedge.decoder.gguf_header import read_figures
 from ayaedge.decoder.options import DecoderOptions
-from ayaedge.errors import InvalidOptionError
+from ayaedge.errors import BackendError, InvalidOptionError
 from ayaedge.files import can_read
 from ayaedge.hardware.devices import Device, Gpu, choose_decoder, decoder_gpus
+from ayaedge.hardware.driver_trial import settle_drivers
 from ayaedge.hardware.vision_devices import choose_vision, vision_devices
 from ayaedge.planning.costs import cache_element_bytes
 from ayaedge.planning.gpu_plan import GpuPlan, plan_gpu
@@ -48,10 +49,13 @@ def resolve(
 
     `device` counts where they leave it open. As many layers of the decoder go to graphics memory as it holds; the
     vision tower follows if it fits beside, or if its own options name a device, whose memory is set aside first.
-    InvalidOptionError if a device that was named is missing.
+    InvalidOptionError if a device that was named is missing, BackendError if its driver cannot be loaded.
     """
     decoder, vision = decoder or DecoderOptions(), vision or VisionOptions()
     root = cache.root
+    fault = settle_drivers(root)
+    if fault and (decoder.device or device) == "vulkan":
+        raise BackendError(f"vulkan does not work on this machine: {fault}; choose another device, or cpu")
     known = root is not None and can_read(root / MACHINE)
     profile = load_profile(profile_path(root, bundle)) if root and known else None
     decoder = profile.apply(decoder) if profile else decoder

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from ayaedge.bundle import Bundle
 from ayaedge.cache.options import CacheOptions
+from ayaedge.cache.verified import verified
 from ayaedge.decoder.gguf_header import read_figures
 from ayaedge.decoder.options import DecoderOptions, repacks_by_default
 from ayaedge.decoder.vocabulary import open_vocabulary
@@ -16,7 +18,8 @@ from ayaedge.hardware.machine import memory
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.images.tile_budget import TileChoice, image_cost, tiles_within
 from ayaedge.planning.costs import ANSWER_ROOM, QuestionCost, memory_cost, question_cost, without_gpu_part
-from ayaedge.planning.placement import resolve
+from ayaedge.planning.device_check import recall_devices, uses_devices
+from ayaedge.planning.placement import Placement, resolve
 from ayaedge.text.prompt import Message, PromptBuilder
 from ayaedge.vision.session import VisionOptions
 
@@ -37,7 +40,7 @@ def plan_question(
     Times are known where the bundle was measured before; the policy `auto` cannot choose without them and raises
     AyaEdgeError. Nothing of the prompt is taken as known.
     """
-    placed = resolve(bundle, device, decoder, vision, cache or CacheOptions())
+    placed, tried = _placed(bundle, device, decoder, vision, cache or CacheOptions())
     manifest, options, profile = bundle.manifest, placed.decoder, placed.profile
 
     def speeds() -> Speeds:
@@ -74,7 +77,27 @@ def plan_question(
     if gpu is not None:
         needed = without_gpu_part(needed, figures, gpu)
     measured = profile.speeds if profile else None
-    return question_cost(images, len(prompt.ids), needed, memory(), context=context, speeds=measured, gpu=gpu)
+    cost = question_cost(images, len(prompt.ids), needed, memory(), context=context, speeds=measured, gpu=gpu)
+    return replace(cost, devices=tuple(tried))
+
+
+def _placed(
+    bundle: Bundle,
+    device: Device,
+    decoder: DecoderOptions | None,
+    vision: VisionOptions | None,
+    cache: CacheOptions,
+) -> tuple[Placement, list[str]]:
+    """Where both halves would run by all that is remembered of devices, and what that is."""
+    placed = resolve(bundle, device, decoder, vision, cache)
+    if not uses_devices(bundle, placed):
+        return placed, []
+    known, said = recall_devices(verified(bundle, cache.root), placed, cache.root)
+    if known != placed:  # what is left alone takes no graphics memory
+        placed = resolve(
+            bundle, device, decoder if known.decoder.gpu_layers else known.decoder, known.vision, cache
+        )
+    return placed, said
 
 
 @contextmanager

@@ -11,17 +11,27 @@ from typing import Any
 
 import pytest
 
-from ayaedge import AyaVision, BundleError, CacheOptions, DecoderOptions, InvalidOptionError, VisionOptions
+from ayaedge import (
+    AyaVision,
+    BackendError,
+    BundleError,
+    CacheOptions,
+    DecoderOptions,
+    InvalidOptionError,
+    VisionOptions,
+)
 from ayaedge.bundle import Bundle, demo_bundle, read_bundle
 from ayaedge.decoder import decoder as decoder_module
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.gguf_header import DecoderFigures
 from ayaedge.decoder.weights import Weights
 from ayaedge.hardware.devices import Gpu
+from ayaedge.hardware.probes import Result
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.hardware.vision_devices import VisionDevice
 from ayaedge.manifest import FileInfo
 from ayaedge.planning import placement
+from ayaedge.planning.device_check import check_devices, known_verdicts
 from ayaedge.planning.placement import resolve
 from ayaedge.planning.profile import Profile, Settings, profile_path, save_profile
 from ayaedge.planning.question_plan import plan_question
@@ -34,6 +44,7 @@ LARGE = DecoderFigures(
 )  # fmt: skip
 """Aya Vision 8B as q4_k_m."""
 DEMO = read_bundle(demo_bundle())
+EIGHT = Gpu("CUDA0", "made up", "cuda", 9 * 10**9, 8 * 10**9)
 
 
 @pytest.fixture
@@ -116,7 +127,10 @@ def test_what_was_tuned_is_filled_in_before_devices(
 
 def test_one_module_alone_reads_profiles_and_asks_for_graphics_processors() -> None:
     root = Path(placement.__file__).parents[1]
-    for name, callers in {"load_profile": set(), "decoder_gpus": {"weights", "doctor"}}.items():
+    for name, callers in {
+        "load_profile": set(),
+        "decoder_gpus": {"weights", "doctor", "driver_trial"},
+    }.items():
         texts = {path.stem: path.read_text("utf-8") for path in root.rglob("*.py")}
         found = {stem for stem, text in texts.items() if re.search(rf"(?<!def )\b{name}\(", text)}
         assert found == {"placement"} | callers
@@ -211,8 +225,10 @@ def test_a_plan_shows_what_goes_to_graphics_memory(
 ) -> None:
     made_up(monkeypatch, 8)
     monkeypatch.setattr("ayaedge.planning.question_plan.read_figures", lambda _: LARGE)
+    monkeypatch.setattr("ayaedge.planning.device_check.choose_layers", lambda *_: (33, [EIGHT]))
     cache = CacheOptions(directory=tmp_path)
     gpu = plan_question(portable, [(640, 480)], cache=cache)
+    assert gpu.devices == ("decoder on CUDA0: not tried yet: the first question will",)
     assert gpu.gpu is not None
     assert (gpu.gpu.layers, gpu.gpu.vision) == (33, False)
     cpu = plan_question(portable, [(640, 480)], device="cpu", cache=cache)
@@ -220,3 +236,33 @@ def test_a_plan_shows_what_goes_to_graphics_memory(
     assert gpu.memory.decoder == LARGE.other_bytes
     assert cpu.memory.decoder == LARGE.weight_bytes
     assert gpu.memory.vision == cpu.memory.vision > 1_208_000_000
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (Result({"kl": 1e-7, "gain": 3.0}), "decoder on CUDA0: right, 3 x the CPU"),
+        (Result({"kl": 1e-7, "gain": 0.5}), "decoder on CUDA0: right, 0.5 x the CPU: left alone by auto"),
+        (
+            Result(death="SIGABRT"),
+            "decoder on CUDA0: it ended the process that tried it (SIGABRT): left alone",
+        ),
+    ],
+    ids=["right", "slow", "dead"],
+)
+def test_a_plan_knows_what_was_tried_in_the_words_of_doctor(
+    portable: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, result: Result, said: str
+) -> None:
+    made_up(monkeypatch, 8)
+    monkeypatch.setattr("ayaedge.planning.question_plan.read_figures", lambda _: LARGE)
+    monkeypatch.setattr("ayaedge.planning.device_check.choose_layers", lambda *_: (33, [EIGHT]))
+    monkeypatch.setattr("ayaedge.planning.device_check.probe", lambda *_, seconds: result)
+    cache = CacheOptions(directory=tmp_path)
+    check_devices(portable, resolve(portable, cache=cache), cache.root)
+    cost = plan_question(portable, [(640, 480)], cache=cache)
+    assert cost.devices == (said,) == tuple(map(str, known_verdicts(cache.root)))
+    assert (cost.gpu is None) == ("left alone" in said)
+    assert cost.memory.decoder == (LARGE.weight_bytes if cost.gpu is None else LARGE.other_bytes)
+    if result.death:
+        with pytest.raises(BackendError, match="ended the process"):
+            plan_question(portable, [(640, 480)], device="cuda", cache=cache)
