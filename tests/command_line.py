@@ -8,10 +8,13 @@ import signal
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from ayaedge.cli.main import main
+import typer.main
+
+from ayaedge.cli.main import app, main
 
 
 @dataclass(frozen=True)
@@ -47,3 +50,10 @@ def signal_handlers() -> dict[signal.Signals, Any]:
     """Handlers that a command replaces by its own, or has none of from its end on."""
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     return {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+
+
+@cache
+def commands() -> dict[str, Any]:
+    """Every command as typer makes it, by its name."""
+    group: Any = typer.main.get_command(app)
+    return {name: group.get_command(None, name) for name in group.list_commands(None)}

@@ -17,14 +17,13 @@ from typing import Any
 import pytest
 import test_offline
 import test_rooms
-import typer
 
 import ayaedge
 import ayaedge_export
 import command_line
 from ayaedge.cli.chat_commands import COMMANDS
-from ayaedge.cli.main import app
 from ayaedge.options import AnswerKeywords, answer_options
+from command_line import commands
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -199,12 +198,6 @@ def test_a_drawing_names_modules_that_are_there(image: str) -> None:
     known = {path.with_suffix("").parts for path in SOURCES} | {path.parent.parts for path in SOURCES}
     assert len(stems) > 10
     assert [stem for stem in stems if not any(parts[-len(stem) :] == tuple(stem) for parts in known)] == []
-
-
-def commands() -> dict[str, Any]:
-    """Every command as typer makes it, by its name."""
-    group: Any = typer.main.get_command(app)
-    return dict(group.commands)
 
 
 def sections(page: Path) -> dict[str, str]:

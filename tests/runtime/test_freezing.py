@@ -36,7 +36,7 @@ def test_pyinstaller_finds_the_hooks_through_the_package() -> None:
     assert getattr(import_module(module), function)() == [str(HOOKS)]
     assert {path.stem for path in HOOKS.glob("hook-*.py")} == {
         f"hook-{package}"
-        for package in ("ayaedge", "ayaedge_quant", "llama_cpp", "llguidance", "onnxruntime")
+        for package in ("ayaedge", "ayaedge.cli", "ayaedge_quant", "llama_cpp", "llguidance", "onnxruntime")
     }
 
 
@@ -50,6 +50,7 @@ def test_a_program_gets_the_demonstration_model_our_kernels_and_what_is_loaded_l
     )
     assert not any(name.startswith(("ayaedge.cli", "ayaedge.server")) for name in found["hiddenimports"])
     assert FRAMEWORKS | {"ayaedge_export"} <= set(found["excludedimports"])
+    assert {"ayaedge.cli.ask", "ayaedge.cli.export"} <= set(hook("ayaedge.cli")["hiddenimports"])
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,18 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import pytest
 
 from ayaedge import AnswerKeywords, AyaVision, InvalidOptionError
-from ayaedge.cli.main import app
 from ayaedge.cli.options import SamplingFlags, TileFlags
 from ayaedge.decoder.sampling import SamplingKeywords, SamplingOptions
 from ayaedge.images.tile_budget import TileKeywords
 from ayaedge.openai.options import parse_options
 from ayaedge.options import AnswerOptions, answer_options
+from command_line import commands
 
 SAMPLING: dict[str, Any] = {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "min_p": 0.25, "seed": 1}
 
 
 def flags(name: str) -> set[str]:
-    (command,) = (one for one in app.registered_commands if (one.name or one.callback.__name__) == name)  # type: ignore[union-attr]
-    assert command.callback is not None
-    return set(command.callback.__annotations__)
+    return {parameter.name for parameter in commands()[name].params}
 
 
 def test_keywords_and_flags_of_sampling_are_the_fields_of_its_options() -> None:

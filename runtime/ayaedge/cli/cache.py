@@ -22,7 +22,9 @@ from ayaedge.files import forget_abandoned, matching, not_own
 from ayaedge.planning.profile import MACHINE
 
 app = typer.Typer(
-    no_args_is_help=True, help="Look after what is kept of images and prompts; only you can read it."
+    help="Look after what is kept of images and prompts; only you can read it.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 

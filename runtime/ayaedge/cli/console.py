@@ -29,7 +29,6 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from ayaedge.cache.verified import HASHING
 from ayaedge.errors import printable
 
 
@@ -193,6 +192,8 @@ class _ConsoleHandler(logging.Handler):
 
 def show_messages(level: int) -> None:
     """Write what ayaedge and its libraries say to stderr, from this level of `logging` on."""
+    from ayaedge.cache.verified import HASHING  # numpy: a third of the start of what shows none
+
     handler = _ConsoleHandler()
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     logger = logging.getLogger("ayaedge")

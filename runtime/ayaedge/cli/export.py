@@ -25,6 +25,7 @@ from ayaedge.cli.console import (
     write_json,
     write_json_text,
 )
+from ayaedge.cli.info import BundleArgument
 from ayaedge.errors import BundleError, InvalidOptionError, MissingExtraError, list_faults
 from ayaedge.model import AyaVision
 
@@ -44,7 +45,6 @@ TensorTypes = Annotated[
 OutputType = Annotated[
     str | None, typer.Option("--output-type", help="Type of the embeddings, which are the output head too.")
 ]
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle directory.")]
 
 
 Checkpoint = Annotated[

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import signal
 import sys
@@ -11,56 +10,48 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from ayaedge import Answer, AyaEdgeError, AyaVision, Timings, __version__
-from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.cli import export as exporting
-from ayaedge.cli.batch import batch
-from ayaedge.cli.bench import bench
-from ayaedge.cli.cache import app as cache_app
-from ayaedge.cli.chat import chat
-from ayaedge.cli.console import (
-    JsonFlag,
-    print_error,
-    print_warning,
-    show_messages,
-    size_text,
-    stderr,
-    step_progress,
-    write,
-    write_json,
-    write_json_text,
-    write_line,
-)
-from ayaedge.cli.doctor import doctor
-from ayaedge.cli.export import BundleArgument
-from ayaedge.cli.mcp import mcp
-from ayaedge.cli.options import (
-    ChoiceOption,
-    GrammarOption,
-    ImageOption,
-    JsonSchemaOption,
-    LoadingFlags,
-    ModelOption,
-    SamplingFlags,
-    StopOption,
-    TileFlags,
-    grammar_of,
-    schema_of,
-    takes_flags,
-)
-from ayaedge.cli.plan import plan, tune
-from ayaedge.cli.serve import serve
-from ayaedge.errors import printable
+from ayaedge import __version__
+from ayaedge.cli.console import print_error, print_warning, stderr, write
+from ayaedge.errors import AyaEdgeError, printable
+
+_COMMANDS = {
+    "ask": "ask:ask",
+    "info": "info:info",
+    "chat": "chat:chat",
+    "batch": "batch:batch",
+    "serve": "serve:serve",
+    "mcp": "mcp:mcp",
+    "plan": "plan:plan",
+    "tune": "plan:tune",
+    "doctor": "doctor:doctor",
+    "bench": "bench:bench",
+    "export": "export:export",
+    "verify": "export:verify",
+    "calibrate": "export:calibrate",
+    "eval": "export:evaluate",
+    "cache": "cache:app",
+}
+"""Every command, and where it is: module and name."""
 
 
 class _Commands(TyperGroup):
-    """All commands; a wrong use may quote whatever was given."""
+    """All commands, each loaded when it is used; a wrong use may quote whatever was given."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._loaded: dict[str, Any] = dict.fromkeys(_COMMANDS)
+        self.commands = self._loaded  # whose names are what is proposed instead of a wrong one
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - click calls it so
+        if cmd_name in _COMMANDS and self._loaded[cmd_name] is None:
+            self._loaded[cmd_name] = _load(cmd_name)
+        return self._loaded.get(cmd_name)
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         with _printable_uses():
@@ -69,6 +60,18 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _printable_uses():
             return super().invoke(ctx)
+
+
+def _load(name: str) -> Any:
+    module, _, what = _COMMANDS[name].partition(":")
+    found = getattr(import_module(f"ayaedge.cli.{module}"), what)
+    if not isinstance(found, typer.Typer):
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        alone.command(name)(found)
+        found = alone
+    command = typer.main.get_command(found)
+    command.name = name
+    return command
 
 
 @contextmanager
@@ -139,131 +142,3 @@ def _options(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None: ...
-
-
-@app.command()
-@takes_flags
-def ask(
-    question: Annotated[str, typer.Argument(help="What to ask.")],
-    model: ModelOption = None,
-    image: ImageOption = None,
-    system: Annotated[
-        str | None, typer.Option("-s", "--system", help="Instruction before the question.")
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option("-n", "--max-tokens", help="Most tokens of the answer.")
-    ] = None,
-    *,
-    sampling: SamplingFlags,
-    tiles: TileFlags,
-    loading: LoadingFlags,
-    stop: StopOption = None,
-    json_schema: JsonSchemaOption = None,
-    grammar: GrammarOption = None,
-    choice: ChoiceOption = None,
-    as_json: JsonFlag = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the libraries' messages.")] = False,
-) -> None:
-    """Ask a question about one or more images, or without any."""
-    show_messages(logging.DEBUG if verbose else logging.WARNING)
-    if model is None:
-        stderr.print(
-            "Using the small demonstration model that ships with ayaedge: it only knows coloured shapes and numbers.\n"
-            "For the real one: ayaedge export CHECKPOINT, then -m BUNDLE.",
-            style="dim",
-        )
-    with loading.load(model, verbose=verbose) as loaded:
-        with step_progress() as on_progress:
-            stream = loaded.stream(
-                question, images=image or [], system=system, max_tokens=max_tokens, on_progress=on_progress,
-                stop=stop or (), grammar=grammar_of(grammar), choices=choice, response_format=schema_of(json_schema),
-                **tiles.keywords(), **sampling.keywords(),
-            )  # fmt: skip
-            first = next(stream, "")
-        for piece in chain([first], stream):
-            if not as_json:
-                write(piece)
-        _finish_answer(loaded, stream.answer, as_json=as_json, verbose=verbose)
-
-
-@app.command()
-def info(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
-    """Show what a bundle is and what it holds."""
-    opened = read_bundle(bundle)
-    if as_json:
-        write_json_text(opened.manifest.to_json())
-        return
-    for name, value in _facts(opened):
-        write_line(f"{name:<13} {value}")
-
-
-for _command in (
-    chat,
-    batch,
-    serve,
-    mcp,
-    plan,
-    tune,
-    doctor,
-    bench,
-    exporting.export,
-    exporting.verify,
-    exporting.calibrate,
-):
-    app.command()(_command)
-app.command("eval")(exporting.evaluate)
-app.add_typer(cache_app, name="cache")
-
-
-def _finish_answer(model: AyaVision, answer: Answer, *, as_json: bool, verbose: bool) -> None:
-    if as_json:
-        write_json({"model": model.bundle.name, **answer.to_dict()})
-        return
-    write("\n")
-    if verbose:
-        usage, timings = answer.usage, answer.timings
-        stderr.print(
-            f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of images, tiles {list(usage.tiles)}; "
-            f"{usage.cached_tokens} known), "
-            f"{usage.completion_tokens} answered; vision {timings.vision:.2f} s, prefill {timings.prefill:.2f} s"
-            f"{_accelerated(timings)}, "
-            f"first token after {timings.first_token:.2f} s"
-            f"{_predicted(timings)}, decode {timings.decode:.2f} s",
-            style="dim",
-        )
-        for number, image in enumerate(usage.images, 1):
-            stderr.print(f"image {number}: {image}", style="dim")
-
-
-def _predicted(timings: Timings) -> str:
-    return "" if timings.predicted is None else f" ({timings.predicted:.2f} s were predicted)"
-
-
-def _accelerated(timings: Timings) -> str:
-    return "" if timings.acceleration == "off" else f" ({timings.acceleration})"
-
-
-def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
-    manifest = bundle.manifest
-    tiling, decoder = manifest.tiling, manifest.decoder
-    yield "bundle", f"{bundle.name} (format {manifest.format_version}, {size_text(bundle.size)})"
-    yield "made from", f"{manifest.source.name}: {manifest.source.parameters / 1e6:,.1f} M parameters"
-    yield "licence", manifest.source.license
-    yield (
-        "vision",
-        f"{manifest.formats.vision}, tiles of {tiling.tile_size} px, at most {tiling.max_tiles} and a thumbnail",
-    )
-    yield "image tokens", f"{manifest.image_prompt.tokens_per_tile} for each tile"
-    layers = f"{decoder.num_layers} layers of {decoder.hidden_size}"
-    window = f", window {decoder.sliding_window}" if decoder.sliding_window else ""
-    yield "decoder", f"{manifest.formats.decoder}, {decoder.architecture}, {layers}{window}"
-    if decoder.logit_scale is not None:
-        yield "logit scale", f"{decoder.logit_scale:g}"
-    if manifest.formats.adjustments:
-        yield "adjusted by", ", ".join(manifest.formats.adjustments)
-    for name, value in manifest.parity.items():
-        yield "figure", f"{name}: {value:.3g}"
-    yield "context", f"{decoder.context_length} tokens"
-    for name, info in manifest.files.items():
-        yield name, f"{size_text(info.size)}, SHA-256 {info.sha256}"
-    yield "written by", ", ".join(f"{name} {version}" for name, version in manifest.created_by.items())

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-import click
 import pytest
-import typer.main
 
-import ayaedge
+import ayaedge as runtime
 import ayaedge_export
 from ayaedge import ContextLengthError
 from ayaedge.cli.console import FLAGS, with_flags
-from ayaedge.cli.main import app
+from command_line import ayaedge, commands
 
-ROOTS = [Path(package.__file__).parent for package in (ayaedge, ayaedge_export)]
+ROOTS = [Path(package.__file__).parent for package in (runtime, ayaedge_export)]
 
 
-def flags(command: click.Command) -> Iterator[str]:
-    for option in command.params:
-        yield from option.opts + option.secondary_opts
-    for inner in getattr(command, "commands", {}).values():
-        yield from flags(inner)
+@cache
+def flags() -> set[str]:
+    """Every option and command of the command line."""
+    groups = [getattr(command, "commands", {"": command}) for command in commands().values()]
+    parameters = [one for group in groups for command in group.values() for one in command.params]
+    return {text for one in parameters for text in one.opts + one.secondary_opts}
 
 
 def sentences() -> Iterator[tuple[Path, str]]:
@@ -41,7 +43,7 @@ def sentences() -> Iterator[tuple[Path, str]]:
 
 
 def test_only_the_command_line_speaks_of_flags() -> None:
-    known = {flag for flag in flags(typer.main.get_command(app)) if flag.startswith("-")}
+    known = {flag for flag in flags() if flag.startswith("-")}
     assert {"--max-tiles", "-c"} < known
     found = [
         (path.name, text)
@@ -54,7 +56,7 @@ def test_only_the_command_line_speaks_of_flags() -> None:
 @pytest.mark.parametrize("name", FLAGS)
 def test_every_advice_that_has_a_flag_is_given_and_every_flag_exists(name: str) -> None:
     assert any(name in text for _, text in sentences())
-    known = set(flags(typer.main.get_command(app))) | {"ayaedge"}
+    known = flags() | {"ayaedge"}
     assert FLAGS[name].split()[0] in known
 
 
@@ -62,3 +64,18 @@ def test_advice_is_repeated_in_flags() -> None:
     error = ContextLengthError(needed=9, available=5, image_tokens=7)
     assert with_flags(str(error)).endswith("raise context_size (on the command line: -c N, --max-tiles N)")
     assert with_flags("my_max_tiles.png is no image") == "my_max_tiles.png is no image"
+
+
+def test_what_one_command_needs_is_not_loaded_for_another() -> None:
+    code = (
+        "import atexit, sys; sys.argv[1:] = ['--version']; atexit.register(lambda: print(*sys.modules))\n"
+        "from ayaedge.cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert {"numpy", "PIL", "ayaedge.bundle"}.isdisjoint(done.stdout.split())
+
+
+def test_a_wrong_command_is_answered_with_the_right_one() -> None:
+    done = ayaedge("aks")
+    assert done.returncode == 2
+    assert "Did you mean 'ask'?" in done.stderr
