@@ -18,7 +18,7 @@ if _typing.TYPE_CHECKING:
     from ayaedge.answers import Answer, StopReason, Timings, Usage
     from ayaedge.batch.items import BatchItem
     from ayaedge.batch.journal import BatchRow
-    from ayaedge.bundle import Bundle, read_bundle
+    from ayaedge.bundle import Bundle, known_bundles, read_bundle
     from ayaedge.cache.options import NO_CACHE, CacheOptions
     from ayaedge.conversation import Conversation, Images, Turn
     from ayaedge.decoder.options import Acceleration, CacheType, DecoderOptions
@@ -47,7 +47,7 @@ if _typing.TYPE_CHECKING:
     from ayaedge.hardware.devices import Device
     from ayaedge.hardware.speeds import Speeds
     from ayaedge.images.encoded_image import AnyImage, EncodedImage
-    from ayaedge.images.load import ImageInput
+    from ayaedge.images.load import ImageInput, count_pages, load_image
     from ayaedge.images.pages import Page
     from ayaedge.images.sources import BinaryFile
     from ayaedge.images.tile_budget import ImageCost
@@ -66,6 +66,7 @@ if _typing.TYPE_CHECKING:
     )
     from ayaedge.model import AyaVision
     from ayaedge.options import AnswerKeywords, Overflow
+    from ayaedge.planning.tile_options import TileOption
     from ayaedge.text.text_stream import Piece, TokenLogprob
     from ayaedge.vision.session import VisionOptions
 
@@ -126,6 +127,7 @@ __all__ = [
     "Speeds",
     "StopReason",
     "TextToken",
+    "TileOption",
     "TilePolicy",
     "Tiling",
     "Timings",
@@ -135,7 +137,10 @@ __all__ = [
     "Turn",
     "Usage",
     "VisionOptions",
+    "count_pages",
     "freeze_support",
+    "known_bundles",
+    "load_image",
     "read_bundle",
 ]
 
@@ -158,6 +163,7 @@ _HOMES = (
     "ayaedge.images.tiling",
     "ayaedge.manifest",
     "ayaedge.options",
+    "ayaedge.planning.tile_options",
     "ayaedge.text.text_stream",
     "ayaedge.vision.session",
     "ayaedge.conversation",

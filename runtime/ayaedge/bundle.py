@@ -16,6 +16,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -141,6 +142,17 @@ def bundle_directories() -> list[Path]:
             continue
         if not directory.startswith("~"):  # which nobody could replace
             found.append(Path(directory) / BUNDLES)
+    return found
+
+
+def known_bundles() -> dict[str, Path]:
+    """Names that `AyaVision.load` finds, and the directories of those bundles, which are not checked here."""
+    found: dict[str, Path] = {}
+    for place in bundle_directories():
+        with suppress(OSError):  # there is none, or it is somebody else's
+            for directory in sorted(place.iterdir()):
+                if (directory / MANIFEST).is_file():
+                    found.setdefault(directory.name, directory)
     return found
 
 

@@ -19,16 +19,16 @@ from ayaedge.decoder.options import DecoderOptions, with_context
 from ayaedge.engine.dialogue import Dialogue, chat_dialogue
 from ayaedge.engine.interface import AnyEngine, OnProgress, no_progress
 from ayaedge.engine.loading import EngineOptions, open_engine
-from ayaedge.engine.service import Service
+from ayaedge.engine.service import Service, answering, encoding, measuring
 from ayaedge.engine.streams import AnswerHandle, AnswerRequest, AnswerStream, AsyncAnswerStream
-from ayaedge.engine.worker import Request
 from ayaedge.hardware.devices import Device
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.images.encoded_image import AnyImage, EncodedImage
-from ayaedge.images.load import take_image
+from ayaedge.images.load import ImageInput, take_image
 from ayaedge.images.tile_budget import TileChoice
 from ayaedge.images.tiling import TilePolicy
 from ayaedge.options import AnswerKeywords, AnswerOptions, answer_options
+from ayaedge.planning.tile_options import TileOption, options_of, prompt_tokens_by_tiles
 from ayaedge.text.text_stream import Piece
 from ayaedge.vision.session import VisionOptions
 
@@ -57,6 +57,7 @@ class AyaVision:
     def __init__(self, engine: AnyEngine, queue_size: int = QUEUE_SIZE):
         self.bundle: Bundle = engine.bundle
         self._service = Service(engine, queue_size)
+        self._counts: Mapping[int, int] = {}
 
     @classmethod
     def load(
@@ -243,7 +244,7 @@ class AyaVision:
         """Read an image once, to ask about it later, as often as wanted; arguments and errors as `stream`."""
         choice = TileChoice(tiles, max_tiles, budget)
         check_options(function("on_progress", on_progress))
-        work = partial(_encode, take_image(image), choice, on_progress or no_progress)
+        work = partial(encoding, take_image(image), choice, on_progress or no_progress)
         encoded: EncodedImage = self._service.call(work)
         return encoded
 
@@ -357,9 +358,25 @@ class AyaVision:
         failing = (retries, max_error_rate, overwrite)
         return ask_all(self, items, prompt, system, local_files, options, journal, failing)
 
+    def tile_options(
+        self,
+        images: Iterable[ImageInput] | ImageInput,
+        *,
+        tiles: TilePolicy = "faithful",
+        speeds: Speeds | None = None,
+    ) -> list[TileOption]:
+        """What images would cost at each limit on tiles, the fewest first; limits that change nothing are left out.
+
+        `speeds`, a result of `measure`, gives the seconds. Images whose heads say their sizes are not decoded, none is
+        encoded, and an answer that is being written is not waited for. Raises ImageError, InvalidOptionError.
+        """
+        choice, manifest = TileChoice(tiles), self.bundle.manifest
+        self._counts = self._counts or prompt_tokens_by_tiles(self.count_tokens, manifest.tiling)
+        return options_of(images, choice, manifest, self._counts, speeds)
+
     def measure(self) -> Speeds:
         """How fast this machine is with this bundle: remembered, or measured now, behind requests that came before."""
-        return self._service.call(_measured)
+        return self._service.call(measuring)
 
     @property
     def is_lost(self) -> bool:
@@ -375,24 +392,4 @@ class AyaVision:
         return Conversation(self._service, system, goes_on=False)
 
     def _complete(self, dialogue: Dialogue, options: AnswerOptions, report: OnProgress) -> AnswerRequest:
-        return self._service.request(partial(_answer, dialogue, options, report))
-
-
-def _answer(
-    dialogue: Dialogue, options: AnswerOptions, report: OnProgress, engine: AnyEngine, request: AnswerRequest
-) -> Answer:
-    return engine.answer(request, dialogue, options, report)
-
-
-def _encode(
-    image: AnyImage,
-    choice: TileChoice,
-    report: OnProgress,
-    engine: AnyEngine,
-    request: Request[None, EncodedImage],
-) -> EncodedImage:
-    return engine.encode(image, choice, request.cancellation, report)
-
-
-def _measured(engine: AnyEngine, _request: Request[None, Speeds]) -> Speeds:
-    return engine.speeds()
+        return self._service.request(partial(answering, dialogue, options, report))

@@ -11,7 +11,14 @@ import pytest
 from altered_bundle import state_contents
 
 from ayaedge import AyaVision, Bundle, BundleError, read_bundle
-from ayaedge.bundle import BUNDLES, bundle_directories, check_hashes, demo_bundle, find_bundle
+from ayaedge.bundle import (
+    BUNDLES,
+    bundle_directories,
+    check_hashes,
+    demo_bundle,
+    find_bundle,
+    known_bundles,
+)
 from random_checkpoint import Shape, write_random_checkpoint
 
 
@@ -196,6 +203,18 @@ def test_a_bundle_in_the_directory_for_data_is_found_by_its_name(data: Path) -> 
     assert read_bundle("small").directory == data / "small"
     with AyaVision.load("small") as model:
         assert model.bundle.name == "small"
+
+
+def test_the_names_that_are_found_can_be_listed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computers = data.parents[1] / "computer"
+    monkeypatch.setattr("platformdirs.site_data_dir", lambda name, appauthor: str(computers / name))
+    assert known_bundles() == {"small": data / "small"}
+    for name in "large", "small":
+        shutil.copytree(data / "small", computers / "ayaedge" / BUNDLES / name)
+    (data / "no bundle").mkdir()
+    (data / "notes.txt").write_text("")
+    assert known_bundles() == {"small": data / "small", "large": computers / "ayaedge" / BUNDLES / "large"}
+    assert all(read_bundle(name).directory == directory for name, directory in known_bundles().items())
 
 
 def test_a_directory_here_goes_before_one_of_that_name_elsewhere(data: Path, tmp_path: Path) -> None:

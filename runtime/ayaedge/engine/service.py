@@ -7,9 +7,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ayaedge.engine.interface import AnyEngine
+from ayaedge.answers import Answer
+from ayaedge.engine.dialogue import Dialogue
+from ayaedge.engine.interface import AnyEngine, OnProgress
+from ayaedge.engine.streams import AnswerRequest
 from ayaedge.engine.worker import Item, Request, Result, Worker
 from ayaedge.errors import AyaEdgeError
+from ayaedge.hardware.speeds import Speeds
+from ayaedge.images.encoded_image import AnyImage, EncodedImage
+from ayaedge.images.tile_budget import TileChoice
+from ayaedge.options import AnswerOptions
 
 
 class Service:
@@ -47,3 +54,26 @@ def _serve(
     request: Request[Item, Result],
 ) -> Result:
     return work(service.engine, request)
+
+
+def answering(
+    dialogue: Dialogue, options: AnswerOptions, report: OnProgress, engine: AnyEngine, request: AnswerRequest
+) -> Answer:
+    """Work for a service: the answer to the last question of a dialogue."""
+    return engine.answer(request, dialogue, options, report)
+
+
+def encoding(
+    image: AnyImage,
+    choice: TileChoice,
+    report: OnProgress,
+    engine: AnyEngine,
+    request: Request[None, EncodedImage],
+) -> EncodedImage:
+    """Work for a service: an image with its embeddings."""
+    return engine.encode(image, choice, request.cancellation, report)
+
+
+def measuring(engine: AnyEngine, _request: Request[None, Speeds]) -> Speeds:
+    """Work for a service: how fast this machine is."""
+    return engine.speeds()

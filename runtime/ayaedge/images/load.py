@@ -147,8 +147,13 @@ def image_size(
         return (opened.height, opened.width) if turned else (opened.width, opened.height)
 
 
-def count_pages(image: ImageInput, *, reader: PdfReader | None = None) -> int | None:
-    """How many pages a file has if it is a PDF; None for everything else. `reader` is that of `load_rgb`."""
+def count_pages(image: ImageInput) -> int | None:
+    """How many pages a file has if it is a PDF; None for everything else. Raises ImageError where it cannot be read."""
+    return document_pages(image)
+
+
+def document_pages(image: ImageInput, reader: PdfReader | None = None) -> int | None:
+    """`count_pages`, with the `reader` of `load_rgb`."""
     if isinstance(image, (np.ndarray, Image.Image)):
         return None
     data, what, _ = _numbered_file(image)

@@ -10,16 +10,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from ayaedge.checks import require_flag
-from ayaedge.hardware.speeds import Speeds
-from ayaedge.images.load import count_pages, image_size, load_rgb
+from ayaedge.images.load import document_pages, image_size, load_rgb
 from ayaedge.images.pdf import PdfReader
-from ayaedge.images.tile_budget import DEFAULT_BUDGET, TEXT_TOKENS, ImageCost, TileChoice, image_cost
-from ayaedge.manifest import Manifest
-from ayaedge.model import AyaVision
+from ayaedge.images.tile_budget import TileChoice
+from ayaedge.planning.tile_options import chosen, prompt_tokens_by_tiles, tile_options
 from ayaedge.server.asked import Asked, Writer
 from ayaedge.server.chat_completions import ChatCompletions
 from ayaedge.server.endpoint import Endpoint, Response, Service
@@ -27,18 +24,6 @@ from ayaedge.server.endpoint import Endpoint, Response, Service
 _FLAGS = ("measure", "preview")
 _SIDE = 800
 """Pixels of the longer side of a preview, at most."""
-
-
-@dataclass(frozen=True)
-class TileOption:
-    """What a limit on tiles does to the images of a request."""
-
-    max_tiles: int
-    images: tuple[ImageCost, ...]
-    prompt_tokens: int
-    """Of all of it, with a question of `TEXT_TOKENS`."""
-    seconds: float | None
-    """To the first token, nothing being known yet; None where this machine was not measured."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +59,9 @@ class PlanEndpoint(Endpoint):
         model = await holder.model()
         choice = TileChoice(given.get("tiles", "faithful"), given.get("max_tiles"), given.get("budget"))
         if not self._counts:
-            self._counts = await asyncio.to_thread(prompt_tokens_by_tiles, model)
+            self._counts = await asyncio.to_thread(
+                prompt_tokens_by_tiles, model.count_tokens, model.bundle.manifest.tiling
+            )
         if asked.measure or choice.policy == "auto":
             await holder.speeds()
         images = [image for message in asked.messages for image in message.images]
@@ -93,51 +80,6 @@ class PlanEndpoint(Endpoint):
         )
 
 
-def prompt_tokens_by_tiles(model: AyaVision) -> dict[int, int]:
-    """Tokens of a prompt of one character and an image of so many tiles; 0 tiles are no image."""
-    tiling = model.bundle.manifest.tiling
-    counts = {0: model.count_tokens([{"role": "user", "content": "a"}])}
-    for columns in range(1, tiling.max_tiles + 1):
-        row = np.zeros((tiling.tile_size, columns * tiling.tile_size, 3), np.uint8)
-        content = [{"type": "image", "image": row}, {"type": "text", "text": "a"}]
-        messages = [{"role": "user", "content": content}]
-        counts[columns + (columns > 1)] = model.count_tokens(messages, max_tiles=columns)
-    return counts
-
-
-def tile_options(
-    sizes: Sequence[tuple[int, int]],
-    choice: TileChoice,
-    manifest: Manifest,
-    counts: Mapping[int, int],
-    speeds: Speeds | None,
-) -> list[TileOption]:
-    """All that limits on tiles make of images of these sizes (width, height), the fewest tiles first."""
-    options: list[TileOption] = []
-    most = min(choice.max_tiles or manifest.tiling.max_tiles, manifest.tiling.max_tiles)
-    for limit in range(1, most + 1):
-        at_most = TileChoice(choice.policy, limit, choice.budget)
-        images = tuple(image_cost(size, manifest, at_most) for size in sizes)
-        if options and images == options[-1].images:
-            continue
-        tokens = counts[0] + TEXT_TOKENS + sum(counts[image.tiles] - counts[0] for image in images)
-        options.append(TileOption(limit, images, tokens, _seconds(images, tokens, speeds)))
-    return options
-
-
-def chosen(options: Sequence[TileOption], choice: TileChoice) -> TileOption:
-    """What a request gets: within a budget the most that it allows, but at least the fewest tiles."""
-    budget = choice.budget or DEFAULT_BUDGET
-    within = [one for one in options if choice.policy != "auto" or (one.seconds or 0.0) <= budget]
-    return within[-1] if within else options[0]
-
-
-def _seconds(images: Sequence[ImageCost], tokens: int, speeds: Speeds | None) -> float | None:
-    if speeds is None:
-        return None
-    return round(sum(image.tiles for image in images) * speeds.tile + speeds.prefill(0, tokens), 3)
-
-
 def _looked_at(images: Sequence[Any], preview: bool) -> tuple[list[tuple[int, int]], list[dict[str, Any]]]:
     """Sizes of images, and if wanted of each a small JPEG, and how many pages its file has if it is a document."""
     with PdfReader() as reader:
@@ -145,7 +87,7 @@ def _looked_at(images: Sequence[Any], preview: bool) -> tuple[list[tuple[int, in
         previews = [
             {
                 "url": _preview(load_rgb(image, fit=_small, reader=reader)),
-                "pages": count_pages(image, reader=reader),
+                "pages": document_pages(image, reader),
             }
             for image in (images if preview else ())
         ]

@@ -15,8 +15,8 @@ from PIL import Image
 from ayaedge import AyaVision
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.images.tile_budget import TileChoice
+from ayaedge.planning.tile_options import chosen, prompt_tokens_by_tiles, tile_options
 from ayaedge.server import endpoint
-from ayaedge.server.plans import chosen, prompt_tokens_by_tiles, tile_options
 from ayaedge.server.progress import Following, Progress
 from served import CELLS, HEART, QUESTION, asking, chat, connect, data_url, get, load_demo, post, send, served
 
@@ -84,7 +84,8 @@ def test_a_plan_shows_what_a_browser_cannot_and_knows_pages_of_documents(url: st
 
 
 def test_within_a_budget_there_are_as_many_tiles_as_it_allows(demo_model: AyaVision) -> None:
-    counts, manifest = prompt_tokens_by_tiles(demo_model), demo_model.bundle.manifest
+    manifest = demo_model.bundle.manifest
+    counts = prompt_tokens_by_tiles(demo_model.count_tokens, manifest.tiling)
 
     def tiles(budget: float) -> int:
         choice = TileChoice("auto", None, budget)
