@@ -40,7 +40,7 @@ FLOORS = {
         {"isolation"},
         {"conversation", "batch"},
         {"model"},
-        {"bench", "server"},
+        {"bench", "ray", "server"},
         {"cli"},
         {"__main__"},
     ),

@@ -15,7 +15,7 @@ import ayaedge
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-USERS = ("heif", "mcp", "parquet", "pdf", "server", "export", "reference", "trace")
+USERS = ("heif", "mcp", "parquet", "pdf", "ray", "server", "export", "reference", "trace")
 ADMITTED = [
     one
     for line in [*PROJECT["dependencies"], *(line for name in (*USERS, "dev") for line in EXTRAS[name])]

@@ -69,18 +69,22 @@ def require_parquet() -> Any:
     return arrow, parquet
 
 
-def write_parquet(path: Path, rows: Sequence[BatchRow]) -> None:
-    """The same table as Parquet; objects are JSON in a column of text."""
-    arrow, parquet = require_parquet()
+def arrow_table(rows: Sequence[BatchRow]) -> Any:
+    """A `pyarrow.Table` with a line for each row; objects are JSON in a column of text."""
+    arrow, _ = require_parquet()
     whole, real = ("page", "prompt_tokens", "completion_tokens", "tiles"), ("seconds",)
     kinds = {
         name: arrow.int64() if name in whole else arrow.float64() if name in real else arrow.string()
         for name in _COLUMNS
     }
     flat = [_flat(row) for row in rows]
-    table = arrow.table(
-        {name: arrow.array([row[name] for row in flat], kind) for name, kind in kinds.items()}
-    )
+    return arrow.table({name: arrow.array([row[name] for row in flat], kind) for name, kind in kinds.items()})
+
+
+def write_parquet(path: Path, rows: Sequence[BatchRow]) -> None:
+    """The same table as Parquet."""
+    _, parquet = require_parquet()
+    table = arrow_table(rows)
     with replacing(path, private=False) as stream:
         parquet.write_table(table, stream)
 

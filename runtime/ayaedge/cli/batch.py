@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,9 @@ from ayaedge.batch.outputs import (
     write_parquet,
     write_sidecar,
 )
+from ayaedge.batch.runner import BatchOptions
 from ayaedge.bundle import demo_bundle, read_bundle
+from ayaedge.cli.batch_rows import Asked, BatchCommand, RayOption
 from ayaedge.cli.console import announce, count_progress, print_error, show_messages, stderr, write_line
 from ayaedge.cli.options import (
     JsonSchemaOption,
@@ -131,7 +133,15 @@ class FailureFlags:
         bool, typer.Option("--redo", rich_help_panel=_FAILING, help="Compute known rows anew.")
     ] = False
 
+    def options(self) -> BatchOptions:
+        """What they say."""
+        return BatchOptions(self.retries, self.max_error_rate, self.redo)
 
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command("batch", cls=BatchCommand)
 @takes_flags
 def batch(
     inputs: Annotated[
@@ -156,6 +166,7 @@ def batch(
     loading: LoadingFlags,
     stop: StopOption = None,
     json_schema: JsonSchemaOption = None,
+    ray: RayOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say tiles, tokens and hours, and do nothing.")
     ] = False,
@@ -173,13 +184,14 @@ def batch(
     if target.parquet:
         require_parquet()
     items = [replace(item, skip=_is_there(item, target)) for item in items]
-    with loading.load(model, verbose=verbose) as loaded:
-        rows = loaded.batch(
-            items, prompt, system=system, journal=target.output, retries=failing.retries,
-            max_error_rate=failing.max_error_rate, overwrite=failing.redo, local_files=source.media_path or (),
-            max_tokens=max_tokens, stop=stop or (), response_format=schema_of(json_schema), **tiles.keywords(),
-            **sampling.keywords(),
-        )  # fmt: skip
+    options: dict[str, Any] = dict(
+        max_tokens=max_tokens, stop=stop or (), response_format=schema_of(json_schema), **tiles.keywords(),
+        **sampling.keywords(),
+    )  # fmt: skip
+    asked = Asked(
+        items, prompt, system, tuple(source.media_path or ()), options, target.output, failing.options()
+    )
+    with asked.rows(model, loading, ray, verbose=verbose) as rows:
         done = _followed(rows, items, target)
     if done.failed:
         raise typer.Exit(1)
@@ -209,7 +221,7 @@ class _Done:
     def __init__(self) -> None:
         self.answered = self.failed = self.skipped = 0
         self._moments: deque[float] = deque([time.monotonic()], maxlen=_RECENT)
-        self.rows: list[BatchRow] = []
+        self.rows: dict[int, BatchRow] = {}
 
     def count(self, row: BatchRow) -> str:
         """Note a row; what to say of all so far."""
@@ -224,21 +236,22 @@ class _Done:
         return f"{rate:,.0f} an hour" + (f", {self.failed} failed" if self.failed else "")
 
 
-def _followed(rows: Iterator[BatchRow], items: list[BatchItem], target: OutputFlags) -> _Done:
+def _followed(rows: Iterable[tuple[int, BatchRow]], items: list[BatchItem], target: OutputFlags) -> _Done:
+    """What becomes of rows, each with the number of its item; tables have them in the order of the items."""
     done = _Done()
     try:
         with count_progress("images") as advance:
-            for number, (item, row) in enumerate(zip(items, rows, strict=True), 1):
-                advance(number, len(items), done.count(row))
+            for came, (number, row) in enumerate(rows, 1):
+                advance(came, len(items), done.count(row))
                 if row.stop_reason == "skipped":
                     continue
                 if target.has_tables:
-                    done.rows.append(row)
-                _write_beside(item, row, target)
+                    done.rows[number] = row
+                _write_beside(items[number], row, target)
                 if row.error is not None:
                     print_error(f"{row.path or row.custom_id}: {row.error}")
     finally:
-        _write_tables(done.rows, target)
+        _write_tables([row for _, row in sorted(done.rows.items())], target)
     failed = f", {done.failed} failed" if done.failed else ""
     left_out = f", {done.skipped} had their files already" if done.skipped else ""
     announce(f"{done.answered} answered", f"in {target.output}{failed}{left_out}")

@@ -24,7 +24,7 @@ _COMMANDS = {
     "ask": "ask:ask",
     "info": "info:info",
     "chat": "chat:chat",
-    "batch": "batch:batch",
+    "batch": "batch:app",
     "serve": "serve:serve",
     "mcp": "mcp:mcp",
     "plan": "plan:plan",

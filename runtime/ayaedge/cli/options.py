@@ -12,10 +12,11 @@ from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 
-from ayaedge.cache.options import NO_CACHE
+from ayaedge.cache.options import NO_CACHE, CacheOptions
 from ayaedge.decoder.kernel_trial import VARIABLE
 from ayaedge.decoder.options import Acceleration, CacheType, DecoderOptions
 from ayaedge.decoder.sampling import SamplingKeywords
+from ayaedge.engine.loading import EngineOptions
 from ayaedge.errors import InvalidOptionError
 from ayaedge.files import read_text
 from ayaedge.hardware.devices import Device
@@ -194,16 +195,21 @@ class LoadingFlags(DecoderFlags):
         ),
     ] = "auto"
 
-    def load(self, model: Path | None, *, verbose: bool, isolated: bool = False) -> AyaVision:
-        """The bundle, loaded."""
+    def engine(self, *, verbose: bool) -> EngineOptions:
+        """What they ask of whatever loads the bundle."""
         decoder = replace(
             self.decoder(), threads=self.threads, draft_tokens=self.draft, acceleration=self.acceleration
         )
         vision = VisionOptions(threads=self.threads, device=self.vision_device, verbose=verbose)
-        kept = None if self.cache else NO_CACHE
+        return EngineOptions(self.device, decoder, vision, CacheOptions() if self.cache else NO_CACHE)
+
+    def load(self, model: Path | None, *, verbose: bool, isolated: bool = False) -> AyaVision:
+        """The bundle, loaded."""
+        asked = self.engine(verbose=verbose)
         return AyaVision.load(
-            model, device=self.device, decoder=decoder, vision=vision, cache=kept, isolated=isolated
-        )
+            model, device=asked.device, decoder=asked.decoder, vision=asked.vision, cache=asked.cache,
+            isolated=isolated,
+        )  # fmt: skip
 
 
 def takes_flags(command: Callable[..., None]) -> Callable[..., None]:

@@ -4,7 +4,9 @@ from PyInstaller.utils.hooks import can_import_module, collect_data_files, colle
 
 from ayaedge.decoder.acceleration import library_path
 
-_OTHER_PROGRAMS = ("ayaedge.__main__", "ayaedge.bench", "ayaedge.cli", "ayaedge.freezing", "ayaedge.server")
+_OTHER_PROGRAMS = (
+    "ayaedge.__main__", "ayaedge.bench", "ayaedge.cli", "ayaedge.freezing", "ayaedge.ray", "ayaedge.server"
+)  # fmt: skip
 """Whoever freezes one of them imports it."""
 
 datas = collect_data_files("ayaedge", includes=["demo/*"])
@@ -12,7 +14,7 @@ binaries = [(str(library_path()), "ayaedge/decoder")]
 # what is loaded with its first use, and what is imported by its name alone
 hiddenimports = collect_submodules("ayaedge", filter=lambda name: not name.startswith(_OTHER_PROGRAMS))
 hiddenimports += [name for name in ("pillow_heif",) if can_import_module(name)]
-excludedimports = [  # whoever exports, serves agents or writes Parquet names these himself
-    "ayaedge_export", "ayaedge_quant", "gguf", "mcp", "onnx", "optimum", "pyarrow", "safetensors", "torch",
+excludedimports = [  # whoever exports, serves agents, writes Parquet or uses Ray names these himself
+    "ayaedge_export", "ayaedge_quant", "gguf", "mcp", "onnx", "optimum", "pyarrow", "ray", "safetensors", "torch",
     "transformers",
 ]  # fmt: skip

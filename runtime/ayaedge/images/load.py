@@ -23,6 +23,7 @@ from ayaedge.images.pdf import Fit, PdfReader, is_pdf, readable_size
 from ayaedge.images.pixels import SIDEWAYS, array_on_white, to_rgb, upright
 from ayaedge.images.sources import (
     BinaryFile,
+    TakenPath,
     bytes_of,
     file_of,
     is_open_file,
@@ -59,7 +60,7 @@ def list_images(images: Iterable[Any] | ImageInput | None) -> list[Any]:
     """One image, several or none, as a list; a name that selects pages stands for each of them."""
     if images is None:
         return []
-    single = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, Page)
+    single = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, Page, TakenPath)
     if isinstance(images, single) or is_open_file(images):
         return given_pages(images)
     if isinstance(images, Iterable):
