@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import runpy
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
+import ayaedge.cli.main
 from ayaedge.freezing import hook_directories
+from command_line import commands
 
 ROOT = Path(__file__).parents[2]
 (HOOKS,) = map(Path, hook_directories())
@@ -36,7 +39,7 @@ def test_pyinstaller_finds_the_hooks_through_the_package() -> None:
     assert getattr(import_module(module), function)() == [str(HOOKS)]
     assert {path.stem for path in HOOKS.glob("hook-*.py")} == {
         f"hook-{package}"
-        for package in ("ayaedge", "ayaedge.cli", "ayaedge_quant", "llama_cpp", "llguidance", "onnxruntime")
+        for package in ("ayaedge", "ayaedge_quant", "llama_cpp", "llguidance", "onnxruntime")
     }
 
 
@@ -50,7 +53,15 @@ def test_a_program_gets_the_demonstration_model_our_kernels_and_what_is_loaded_l
     )
     assert not any(name.startswith(("ayaedge.cli", "ayaedge.server")) for name in found["hiddenimports"])
     assert FRAMEWORKS | {"ayaedge_export"} <= set(found["excludedimports"])
-    assert {"ayaedge.cli.ask", "ayaedge.cli.export"} <= set(hook("ayaedge.cli")["hiddenimports"])
+
+
+def test_a_program_that_is_the_command_line_gets_every_command() -> None:
+    groups = [getattr(command, "commands", {"": command}) for command in commands().values()]
+    needed = {command.callback.__module__ for group in groups for command in group.values()}
+    imports = ast.walk(ast.parse(Path(ayaedge.cli.main.__file__).read_text("utf-8")))
+    found = [node for node in imports if isinstance(node, ast.ImportFrom) and node.module == "ayaedge.cli"]
+    assert {"ayaedge.cli.ask", "ayaedge.cli.cache", "ayaedge.cli.export"} <= needed
+    assert needed == {f"ayaedge.cli.{alias.name}" for node in found for alias in node.names}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -19,6 +19,21 @@ from typer.core import TyperGroup
 from ayaedge import __version__
 from ayaedge.cli.console import print_error, print_warning, stderr, write
 from ayaedge.errors import AyaEdgeError, printable
+
+if TYPE_CHECKING:  # never run, but PyInstaller finds here what a program takes along
+    from ayaedge.cli import (  # noqa: F401
+        ask,
+        batch,
+        bench,
+        cache,
+        chat,
+        doctor,
+        export,
+        info,
+        mcp,
+        plan,
+        serve,
+    )
 
 _COMMANDS = {
     "ask": "ask:ask",

@@ -9,7 +9,6 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from transformers import Cohere2ForCausalLM
 
 from ayaedge.bundle import Bundle, read_bundle
 from ayaedge.decoder.decoder import Decoder
@@ -104,6 +103,7 @@ def test_scaled_logits_are_those_of_coheres_own_decoder_class(
 ) -> None:
     """It multiplies by the scale in config.json, as in the training of the released models; Aya Vision's does not."""
     import torch
+    from transformers import Cohere2ForCausalLM
 
     bundle, reference = random_decoder
     network = reference.model

@@ -13,9 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from numpy.typing import NDArray
-from transformers import AyaVisionConfig, AyaVisionModel, Cohere2Config, SiglipVisionConfig
 
 from ayaedge.errors import CheckpointError
 from ayaedge.hardware.machine import processor
@@ -135,6 +133,9 @@ def run(path: Path, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def transformers_embeddings(tower: Tower) -> NDArray[np.float32]:
     """What `AyaVisionModel.get_image_features` says, (n, T, output_size)."""
+    import torch
+    from transformers import AyaVisionConfig, AyaVisionModel, Cohere2Config, SiglipVisionConfig
+
     config = tower.config
     vision = SiglipVisionConfig(
         image_size=config.image_size, patch_size=config.patch_size, hidden_size=config.hidden_size,

@@ -20,7 +20,6 @@ from ayaedge_export.checkpoint.spec import UNUSED_TENSORS, vision_tensors
 from ayaedge_export.checkpoint.tensors import TensorIndex, WeightSource
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.vision.graph import write_vision_graph
-from ayaedge_export.vision.trace import VisionModule, trace_vision_graph
 
 FLOAT_ROUNDING = 1e-5
 """Largest difference over largest activation: the sums are the same, in another order."""
@@ -29,6 +28,12 @@ ODD_SHAPE = VisionConfig(
     image_size=61, patch_size=10, hidden_size=72, intermediate_size=100, num_layers=2, num_heads=3,
     layer_norm_eps=1e-5, downsample_factor=3, adapter_layer_norm_eps=1e-6, adapter_size=90, output_size=50,
 )  # fmt: skip
+
+
+def trace_vision_graph(path: Path, config: VisionConfig, weights: WeightSource) -> None:
+    from ayaedge_export.vision import trace  # PyTorch: seconds, in each process that only collects
+
+    trace.trace_vision_graph(path, config, weights)
 
 
 def random_weights(config: VisionConfig) -> WeightSource:
@@ -92,6 +97,8 @@ def embed(session: onnxruntime.InferenceSession, tiles: NDArray[np.float32]) -> 
 
 
 def test_the_traced_module_holds_tower_and_connector_only() -> None:
+    from ayaedge_export.vision.trace import VisionModule
+
     parameters = {name: tuple(p.shape) for name, p in VisionModule(ODD_SHAPE).named_parameters()}
     assert parameters == vision_tensors(ODD_SHAPE)
 

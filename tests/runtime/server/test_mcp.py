@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from mcp import Client, StdioServerParameters, stdio_client
-from mcp_types import CallToolResult, TextContent
 
 from ayaedge import InvalidOptionError
 from ayaedge.server.agent_tools import Toolbox
@@ -25,6 +23,10 @@ from ayaedge.server.desk import Desk
 from ayaedge.server.holder import Holder
 from ayaedge.server.options import Limits
 from served import CELLS, HEART, QUESTION, load_demo
+
+if TYPE_CHECKING:  # loading it takes most of a second, in each process that only collects
+    from mcp import Client
+    from mcp_types import CallToolResult
 
 SCHEMA = {"type": "object", "properties": {"shape": {"enum": ["star", "heart"]}}, "required": ["shape"]}
 
@@ -61,6 +63,8 @@ class Session:
 
 @pytest.fixture(scope="module")
 def session(folder: Path) -> Iterator[Session]:
+    from mcp import Client, StdioServerParameters, stdio_client
+
     records = folder.parent / "record"
     recorded = ["-c", '{ "$@"; echo $? > "$0.code"; } | tee "$0.out"', str(records)]
     command = [sys.executable, "-m", "ayaedge", "mcp", "-t", "1", "-v", str(folder)]
@@ -74,6 +78,8 @@ def session(folder: Path) -> Iterator[Session]:
 
 
 def text_of(result: CallToolResult) -> str:
+    from mcp_types import TextContent
+
     (content,) = result.content
     assert isinstance(content, TextContent)
     return content.text

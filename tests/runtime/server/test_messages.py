@@ -7,13 +7,15 @@ import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from anthropic import Anthropic, AsyncAnthropic, AuthenticationError, BadRequestError
 
 from ayaedge import AyaVision
 from served import CELLS, HEART, QUESTION, asking, data_url, post, served
+
+if TYPE_CHECKING:  # loading it takes two seconds, in each process that only collects
+    from anthropic import Anthropic
 
 SYSTEM: Any = [{"type": "text", "text": "Answer briefly.", "cache_control": {"type": "ephemeral"}}]
 
@@ -26,6 +28,8 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def client(url: str) -> Iterator[Anthropic]:
+    from anthropic import Anthropic
+
     with Anthropic(base_url=url, api_key="right", max_retries=0) as opened:
         yield opened
 
@@ -78,6 +82,8 @@ def test_a_stream_is_the_same_answer(client: Anthropic) -> None:
 
 
 def test_an_asyncio_client_is_answered(url: str) -> None:
+    from anthropic import AsyncAnthropic
+
     async def ask() -> Any:
         async with AsyncAnthropic(base_url=url, api_key="right", max_retries=0) as client:
             return await client.messages.create(model="any", max_tokens=9, messages=about(QUESTION, CELLS))
@@ -114,6 +120,8 @@ def shown(block: dict[str, Any]) -> dict[str, Any]:
 def test_what_is_not_understood_is_refused_in_anthropics_form(
     options: dict[str, Any], place: str, client: Anthropic
 ) -> None:
+    from anthropic import BadRequestError
+
     with pytest.raises(BadRequestError) as caught:
         client.messages.create(**{"model": "any", "max_tokens": 5, "messages": about("?"), **options})
     assert caught.value.body == {
@@ -123,6 +131,8 @@ def test_what_is_not_understood_is_refused_in_anthropics_form(
 
 
 def test_a_wrong_key_is_said_as_anthropics_clients_know_it(url: str) -> None:
+    from anthropic import Anthropic, AuthenticationError
+
     with (
         Anthropic(base_url=url, api_key="wrong", max_retries=0) as client,
         pytest.raises(AuthenticationError),

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from anthropic import Anthropic
 from PIL import Image
 
 from ayaedge import AyaVision
@@ -158,6 +157,8 @@ def test_whoever_waits_for_the_model_to_be_loaded_gets_signs_of_life(monkeypatch
 
 def test_anthropics_client_passes_over_signs_of_life(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "HEARTBEAT", 1e-6)
+    from anthropic import Anthropic
+
     with Anthropic(base_url=url, api_key="none", max_retries=0) as client:
         with client.messages.stream(
             model="any", max_tokens=12, messages=[{"role": "user", "content": QUESTION}]
