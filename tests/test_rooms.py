@@ -47,7 +47,7 @@ FLOORS = {
     "ayaedge_export": (
         {"offline", "matmul_threads"},
         {"checkpoint", "resume"},
-        {"decoder", "vision"},
+        {"decoder", "vision", "merge"},
         {"manifest", "plan"},
         {"effort"},
         {"calibration"},

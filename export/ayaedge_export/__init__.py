@@ -20,7 +20,20 @@ if TYPE_CHECKING:
     from ayaedge_export.effort import Budget, DecoderEffort, Effort, ExportRun, GptqOptions, PreparedDecoder
     from ayaedge_export.evaluation.evaluate import Evaluation, OnWindow, Through, evaluate_bundle
     from ayaedge_export.evaluation.verify import Report, verify_bundle
-    from ayaedge_export.exporter import choose_effort, export_checkpoint, write_bundle
+    from ayaedge_export.exporter import (
+        check_plans,
+        choose_effort,
+        export_checkpoint,
+        plan_sweep,
+        write_bundle,
+    )
+    from ayaedge_export.merge.merge import (
+        MergedCheckpoint,
+        MergeOptions,
+        merge_checkpoint,
+        merge_like,
+    )
+    from ayaedge_export.merge.methods import MergeMethod
     from ayaedge_export.plan import ExportPlan, Group, Part, VisionFormat, make_recipe, plan_export
     from ayaedge_export.resume.staged_bundle import check_target, what_is_left
     from ayaedge_quant.imatrix import ImportanceMatrix, write_imatrix
@@ -39,7 +52,11 @@ _PLACES = {
     ),
     "ayaedge_export.evaluation.evaluate": ("Evaluation", "OnWindow", "Through", "evaluate_bundle"),
     "ayaedge_export.evaluation.verify": ("Report", "verify_bundle"),
-    "ayaedge_export.exporter": ("choose_effort", "export_checkpoint", "write_bundle"),
+    "ayaedge_export.exporter": (
+        "check_plans", "choose_effort", "export_checkpoint", "plan_sweep", "write_bundle",
+    ),
+    "ayaedge_export.merge.merge": ("MergeOptions", "MergedCheckpoint", "merge_checkpoint", "merge_like"),
+    "ayaedge_export.merge.methods": ("MergeMethod",),
     "ayaedge_export.plan": ("ExportPlan", "Group", "Part", "VisionFormat", "make_recipe", "plan_export"),
     "ayaedge_export.resume.staged_bundle": ("check_target", "what_is_left"),
     "ayaedge_quant.number_formats": ("GgmlType",),
@@ -64,6 +81,9 @@ __all__ = [
     "GptqOptions",
     "Group",
     "ImportanceMatrix",
+    "MergeMethod",
+    "MergeOptions",
+    "MergedCheckpoint",
     "OnStep",
     "OnWindow",
     "Part",
@@ -73,14 +93,18 @@ __all__ = [
     "Through",
     "VisionFormat",
     "calibrate",
+    "check_plans",
     "check_target",
     "choose_effort",
     "evaluate_bundle",
     "export_checkpoint",
     "load_importance",
     "make_recipe",
+    "merge_checkpoint",
+    "merge_like",
     "open_checkpoint",
     "plan_export",
+    "plan_sweep",
     "predict_seconds",
     "read_calibration_text",
     "verify_bundle",

@@ -22,7 +22,7 @@ from ayaedge.manifest import DECODER, VISION, Formats, vision_file
 from ayaedge_export.best.best import MeasuredTypes
 from ayaedge_export.calibration.imatrix import MeasuredImportance
 from ayaedge_export.calibration.text import BUILTIN, CalibrationText
-from ayaedge_export.checkpoint.checkpoint import Checkpoint, check_finite
+from ayaedge_export.checkpoint.checkpoint import Checkpoint, Weights, check_finite
 from ayaedge_export.checkpoint.config import VisionConfig
 from ayaedge_export.checkpoint.tensors import WeightSource
 from ayaedge_export.decoder.gguf_writer import Advance, write_decoder
@@ -38,9 +38,10 @@ from ayaedge_export.effort import (
 )
 from ayaedge_export.manifest import describe, describe_writers
 from ayaedge_export.matmul_threads import bounded_matmul
-from ayaedge_export.plan import ExportPlan, VisionFormat, check_disk, plan_export
+from ayaedge_export.merge.merge import MergedCheckpoint, MergeOptions, describe_merge, merge_facts
+from ayaedge_export.plan import ExportPlan, VisionFormat, check_disk, default_name, plan_export
 from ayaedge_export.resume.journal import Journal
-from ayaedge_export.resume.staged_bundle import staged_bundle, what_is_left, write_manifest
+from ayaedge_export.resume.staged_bundle import check_target, staged_bundle, what_is_left, write_manifest
 from ayaedge_export.resume.state_file import forget_states
 from ayaedge_export.vision.graph import write_vision_graph
 from ayaedge_export.vision.int8 import write_block_vision_graph, write_int8_vision_graph
@@ -62,6 +63,7 @@ def export_checkpoint(
     budget: Budget = _AS_THE_FORMAT,
     gptq: GptqOptions | None = None,
     logit_scale: float | None = None,
+    merge: MergeOptions | None = None,
     trace: bool = False,
     force: bool = False,
     resume: bool = True,
@@ -74,12 +76,41 @@ def export_checkpoint(
     on a processor that cannot multiply bytes without saturating, or `fp32` with `trace`; several formats make a bundle
     for processors and GPUs. `importance`, `calibrate`,
     `effort`, `budget` and `gptq` are those of `choose_effort`. `logit_scale` takes the place of the checkpoint's
-    (`checkpoint.logit_scale`). `trace` takes the vision graph from PyTorch through optimum's exporter instead of
-    building it from the weights; such a graph is fp32. The rest is that of `write_bundle`, as are the errors.
+    (`checkpoint.logit_scale`). `merge` combines the decoder's weights with a language model's. `trace` takes the vision
+    graph from PyTorch through optimum's exporter instead of building it from the weights; such a graph is fp32. The
+    rest is that of `write_bundle`, as are the errors.
     """
-    plan = plan_export(checkpoint, target, quant=quant, vision=vision, logit_scale=logit_scale, trace=trace)
+    plan = plan_export(
+        checkpoint, target, quant=quant, vision=vision, logit_scale=logit_scale, merge=merge, trace=trace
+    )
     chosen = choose_effort(plan, effort, importance=importance, calibrate=calibrate, budget=budget, gptq=gptq)
     return write_bundle(plan, chosen, force=force, resume=resume, threads=threads, advance=advance)
+
+
+def plan_sweep(
+    plan: ExportPlan, weights: Sequence[float], target: str | Path | None = None
+) -> list[ExportPlan]:
+    """Return the plans of a merge at several weights, of which `plan` is one; one bundle each.
+
+    The bundles are named after `target` and the weight, by default after the checkpoint, the merge and the formats.
+    Raises InvalidOptionError for a plan without a merge, and for weights that are none.
+    """
+    checkpoint = plan.checkpoint
+    if not isinstance(checkpoint, MergedCheckpoint):
+        raise InvalidOptionError("only a merge has weights to choose from")
+    plans = []
+    for merged in map(checkpoint.weighted, dict.fromkeys(map(float, weights))):
+        name = default_name(merged, plan.recipe.format, plan.vision, *plan.vision_for_gpus)
+        place = Path(name if target is None else f"{Path(target)}-{merged.weight}")
+        plans.append(replace(plan, checkpoint=merged, target=place))
+    return plans
+
+
+def check_plans(plans: Sequence[ExportPlan], *, force: bool = False) -> None:
+    """Raise ExportError unless all these bundles can be written, one after the other."""
+    for plan in plans:
+        check_target(plan.target, force=force)
+    check_disk(plans[0], extra=sum(plan.disk_bytes for plan in plans[1:]))
 
 
 def choose_effort(
@@ -152,7 +183,8 @@ def write_bundle(
                 threads=threads, advance=advance, journal=journal, source=prepared.source,
             )  # fmt: skip
         manifest = describe(plan.checkpoint, embeddings, _formats(plan, prepared))
-        write_manifest(journal.directory, replace(manifest, parity=dict(prepared.figures)))
+        source = replace(manifest.source, merge=describe_merge(plan.checkpoint))
+        write_manifest(journal.directory, replace(manifest, source=source, parity=dict(prepared.figures)))
     return read_bundle(plan.target)
 
 
@@ -198,7 +230,7 @@ def _check_sources(plan: ExportPlan, journal: Journal, threads: int | None, adva
 
         check_memory(plan.checkpoint.config.vision)
     if journal.pieces:  # they were written after this check
-        advance(plan.work_bytes // 2, "checked before")
+        advance(plan.check_bytes, "checked before")
     else:
         check_finite(plan.checkpoint, threads or usable_threads(), advance)
 
@@ -209,15 +241,12 @@ def _formats(plan: ExportPlan, decoder: DecoderEffort | PreparedDecoder) -> Form
 
 
 def _fingerprint(plan: ExportPlan, effort: DecoderEffort) -> str:
-    """Everything that decides about the bytes of a bundle, hashed; files of the checkpoint by size and time."""
+    """Everything that decides about the bytes of a bundle, hashed; files of checkpoints by size and time."""
     checkpoint = plan.checkpoint
-    settings = (path for form in ("*.json", "*.jinja") for path in checkpoint.directory.glob(form))
-    shards = {entry.file for entry in checkpoint.tensors.entries.values()}
-    stats = {path.name: path.stat() for path in sorted({*settings, *shards})}
     facts = {
         "writers": describe_writers(),
-        "directory": str(checkpoint.directory.resolve()),
-        "files": {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()},
+        "sources": [_files(weights) for weights in checkpoint.sources],
+        **merge_facts(checkpoint),
         "license": checkpoint.license,
         "formats": asdict(_formats(plan, effort)),
         **effort.facts(),
@@ -225,6 +254,15 @@ def _fingerprint(plan: ExportPlan, effort: DecoderEffort) -> str:
         "trace": plan.trace,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _files(weights: Weights) -> tuple[str, dict[str, tuple[int, int]]]:
+    """The directory that weights lie in, and its files by size and time."""
+    settings = (path for form in ("*.json", "*.jinja") for path in weights.directory.glob(form))
+    shards = {entry.file for entry in weights.tensors.entries.values()}
+    stats = {path.name: path.stat() for path in sorted({*settings, *shards})}
+    found = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+    return str(weights.directory.resolve()), found
 
 
 @contextmanager
@@ -235,8 +273,9 @@ def _explained(plan: ExportPlan, *, resume: bool) -> Iterator[None]:
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
         what = f"{plan.target} could not be written"
-        if error.filename and Path(str(error.filename)).parent == plan.checkpoint.directory:
-            what = f"the checkpoint {plan.checkpoint.directory} could not be read"
+        for weights in plan.checkpoint.sources:
+            if error.filename and Path(str(error.filename)).parent == weights.directory:
+                what = f"the checkpoint {weights.directory} could not be read"
         raise ExportError(f"{what}: {reason}; {what_is_left(plan.target, resume=resume)}") from error
 
 

@@ -30,6 +30,7 @@ from ayaedge_export.checkpoint.logit_scale import choose_scale, scale_fault
 from ayaedge_export.checkpoint.spec import UNUSED_TENSORS
 from ayaedge_export.checkpoint.tokenizer import Tokenizer
 from ayaedge_export.decoder.gguf_writer import PlannedTensor, header_bytes, plan_tensors
+from ayaedge_export.merge.merge import MergedCheckpoint, MergeOptions, merge_checkpoint, merge_facts
 from ayaedge_export.vision.int8 import BLOCK_LINEAR, BLOCK_SIZE, MLP_GROUPS
 from ayaedge_quant.int8 import group_slices
 from ayaedge_quant.number_formats import GgmlType
@@ -156,10 +157,14 @@ class ExportPlan:
         return shutil.disk_usage(_existing(self.target)).free
 
     @property
+    def check_bytes(self) -> int:
+        """Bytes of weights that are checked before any work; a merge has several models."""
+        return sum(weights.nbytes for weights in self.checkpoint.sources)
+
+    @property
     def work_bytes(self) -> int:
-        """Bytes of the checkpoint that an export deals with: every tensor is checked, then written."""
-        config, entries = self.checkpoint.config, self.checkpoint.tensors.entries
-        return 2 * sum(entries[name].nbytes for name in (*config.text.tensors, *config.vision.tensors))
+        """Bytes of weights that an export deals with: all are checked, then those of the checkpoint are written."""
+        return self.check_bytes + self.checkpoint.sources[0].nbytes
 
     def with_types(self, kinds: Mapping[str, GgmlType]) -> ExportPlan:
         """The same with types that were chosen for tensors of the decoder, by their GGUF names."""
@@ -194,6 +199,7 @@ class ExportPlan:
             "vision": self.vision,
             **({"vision_for_gpus": list(self.vision_for_gpus)} if self.vision_for_gpus else {}),
             "overrides": list(self.recipe.adjustments),
+            **merge_facts(self.checkpoint),
             "totals": totals,
             "metadata_bytes": self.metadata_bytes,
             "disk_bytes": self.disk_bytes,
@@ -209,12 +215,13 @@ def plan_export(
     quant: DecoderFormat | Recipe = "q4_k_m",
     vision: str | Sequence[str] | None = None,
     logit_scale: float | None = None,
+    merge: MergeOptions | None = None,
     trace: bool = False,
 ) -> ExportPlan:
     """Return what `exporter.export_checkpoint` with these options writes.
 
     Of several formats of the vision tower, the 8-bit one is for processors, or else the first; the others are further
-    graphs for GPUs.
+    graphs for GPUs. With `merge` the decoder is merged with a language model.
 
     Raises CheckpointError, ExportError for a traced graph in another format than fp32, and InvalidOptionError for an
     override in `quant` that does not fit its tensor or matches none.
@@ -228,6 +235,7 @@ def plan_export(
         )
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)
+    checkpoint = merge_checkpoint(checkpoint, merge) if merge else checkpoint
     checkpoint = choose_scale(checkpoint, logit_scale)
     text = checkpoint.config.text
     tensors = tuple(_option(lambda: plan_tensors(text, recipe)))
@@ -254,8 +262,9 @@ def _vision_formats(asked: str | Sequence[str] | None, *, trace: bool) -> list[V
 
 
 def default_name(checkpoint: Checkpoint, quant: DecoderFormat, *vision: VisionFormat) -> str:
-    """The bundle's name, after the checkpoint's directory and the formats of both halves."""
-    return "-".join((checkpoint.name, quant, *vision))
+    """The bundle's name, after the checkpoint's directory, its merge and the formats of both halves."""
+    merge = (checkpoint.label,) if isinstance(checkpoint, MergedCheckpoint) else ()
+    return "-".join((checkpoint.name, *merge, quant, *vision))
 
 
 def default_vision_format() -> VisionFormat:

@@ -67,6 +67,37 @@ class FileInfo:
 
 
 @dataclass(frozen=True)
+class MergedModel:
+    """A language model whose weights went into a decoder."""
+
+    name: str
+    """Name of its directory."""
+    license: str
+    """As its model card states it."""
+    files: dict[str, FileInfo]
+    """Those of its weights; hubs list the same SHA-256."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How the decoder's weights came from those of the checkpoint and of language models."""
+
+    method: str
+    """`linear`, `slerp` or `task-arithmetic`."""
+    weight: float
+    """Of the checkpoint: 0 is the base, 1 the checkpoint alone."""
+    base: MergedModel
+    ancestor: MergedModel | None = None
+    """With task arithmetic: what the checkpoint has learned since is added to the base."""
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        since = f", what was learned since {self.ancestor.name}" if self.ancestor else ""
+        return f"{self.base.name} ({self.method}, weight {self.weight:g}{since})"
+
+
+@dataclass(frozen=True)
 class Source:
     """What the bundle was made from."""
 
@@ -77,6 +108,8 @@ class Source:
     parameters: int
     license: str
     """As the checkpoint's model card states it; the released weights are CC-BY-NC 4.0."""
+    merge: Merge | None = None
+    """What the decoder was merged with while it was exported."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +247,8 @@ class Manifest:
         values = dataclasses.asdict(self)
         if not self.formats.vision_for_gpus:  # as it was before there could be several graphs
             del values["formats"]["vision_for_gpus"]
+        if not self.source.merge:
+            del values["source"]["merge"]
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -261,6 +296,9 @@ def check_values(manifest: Manifest) -> list[str]:
         faults.append(
             f"formats.vision_for_gpus is {further}, which are no formats for GPUs, or not further ones"
         )
+    merge = manifest.source.merge
+    if merge and not 0 <= merge.weight <= 1:
+        faults.append(f"source.merge.weight is {merge.weight}, it must lie between 0 and 1")
     scale = decoder.logit_scale
     if scale is not None and not (math.isfinite(scale) and scale > 0):
         faults.append(f"decoder.logit_scale is {scale}, it must be a finite number above 0")

@@ -6,7 +6,7 @@ Reads configuration files and the headers of the weights; a tensor's values are 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,25 @@ from ayaedge_export.checkpoint.handed_over import (
     quantized_by,
     quantized_fault,
 )
-from ayaedge_export.checkpoint.spec import EMBEDDINGS_TENSOR, HEAD_TENSOR
+from ayaedge_export.checkpoint.spec import EMBEDDINGS_TENSOR, HEAD_TENSOR, Shapes
 from ayaedge_export.checkpoint.tensors import TensorIndex, TensorSource, slabs
 from ayaedge_export.checkpoint.tokenizer import Tokenizer, keep_markers, parse_tokenizer
 
 _UNUSED = re.compile(r"vision_tower\.vision_model\.head\.|\.position_ids$|\.rotary_emb\.inv_freq$")
 """Tensors that some versions write and the model does not use."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What is used of the weights that lie in one directory."""
+
+    directory: Path
+    tensors: TensorSource
+    names: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.tensors.entries[name].nbytes for name in self.names)
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,12 @@ class Checkpoint:
     def parameters(self) -> int:
         """Number of weights that the model has."""
         return sum(entry.size for name, entry in self.tensors.entries.items() if name != HEAD_TENSOR)
+
+    @property
+    def sources(self) -> tuple[Weights, ...]:
+        """Where its weights are read from."""
+        names = (*self.config.text.tensors, *self.config.vision.tensors)
+        return (Weights(self.directory, self.tensors, names),)
 
 
 def open_checkpoint(directory: str | Path) -> Checkpoint:
@@ -100,13 +119,16 @@ def _open_tensors(directory: Path, config: ModelConfig | None) -> tuple[TensorIn
         tensors = TensorIndex(directory)
     except CheckpointError as error:
         return None, [str(error)]
-    return tensors, _tensor_faults(tensors, config) if config else []
+    if config is None:
+        return tensors, []
+    return tensors, tensor_faults(tensors, {**config.text.tensors, **config.vision.tensors}, tied=config.tied)
 
 
-def _tensor_faults(tensors: TensorIndex, config: ModelConfig) -> list[str]:
-    """Every tensor that is missing, misshapen or unknown, a sentence each."""
-    wanted = {**config.text.tensors, **config.vision.tensors}
-    found = tensors.entries
+def tensor_faults(
+    tensors: TensorIndex, wanted: Shapes, *, tied: bool, beside: tuple[str, ...] = ()
+) -> list[str]:
+    """Every tensor that is missing, misshapen or unknown, a sentence each; names may begin as in `beside` as well."""
+    found = {name: entry for name, entry in tensors.entries.items() if not name.startswith(beside)}
     faults = [
         f"tensor {name} {_shape(shape)} is missing" for name, shape in wanted.items() if name not in found
     ]
@@ -120,7 +142,7 @@ def _tensor_faults(tensors: TensorIndex, config: ModelConfig) -> list[str]:
             faults.append(
                 f"tensor {entry.stored_name} has shape {_shape(entry.shape)} instead of {_shape(shape)}"
             )
-    return faults or _head_faults(tensors, tied=config.tied)
+    return faults or _head_faults(tensors, tied=tied)
 
 
 def _head_faults(tensors: TensorIndex, *, tied: bool) -> list[str]:
@@ -149,8 +171,17 @@ def check_finite(
 
     `advance` is called with bytes that were read, and their tensor.
     """
-    config, tensors = checkpoint.config, checkpoint.tensors
-    names = [*config.text.tensors, *config.vision.tensors]
+    for weights in checkpoint.sources:
+        faults = list(_not_finite(weights, threads, advance))
+        if faults:
+            raise CheckpointError(
+                list_faults(f"the checkpoint {weights.directory} is damaged; download it again", faults)
+            )
+
+
+def _not_finite(weights: Weights, threads: int, advance: Callable[[int, str], None] | None) -> Iterable[str]:
+    """A sentence on each tensor with values that are not finite."""
+    tensors, names = weights.tensors, weights.names
     counts = dict.fromkeys(names, 0)
     jobs = [(name, *rows) for name in names for rows in slabs(tensors.entries[name].shape)]
     with ThreadPoolExecutor(threads) as pool:
@@ -161,16 +192,13 @@ def check_finite(
             if advance:
                 entry = tensors.entries[name]
                 advance(entry.nbytes * (stop - start) // entry.shape[0], f"checking {name}")
-    faults = [
-        f"tensor {tensors.entries[name].stored_name} in {tensors.entries[name].file.name}: {count:,} of "
-        f"{tensors.entries[name].size:,} values are NaN or infinite"
-        for name, count in counts.items()
-        if count
-    ]
-    if faults:
-        raise CheckpointError(
-            list_faults(f"the checkpoint {checkpoint.directory} is damaged; download it again", faults)
-        )
+    for name, count in counts.items():
+        entry = tensors.entries[name]
+        if count:
+            yield (
+                f"tensor {entry.stored_name} in {entry.file.name}: {count:,} of {entry.size:,} values are NaN or "
+                "infinite"
+            )
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -104,6 +104,7 @@ class ModelConfig:
 
 ARCHITECTURE = "AyaVisionForConditionalGeneration"
 MODEL_TYPE = "aya_vision"
+DECODER_TYPES = ("cohere2", "cohere")
 
 # Defaults of the configuration classes, for keys that a minimal config.json leaves out.
 _SIGLIP_DEFAULTS = {
@@ -156,6 +157,27 @@ def parse_config(
     )
 
 
+def parse_language_model(
+    config: Mapping[str, Any], faults: list[str], *, tokenizer_max_length: object = None
+) -> tuple[TextConfig, bool]:
+    """The decoder that a config.json describes, a plain language model's or the one inside an Aya Vision, and whether
+    its output head is tied to the embeddings.
+
+    What cannot be run is appended to `faults`. Raises CheckpointError for another architecture.
+    """
+    model_type = config.get("model_type")
+    outer = Fields(config, "config.json", faults, _COHERE_DEFAULTS if model_type in DECODER_TYPES else None)
+    if model_type not in (*DECODER_TYPES, MODEL_TYPE):
+        raise CheckpointError(
+            f"this is a model of the architecture {model_type!r} ({_architectures(config)}); the decoder of an Aya "
+            f"Vision is of type {' or '.join(map(repr, DECODER_TYPES))}"
+        )
+    inside = model_type == MODEL_TYPE
+    fields = outer.section("text_config", _COHERE_DEFAULTS, required=True) if inside else outer
+    tied = [part.flag("tie_word_embeddings", default=True) for part in (outer, fields)]
+    return _parse_text(fields, tokenizer_max_length, faults), all(tied)
+
+
 def _architectures(config: Mapping[str, Any]) -> str:
     named = config.get("architectures")
     return ", ".join(map(str, named)) if isinstance(named, list) and named else "no architecture named"
@@ -201,7 +223,7 @@ def _parse_vision(config: Fields, output_size: int, faults: list[str]) -> Vision
 
 def _parse_text(fields: Fields, tokenizer_max_length: object, faults: list[str]) -> TextConfig:
     model_type = fields.text("model_type", "cohere2")
-    if model_type not in ("cohere2", "cohere"):
+    if model_type not in DECODER_TYPES:
         faults.append(
             f"the decoder is of type {model_type!r}; supported are 'cohere2' (8B) and 'cohere' (32B)"
         )

@@ -94,8 +94,10 @@ class TensorIndex:
     others, as that the weights are quantized.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, name_of: Callable[[str], str] | None = None):
+        """`name_of` gives the name on the hub of a stored one; by default `canonical_name`."""
         self.entries: dict[str, TensorEntry] = {}
+        self._name_of = name_of or canonical_name
         self._forms: set[str] = set()
         faults: list[str] = []
         places = _weight_files(directory, faults)
@@ -198,7 +200,7 @@ class TensorIndex:
             return
         self._forms.add(header.form)
         for tensor in header.tensors:
-            name = canonical_name(tensor.name)
+            name = self._name_of(tensor.name)
             if name in self.entries:
                 faults.append(f"{name} is there twice, the second time as {tensor.name} in {file.name}")
             self.entries[name] = TensorEntry(file, tensor.name, tensor.dtype, tensor.shape, tensor.start)
@@ -230,6 +232,12 @@ def canonical_name(name: str) -> str:
         r"^vision_tower\.(?=embeddings|encoder|post_layernorm|head)", "vision_tower.vision_model.", name
     )
     return "language_model.lm_head.weight" if name == "lm_head.weight" else name
+
+
+def language_model_name(name: str) -> str:
+    """The name that a tensor of a plain language model (`model.layers...`) has in an Aya Vision's decoder."""
+    name = re.sub(r"^(?:model\.)?(?=(?:embed_tokens|layers|norm)\.)", "language_model.model.", name)
+    return f"language_model.{name}" if name == "lm_head.weight" else name
 
 
 def _weight_files(directory: Path, faults: list[str]) -> dict[str, Path]:
@@ -305,6 +313,18 @@ def _shard_fault(index: Path, name: str) -> str:
     if not shard.is_file():
         return f"shard {name}, named in {index.name}, is missing"
     return ""
+
+
+def rounded(values: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
+    """Float32 values to the nearest ones that a file's format (F16, BF16, F32) can hold, ties to even; in place."""
+    if dtype == "BF16":
+        bits = values.view(np.uint32)
+        bits += ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)
+        bits &= np.uint32(0xFFFF0000)
+    elif dtype == "F16":
+        with np.errstate(over="ignore"):  # infinity, which whoever encodes it names
+            values[...] = values.astype(np.float16)
+    return values
 
 
 def _to_float32(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:

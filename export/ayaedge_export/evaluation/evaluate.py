@@ -7,6 +7,7 @@ goes on. What the windows are is in `evaluation.windows`, how a model is asked i
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -34,7 +35,10 @@ from ayaedge_export.evaluation.scorers import (
 )
 from ayaedge_export.evaluation.windows import BUILTIN, WINDOW, Passages, Window, make_windows, read_passages
 from ayaedge_export.matmul_threads import bounded_matmul
+from ayaedge_export.merge.merge import MergedCheckpoint, merge_facts
 from ayaedge_quant.kernels import kl_divergence
+
+logger = logging.getLogger("ayaedge.evaluate")
 
 Through = Literal["layers", "transformers"]
 """How a checkpoint is asked: layer by layer in bounded memory, or wholly in memory by the original implementation."""
@@ -118,6 +122,7 @@ def evaluate_bundle(
         against = open_reference(against)
     if isinstance(against, Checkpoint):
         against = scaled_like(against, bundle.manifest)
+        _tell_of_merge(bundle, against)
     check_comparable(bundle.manifest, against)
     passages = read_passages(text)
     windows = _plan_windows(bundle, passages, window, images)
@@ -144,6 +149,16 @@ def open_reference(path: str | Path) -> Bundle | Checkpoint:
     if (path / "config.json").is_file() and not (path / MANIFEST).is_file():
         return open_checkpoint(path)
     return read_bundle(path)
+
+
+def _tell_of_merge(bundle: Bundle, against: Checkpoint) -> None:
+    """Warn if a merged decoder is compared with one that is not: what the merge has changed counts too."""
+    merge = bundle.manifest.source.merge
+    if merge and not isinstance(against, MergedCheckpoint):
+        logger.warning(
+            "the decoder of %s was merged with %s and is compared with %s alone: name the merge base to compare it "
+            "with the same merge", bundle.name, merge.text, against.name,
+        )  # fmt: skip
 
 
 def check_comparable(manifest: Manifest, against: Bundle | Checkpoint) -> None:
@@ -255,9 +270,10 @@ def _files_digest(model: Bundle | Checkpoint) -> str:
     if isinstance(model, Bundle):
         facts = [verified(model, None).identity]
     else:
-        files = sorted({entry.file for entry in model.tensors.entries.values()})
+        entries = [source.tensors.entries.values() for source in model.sources]
+        files = [file for found in entries for file in sorted({entry.file for entry in found})]
         facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        facts.append(model.config.text.logit_scale)
+        facts += [model.config.text.logit_scale, *merge_facts(model).items()]
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 

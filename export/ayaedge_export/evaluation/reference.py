@@ -6,7 +6,7 @@ is loaded, asked about or run, and no pickle is opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,10 @@ from PIL import Image
 from ayaedge.errors import MissingExtraError
 from ayaedge.hardware.machine import usable_threads
 from ayaedge.text.prompt import Message
+from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.checkpoint.files import CheckpointFiles
+from ayaedge_export.checkpoint.tensors import TensorSource, canonical_name
+from ayaedge_export.merge.merge import MergedCheckpoint
 from ayaedge_export.offline import stay_offline
 
 
@@ -45,6 +48,21 @@ class Reference:
             trust_remote_code=False,
         ).eval()  # fmt: skip
         self._logit_scale = float(config.text_config.logit_scale if logit_scale is None else logit_scale)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Reference:
+        """An opened checkpoint, with its logit scale and, if it is merged, its merged decoder."""
+        reference = cls(checkpoint.directory, logit_scale=checkpoint.config.text.logit_scale)
+        if isinstance(checkpoint, MergedCheckpoint):
+            reference._replace(checkpoint.config.text.tensors, checkpoint.tensors)
+        return reference
+
+    def _replace(self, names: Iterable[str], tensors: TensorSource) -> None:
+        """Put tensors into the places of the checkpoint's own, one at a time."""
+        parameters = {canonical_name(name): value for name, value in self.model.named_parameters()}
+        with self._torch.no_grad():
+            for name in names:
+                parameters[name].copy_(self._torch.from_numpy(tensors.read(name)))
 
     def inputs(
         self, messages: Sequence[Message], images: Sequence[Image.Image], *, generate: bool = True

@@ -144,8 +144,7 @@ class TransformersScorer:
         from ayaedge_export.evaluation.reference import Reference
 
         check_memory(4 * checkpoint.parameters)
-        scale = checkpoint.config.text.logit_scale
-        self._reference = Reference(checkpoint.directory, logit_scale=scale)
+        self._reference = Reference.of(checkpoint)
         self._manifest = manifest
 
     def close(self) -> None:

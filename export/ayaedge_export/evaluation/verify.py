@@ -18,6 +18,7 @@ from ayaedge import ort
 from ayaedge.bundle import Bundle
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.options import DecoderOptions
+from ayaedge.errors import InvalidOptionError
 from ayaedge.hardware.machine import usable_threads
 from ayaedge.images.load import load_image
 from ayaedge.images.tiling import normalize, split_tiles
@@ -28,6 +29,7 @@ from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.checkpoint.logit_scale import scaled_like
 from ayaedge_export.evaluation.reference import Reference
 from ayaedge_export.evaluation.sample_text import SENTENCES
+from ayaedge_export.merge.merge import MergedCheckpoint
 from ayaedge_export.resume.staged_bundle import replace_manifest
 from ayaedge_export.vision.graph import write_vision_graph
 from ayaedge_quant.kernels import kl_divergence
@@ -74,19 +76,27 @@ class Report:
         return {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
 
 
-def verify_bundle(bundle: Bundle, directory: str | Path, *, trace: bool = False) -> Report:
-    """Compare a bundle with the checkpoint in `directory` and write the figures into its manifest.
+def verify_bundle(bundle: Bundle, against: Checkpoint | str | Path, *, trace: bool = False) -> Report:
+    """Compare a bundle with a checkpoint, opened or by its directory, and write the figures into its manifest.
 
     Reads the whole checkpoint into memory as float32. With `trace` the vision graph built from the weights is also
-    compared with the one that is traced from PyTorch. Raises CheckpointError, BundleError and MissingExtraError.
+    compared with the one that is traced from PyTorch. A bundle whose decoder was merged is compared with the
+    checkpoint that `merge_like` gives. Raises CheckpointError, BundleError, MissingExtraError and InvalidOptionError.
     """
-    checkpoint = scaled_like(open_checkpoint(directory), bundle.manifest)
+    checkpoint = against if isinstance(against, Checkpoint) else open_checkpoint(against)
+    merge = bundle.manifest.source.merge
+    if merge and not isinstance(checkpoint, MergedCheckpoint):
+        raise InvalidOptionError(
+            f"the decoder of {bundle.name} was merged with {merge.text}: name the merge base, so that the checkpoint "
+            "is merged in the same way before both are compared"
+        )
+    checkpoint = scaled_like(checkpoint, bundle.manifest)
     checks: list[Check] = []
     if trace:
         checks.append(
             _at_most("vision graph, direct against traced", compare_routes(checkpoint), TRACE_ERROR)
         )
-    reference = Reference(checkpoint.directory, logit_scale=checkpoint.config.text.logit_scale)
+    reference = Reference.of(checkpoint)
     options = DecoderOptions(cache_type="f32", all_logits=True, context_size=_context(bundle))
     with Decoder(bundle.decoder_path, bundle.manifest, options) as decoder:
         checks += _check_all(bundle, checkpoint, reference, decoder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
@@ -26,11 +27,13 @@ from ayaedge.cli.console import (
     write_json_text,
 )
 from ayaedge.cli.info import BundleArgument
+from ayaedge.cli.merging import MergeAncestor, MergeBase, MergeFlags, compared_with
+from ayaedge.cli.options import takes_flags
 from ayaedge.errors import BundleError, InvalidOptionError, MissingExtraError, list_faults
 from ayaedge.model import AyaVision
 
 if TYPE_CHECKING:
-    from ayaedge_export import Report
+    from ayaedge_export import DecoderEffort, ExportPlan, Report
 
 DecoderFormat = Literal["q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16", "f32"]
 Effort = Literal["fast", "calibrated", "best"]
@@ -104,6 +107,7 @@ Resume = Annotated[bool, typer.Option(help="Go on where the same export was inte
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="Processor threads.")]
 
 
+@takes_flags
 def export(
     checkpoint: Checkpoint,
     output: Output = None,
@@ -122,6 +126,8 @@ def export(
     logit_scale: LogitScale = None,
     resume: Resume = True,
     threads: Threads = None,
+    *,
+    merging: MergeFlags,
 ) -> None:
     """Turn a Hugging Face checkpoint of Aya Vision into a bundle."""
     show_messages(logging.WARNING)
@@ -132,16 +138,30 @@ def export(
         raise InvalidOptionError("--calibrate and --imatrix exclude each other")
     plan = exporter.plan_export(
         checkpoint, output, quant=exporter.make_recipe(quant, tensor_type or (), output_type),
-        vision=vision or None, logit_scale=logit_scale, trace=trace,
+        vision=vision or None, logit_scale=logit_scale, merge=merging.options(), trace=trace,
     )  # fmt: skip
-    chosen = exporter.choose_effort(
-        plan, effort,
+    plans = merging.plans(plan, output)
+    choose = partial(
+        exporter.choose_effort, effort=effort,
         importance=exporter.load_importance(imatrix, plan.checkpoint) if imatrix else None,
         calibrate=exporter.read_calibration_text(calibrate) if calibrate else None,
         budget=exporter.Budget(parse_size(target_size) if target_size else None, target_bpw),
         gptq=None if feedback_block is None else exporter.GptqOptions(block=feedback_block),
     )  # fmt: skip
-    exporter.check_target(plan.target, force=force)
+    chosen = [choose(plan) for plan in plans]
+    exporter.check_plans(plans, force=force)
+    for plan, how in zip(plans, chosen, strict=True):
+        _write(plan, how, force=force, resume=resume, threads=threads)
+
+
+def _write(
+    plan: ExportPlan, chosen: DecoderEffort, *, force: bool, resume: bool, threads: int | None
+) -> None:
+    """Write a bundle, and say what it is, how long it will take, and where it lies."""
+    import ayaedge_export as exporter
+
+    if isinstance(plan.checkpoint, exporter.MergedCheckpoint):
+        announce("merging", plan.checkpoint.text)
     measures = chosen.effort != "fast"  # such an effort says itself what is left
     if measures:
         seconds = exporter.predict_seconds(plan.checkpoint, chosen.effort)
@@ -202,6 +222,7 @@ def plan_export(
     vision: list[str] | None,
     tensor_type: list[str] | None,
     output_type: str | None,
+    merging: MergeFlags,
     as_json: bool,
 ) -> None:
     """Show what an export would write: types, bytes and bits per weight, and the disk needed."""
@@ -212,15 +233,24 @@ def plan_export(
     from ayaedge_export.plan import plan_table
 
     recipe = exporter.make_recipe(quant, tensor_type or (), output_type)
-    plan = exporter.plan_export(checkpoint, output, quant=recipe, vision=vision)
+    plan = exporter.plan_export(checkpoint, output, quant=recipe, vision=vision, merge=merging.options())
+    bundles = len(merging.plans(plan, output))
     seconds = {name: exporter.predict_seconds(plan.checkpoint, name) for name in EFFORTS}
     if as_json:
-        figures = {**plan.to_dict(), "decoder_seconds": seconds}
+        figures = {
+            **plan.to_dict(),
+            "decoder_seconds": seconds,
+            **({"bundles": bundles} if bundles > 1 else {}),
+        }
         write_json(figures, indent=2)
     else:
         print_table(plan_table(plan))
         times = ", ".join(f"{name} {_minutes(value)}" for name, value in seconds.items())
         announce("expected", f"for the decoder's weights, by effort: {times}")
+        if isinstance(plan.checkpoint, exporter.MergedCheckpoint):
+            announce("merging", plan.checkpoint.text)
+        if bundles > 1:
+            announce("in all", f"{bundles} bundles, {size_text(bundles * plan.disk_bytes)}")
 
 
 def evaluate(
@@ -248,6 +278,8 @@ def evaluate(
     record: Annotated[
         bool, typer.Option("--record", help="Write the totals into the bundle's manifest.")
     ] = False,
+    merge: MergeBase = None,
+    merge_ancestor: MergeAncestor = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads", help="Processor threads.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -261,8 +293,8 @@ def evaluate(
     journal = output.with_name(f"{output.stem}.windows.jsonl") if output else None
     with count_progress("windows:") as advance:
         result = evaluate_bundle(
-            opened, against, text=text, images=images, window=window, through=through, journal=journal,
-            threads=threads, advance=advance,
+            opened, compared_with(opened, against, merge, merge_ancestor), text=text, images=images,
+            window=window, through=through, journal=journal, threads=threads, advance=advance,
         )  # fmt: skip
     figures = json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n"
     if output:
@@ -285,6 +317,8 @@ def verify(
     trace: Annotated[
         bool, typer.Option("--trace", help="With --against: also compare both routes to the vision graph.")
     ] = False,
+    merge: MergeBase = None,
+    merge_ancestor: MergeAncestor = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check a bundle's files, and with a checkpoint its numbers; exit code 1 if anything is not as it should be."""
@@ -294,8 +328,8 @@ def verify(
         raise BundleError(list_faults(f"the bundle {bundle}", faults))
     AyaVision.load(bundle).close()  # both halves load and belong together
     if against is None:
-        if trace:
-            raise typer.BadParameter("--trace needs --against CHECKPOINT")
+        if trace or merge or merge_ancestor:
+            raise typer.BadParameter("--trace and --merge need --against CHECKPOINT")
         if as_json:
             write_json({"files": "intact", "passed": True})
         else:
@@ -304,7 +338,7 @@ def verify(
     require_exporter("ayaedge verify --against")
     from ayaedge_export import verify_bundle
 
-    report = verify_bundle(opened, against, trace=trace)
+    report = verify_bundle(opened, compared_with(opened, against, merge, merge_ancestor), trace=trace)
     if as_json:
         write_json(report.to_dict(), indent=2)
     else:

@@ -30,6 +30,10 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "bundle", f"{bundle.name} (format {manifest.format_version}, {size_text(bundle.size)})"
     yield "made from", f"{manifest.source.name}: {manifest.source.parameters / 1e6:,.1f} M parameters"
     yield "licence", manifest.source.license
+    if merge := manifest.source.merge:
+        yield "merged with", merge.text
+        for model in filter(None, (merge.base, merge.ancestor)):
+            yield "licence", f"{model.license} ({model.name})"
     yield (
         "vision",
         f"{manifest.formats.vision}, tiles of {tiling.tile_size} px, at most {tiling.max_tiles} and a thumbnail",

@@ -15,6 +15,7 @@ from ayaedge.cache.options import CacheOptions
 from ayaedge.cli import export as exporting
 from ayaedge.cli.console import JsonFlag, announce, print_table, size_text, stderr, with_flags, write_json
 from ayaedge.cli.export import DecoderFormat, OutputType, TensorTypes, VisionFormats
+from ayaedge.cli.merging import MergeFlags
 from ayaedge.cli.options import (
     ContextOption,
     DecoderFlags,
@@ -60,6 +61,7 @@ def plan(
     vision: VisionFormats = None,
     tensor_type: TensorTypes = None,
     output_type: OutputType = None,
+    merging: MergeFlags,
     as_json: JsonFlag = False,
 ) -> None:
     """Show what a question about images will take, or what an export would write, before any work.
@@ -72,13 +74,13 @@ def plan(
             raise InvalidOptionError("--export plans an export: it goes without -m and --image")
         exporting.plan_export(
             checkpoint, output=output, quant=quant, vision=vision,
-            tensor_type=tensor_type, output_type=output_type,
+            tensor_type=tensor_type, output_type=output_type, merging=merging,
             as_json=as_json,
         )  # fmt: skip
         return
-    if tensor_type or output_type or vision:
+    if tensor_type or output_type or vision or merging != MergeFlags():
         raise InvalidOptionError(
-            "--tensor-type, --output-type and --vision plan an export: add --export CHECKPOINT"
+            "--tensor-type, --output-type, --vision and --merge plan an export: add --export CHECKPOINT"
         )
     sizes = [image_size(one) for one in list_images(image)]
     cost = plan_question(

@@ -1,0 +1,1 @@
+"""Combining the decoder of a checkpoint with a language model, while it is read."""
