@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from ayaedge_quant import matmul as products
 from ayaedge_quant.matmul import Multiplier, find_gpu, is_exact, is_worth_sending
 
-torch = pytest.importorskip("torch", reason="needs the extra trace")
-
 ALMOST = 1e-5
 """Of the largest product: both sum a thousand float32 products, in another order."""
+
+
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    return pytest.importorskip("torch", reason="needs the extra trace")
 
 
 def drawn(*shape: int, seed: int = 0) -> NDArray[np.float32]:
@@ -42,11 +45,11 @@ def assert_multiplies(multiply: Multiplier, device_is_used: bool = True) -> None
     assert (multiply.device is not None) == device_is_used
 
 
-def test_a_device_gives_the_products() -> None:
+def test_a_device_gives_the_products(torch: Any) -> None:
     assert_multiplies(Multiplier(torch.device("cpu")))
 
 
-def test_rows_go_to_the_device_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_go_to_the_device_in_parts(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_PART_BYTES", 100 * 4 * 1024)
     assert_multiplies(Multiplier(torch.device("cpu")))
 
@@ -56,7 +59,7 @@ def test_without_a_device_it_is_numpys_product() -> None:
     assert np.array_equal(Multiplier(None)(x, weights), x @ weights)
 
 
-def test_small_products_stay_here() -> None:
+def test_small_products_stay_here(torch: Any) -> None:
     x, weights = drawn(3, 400), drawn(400, 500)
     nowhere = Multiplier(torch.device("meta"))  # which has no values
     assert np.array_equal(nowhere(x, weights), x @ weights)
@@ -65,7 +68,7 @@ def test_small_products_stay_here() -> None:
     assert is_worth_sending(12288, 4096, 1024)
 
 
-def test_a_device_that_fails_is_given_up_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_device_that_fails_is_given_up_with_a_warning(torch: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "ayaedge.matmul")
     failing = Multiplier(torch.device("meta"))
     assert_multiplies(failing, device_is_used=False)
@@ -89,7 +92,7 @@ def test_a_build_of_pytorch_for_processors_is_not_even_loaded(monkeypatch: pytes
 
 @pytest.mark.parametrize("available", [True, False])
 def test_any_pytorch_that_knows_accelerators_is_asked(
-    monkeypatch: pytest.MonkeyPatch, available: bool
+    torch: Any, monkeypatch: pytest.MonkeyPatch, available: bool
 ) -> None:
     class Accelerator:  # of PyTorch 2.6, whose function takes no arguments
         def is_available(self) -> bool:
@@ -106,7 +109,7 @@ def test_any_pytorch_that_knows_accelerators_is_asked(
     assert find_gpu() == ("a device" if available else None)
 
 
-def test_a_device_that_does_not_multiply_in_float32_is_told_apart() -> None:
+def test_a_device_that_does_not_multiply_in_float32_is_told_apart(torch: Any) -> None:
     class Half(Multiplier):
         def __call__(self, x: Any, weights: Any, out: Any = None) -> NDArray[np.float32]:
             return (x.astype(np.float16) @ weights.astype(np.float16)).astype(np.float32)

@@ -6,7 +6,6 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -29,8 +28,10 @@ def flags() -> set[str]:
     return {text for one in parameters for text in one.opts + one.secondary_opts}
 
 
-def sentences() -> Iterator[tuple[Path, str]]:
+@cache
+def sentences() -> list[tuple[Path, str]]:
     """What the library may say: its strings of several words that are no docstrings."""
+    found = []
     for path in (path for root in ROOTS for path in root.rglob("*.py")):
         if path.parent.name == "cli":
             continue
@@ -39,7 +40,8 @@ def sentences() -> Iterator[tuple[Path, str]]:
         for node in ast.walk(tree):
             value = getattr(node, "value", None) if isinstance(node, ast.Constant) else None
             if isinstance(value, str) and " " in value.strip() and id(node) not in said:
-                yield path, value
+                found.append((path, value))
+    return found
 
 
 def test_only_the_command_line_speaks_of_flags() -> None:

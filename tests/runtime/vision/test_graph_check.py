@@ -21,7 +21,6 @@ from ayaedge_export.checkpoint.config import parse_config
 from ayaedge_export.checkpoint.tensors import TensorIndex
 from ayaedge_export.vision.graph import write_vision_graph
 from ayaedge_export.vision.int8 import write_block_vision_graph, write_int8_vision_graph
-from ayaedge_export.vision.trace import trace_vision_graph
 from slow_graph import with_graph
 
 CPU_SECONDS = 1.0
@@ -34,6 +33,8 @@ def demo() -> Bundle:
 
 def written(tiny: Path, directory: Path) -> list[Path]:
     """A graph of each form that an export has."""
+    from ayaedge_export.vision.trace import trace_vision_graph  # PyTorch, for seconds
+
     config = parse_config(json.loads((tiny / "config.json").read_text("utf-8")), []).vision
     weights = TensorIndex(tiny).read
     write_vision_graph(directory / "fp32.onnx", config, weights)
