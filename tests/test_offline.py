@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import seed_data
 import system_calls
 from system_calls import Seen, describe, watch
 
@@ -57,6 +58,16 @@ COMMANDS: dict[str, list[str]] = {
     "plan --export": ["plan", "--export", "CHECKPOINT"],
     "tune": ["tune", "-m", "DEMO"],
     "bench": ["bench", "-m", "DEMO", "-n", "4", "--rounds", "1"],
+    "benchmark": [
+        "benchmark",
+        "aya-vision-bench",
+        "--data",
+        "TARGET/data",
+        "-n",
+        "8",
+        "-o",
+        "TARGET/out.json",
+    ],
     "doctor": ["doctor"],
     "info": ["info", "DEMO"],
     "cache": ["cache", "ls"],
@@ -82,6 +93,8 @@ def run(tmp_path: Path, tiny: Path) -> Callable[..., Seen]:
     target = tmp_path / "target"
     places = {"CHECKPOINT": str(tiny), "TARGET": str(target), "DEMO": str(target / "demo")}
     shutil.copytree(ROOT / "runtime" / "ayaedge" / "demo", target / "demo")  # `verify` writes figures into it
+    seed_data.write_language(target, "deu_Latn", list(seed_data.draw_rows("de", 1))[:1])
+    shutil.move(target / "AyaVisionBench", target / "data")
     (target / "text.jsonl").write_text('{"language": "en", "text": "The circle is red."}\n', "utf-8")
 
     def start(arguments: list[str], *, python: bool = False, given: str = "", loopback: bool = False) -> Seen:

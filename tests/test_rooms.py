@@ -40,7 +40,7 @@ FLOORS = {
         {"isolation"},
         {"conversation", "batch"},
         {"model"},
-        {"bench", "ray", "server"},
+        {"bench", "benchmark", "ray", "server"},
         {"cli"},
         {"__main__"},
     ),

@@ -131,11 +131,11 @@ def evaluate_bundle(
         context = max(len(w.prompt.ids) for w in windows)
         with (
             bounded_matmul(bundle.manifest.decoder.hidden_size, threads),
-            closing(_open_scorer(against, bundle.manifest, context, threads, through)) as reference,
+            closing(open_scorer(against, bundle.manifest, context, threads, through)) as reference,
             closing(BundleScorer(bundle, context_size=context, threads=threads)) as candidate,
         ):
             vocabulary = bundle.manifest.decoder.vocab_size
-            for result in _compare(pending, reference, candidate, vocabulary, threads):
+            for result in compare_windows(pending, reference, candidate, vocabulary, threads):
                 record.add(result)
                 if advance:
                     advance(len(record.results), len(windows), result.key)
@@ -209,9 +209,10 @@ def _plan_windows(bundle: Bundle, passages: Passages, length: int, images: bool)
         return make_windows(passages, manifest, tokenize, length=length, images=images)
 
 
-def _open_scorer(
+def open_scorer(
     against: Bundle | Checkpoint, manifest: Manifest, context: int, threads: int | None, through: Through
 ) -> Scorer:
+    """What gives the logits of a bundle or a checkpoint that others are compared with."""
     if isinstance(against, Bundle):
         return BundleScorer(against, context_size=context, cache_type="f32", threads=threads)
     if through == "transformers":
@@ -219,13 +220,14 @@ def _open_scorer(
     return StreamedScorer(against, manifest)
 
 
-def _compare(
-    windows: Sequence[Window],
+def compare_windows(
+    windows: Iterable[Window],
     reference: Scorer,
     candidate: Scorer,
     vocabulary: int,
     threads: int | None,
 ) -> Iterator[WindowResult]:
+    """What two models give for windows, in their order; those of a group are in memory together."""
     for group in _groups(windows):
         reference.prepare(group)
         candidate.prepare(group)
@@ -247,7 +249,7 @@ def _compare(
             )
 
 
-def _groups(windows: Sequence[Window]) -> Iterator[list[Window]]:
+def _groups(windows: Iterable[Window]) -> Iterator[list[Window]]:
     """Windows in groups of about `PREPARED_POSITIONS`."""
     group: list[Window] = []
     for window in windows:
@@ -262,10 +264,11 @@ def _groups(windows: Sequence[Window]) -> Iterator[list[Window]]:
 def _identity(bundle: Bundle, against: Bundle | Checkpoint, windows: Sequence[Window]) -> dict[str, str]:
     """What must be the same for results of two runs to belong together."""
     digest = hashlib.sha256(repr([(w.key, w.prompt, w.first, w.image) for w in windows]).encode())
-    return {"bundle": _files_digest(bundle), "against": _files_digest(against), "windows": digest.hexdigest()}
+    return {"bundle": files_digest(bundle), "against": files_digest(against), "windows": digest.hexdigest()}
 
 
-def _files_digest(model: Bundle | Checkpoint) -> str:
+def files_digest(model: Bundle | Checkpoint) -> str:
+    """A digest of what a model's answers depend on."""
     facts: list[Any]
     if isinstance(model, Bundle):
         facts = [verified(model, None).identity]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from ayaedge.vision.encoder import VisionEncoder
 from ayaedge.vision.session import VisionOptions
 from ayaedge_export.checkpoint.checkpoint import Checkpoint
 from ayaedge_export.decoder.forward import EMBEDDINGS, decoder_forward, head_logits
-from ayaedge_export.evaluation.windows import Window, drawn_tiles
+from ayaedge_export.evaluation.windows import IMAGES, Window, tiles_of
 from ayaedge_export.vision.forward import vision_forward
 
 FloatArray = NDArray[np.float32]
@@ -81,9 +81,9 @@ class BundleScorer:
 
     def prepare(self, windows: Sequence[Window]) -> None:
         """Encode the images that were not met before."""
-        for number in sorted({window.image for window in windows if window.image is not None}):
-            if number not in self._features:
-                self._features[number] = self._vision.encode(drawn_tiles(number, self._manifest))
+        self._features = _still_needed(self._features, windows)
+        for number, window in _with_images(windows, self._features):
+            self._features[number] = self._vision.encode(tiles_of(window, self._manifest))
 
     def parts(self, window: Window) -> Iterator[FloatArray]:
         """See `Scorer.parts`."""
@@ -116,10 +116,10 @@ class StreamedScorer:
 
     def prepare(self, windows: Sequence[Window]) -> None:
         """Compute the final hidden states of these windows, and forget those of others."""
-        for number in sorted({window.image for window in windows if window.image is not None}):
-            if number not in self._features:
-                pixels = normalize(drawn_tiles(number, self._manifest), self._manifest.tiling)
-                self._features[number] = vision_forward(self._vision, self._tensors.read, pixels)
+        self._features = _still_needed(self._features, windows)
+        for number, window in _with_images(windows, self._features):
+            pixels = normalize(tiles_of(window, self._manifest), self._manifest.tiling)
+            self._features[number] = vision_forward(self._vision, self._tensors.read, pixels)
         patch = self._manifest.tokens.image_patch
         rows = [_input_rows(window, self._embed, self._features, patch) for window in windows]
         hidden = decoder_forward(self._text, self._tensors, rows)
@@ -158,9 +158,26 @@ class TransformersScorer:
         """See `Scorer.parts`."""
         pixels = None
         if window.image is not None:
-            pixels = normalize(drawn_tiles(window.image, self._manifest), self._manifest.tiling)
+            pixels = normalize(tiles_of(window, self._manifest), self._manifest.tiling)
         ranges = scored_ranges(window, self._manifest.decoder.vocab_size)
         yield from self._reference.logit_parts(window.prompt.ids, ranges, pixels)
+
+
+def _with_images(windows: Sequence[Window], known: Collection[int]) -> list[tuple[int, Window]]:
+    """A window for each image that is not known yet, by its number."""
+    return sorted(
+        {
+            window.image: window
+            for window in windows
+            if window.image is not None and window.image not in known
+        }.items()
+    )
+
+
+def _still_needed(features: dict[int, FloatArray], windows: Sequence[Window]) -> dict[int, FloatArray]:
+    """Embeddings of these windows' images, and of the few that are drawn: those of a data set would fill the memory."""
+    needed = {window.image for window in windows}
+    return {number: rows for number, rows in features.items() if number < IMAGES or number in needed}
 
 
 def check_memory(needed: int, *, total: int | None = None) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,9 @@ class Window:
     first: int
     """The first position whose prediction is compared."""
     image: int | None = None
-    """Number of the image in front of the text."""
+    """Number of the image in front of the text, below `IMAGES` if it is drawn."""
+    tiles: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+    """Those (n, S, S, 3) of images that are not drawn."""
 
     def ranges(self, longest: int) -> Iterator[tuple[int, int]]:
         """Positions in order, in ranges of at most `longest` that lie wholly inside or outside the image."""
@@ -115,6 +117,12 @@ def make_windows(
         for number, (language, texts) in enumerate(passages.items()):
             windows.append(_image_window(builder, manifest, language, texts, number % IMAGES))
     return windows
+
+
+def tiles_of(window: Window, manifest: Manifest) -> NDArray[np.uint8]:
+    """The tiles (n, S, S, 3) of the images in front of a window's text."""
+    assert window.image is not None
+    return drawn_tiles(window.image, manifest) if window.tiles is None else window.tiles
 
 
 def drawn_tiles(number: int, manifest: Manifest) -> NDArray[np.uint8]:

@@ -15,6 +15,6 @@ binaries = [(str(library_path()), "ayaedge/decoder")]
 hiddenimports = collect_submodules("ayaedge", filter=lambda name: not name.startswith(_OTHER_PROGRAMS))
 hiddenimports += [name for name in ("pillow_heif",) if can_import_module(name)]
 excludedimports = [  # whoever exports, serves agents, writes Parquet or uses Ray names these himself
-    "ayaedge_export", "ayaedge_quant", "gguf", "mcp", "onnx", "optimum", "pyarrow", "ray", "safetensors", "torch",
-    "transformers",
+    "ayaedge_export", "ayaedge_quant", "gguf", "mcp", "onnx", "optimum", "py3langid", "pyarrow", "ray", "sacrebleu",
+    "safetensors", "torch", "transformers",
 ]  # fmt: skip
