@@ -137,13 +137,15 @@ def _cost_table(cost: QuestionCost) -> Table:
         table.add_row(f"image {number}", str(image))
     table.add_row("prompt", f"{cost.prompt_tokens} of {cost.context} tokens of context")
     if cost.gpu is not None:
-        table.add_row("graphics memory", f"{cost.gpu.reason}; {size_text(cost.gpu.bytes_used)} used")
+        kind = ", main memory" if cost.gpu.shared else ""
+        table.add_row("graphics memory", f"{cost.gpu.reason}; {size_text(cost.gpu.bytes_used)} used{kind}")
     for tried in cost.devices:
         table.add_row("tried here", tried)
     memory = cost.memory
     for name, size in (
         ("decoder's weights", memory.decoder), ("KV cache", memory.kv_cache), ("decoder's work space", memory.work),
-        ("vision tower", memory.vision), ("memory in all", memory.total), ("memory that is free", cost.available_bytes),
+        ("vision tower", memory.vision), ("memory in all", cost.needed_bytes),
+        ("memory that is free", cost.available_bytes),
     ):  # fmt: skip
         table.add_row(name, size_text(size))
     for name, seconds in (

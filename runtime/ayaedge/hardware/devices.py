@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from ayaedge import llama
 from ayaedge.errors import InvalidOptionError
+from ayaedge.hardware.machine import architecture
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,11 @@ class Gpu:
     """0, like `total_bytes`, if the driver does not tell."""
     integrated: bool = False
     """Uses main memory; llama.cpp leaves it alone where there is another one."""
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether its memory is main memory: that of integrated ones, and of Apple's own processors."""
+        return self.integrated or (self.backend == "metal" and architecture(platform.machine()) == "arm64")
 
 
 def decoder_gpus() -> list[Gpu]:

@@ -75,6 +75,11 @@ class QuestionCost:
     pictures = earlier_name("pictures", "images")
 
     @property
+    def needed_bytes(self) -> int:
+        """Bytes of main memory, with what a GPU takes of it that has none of its own."""
+        return self.memory.total + (self.gpu.bytes_used if self.gpu and self.gpu.shared else 0)
+
+    @property
     def faults(self) -> list[str]:
         """Why the question cannot run here, with advice; empty if it can."""
         found = []
@@ -83,9 +88,9 @@ class QuestionCost:
                 f"the prompt has {self.prompt_tokens} tokens and the context holds {self.context}: lower max_tiles, "
                 "send fewer images, or raise context_size"
             )
-        if self.memory.total > self.available_bytes:
+        if self.needed_bytes > self.available_bytes:
             found.append(
-                f"{self.memory.total / 1e9:.1f} GB of memory are needed and {self.available_bytes / 1e9:.1f} GB are "
+                f"{self.needed_bytes / 1e9:.1f} GB of memory are needed and {self.available_bytes / 1e9:.1f} GB are "
                 f"free: close other programs, lower max_tiles or send fewer images (the KV cache takes "
                 f"{self.memory.kv_cache / 1e9:.1f} GB), or export with a smaller quant"
             )
@@ -95,6 +100,7 @@ class QuestionCost:
         """For JSON."""
         values = asdict(self)
         values["memory"]["total"] = self.memory.total
+        values["needed_bytes"] = self.needed_bytes
         return {**values, "fits": not self.faults, "faults": self.faults}
 
 

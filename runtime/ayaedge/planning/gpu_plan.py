@@ -41,6 +41,8 @@ class GpuPlan:
     free_bytes: int
     """What there was before."""
     reason: str
+    shared: bool = False
+    """Whether it is main memory: what is used there is not free for the processor."""
 
 
 def plan_gpu(

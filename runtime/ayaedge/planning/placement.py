@@ -13,6 +13,7 @@ from ayaedge.errors import BackendError, InvalidOptionError
 from ayaedge.files import can_read
 from ayaedge.hardware.devices import Device, Gpu, choose_decoder, decoder_gpus
 from ayaedge.hardware.driver_trial import settle_drivers
+from ayaedge.hardware.machine import memory
 from ayaedge.hardware.vision_devices import choose_vision, vision_devices
 from ayaedge.planning.costs import cache_element_bytes
 from ayaedge.planning.gpu_plan import GpuPlan, plan_gpu
@@ -79,9 +80,10 @@ def _plan(bundle: Bundle, decoder: DecoderOptions, vision: VisionOptions, gpus: 
     device = vision.device or "auto"
     graphs = list(manifest.gpu_graphs.values())
     tower = bool(graphs and device != "cpu" and choose_vision(device, vision_devices()))
-    return plan_gpu(
+    free, shared = sum(gpu.free_bytes for gpu in gpus), any(gpu.shares_memory for gpu in gpus)
+    plan = plan_gpu(
         read_figures(bundle.decoder_path),
-        free_bytes=sum(gpu.free_bytes for gpu in gpus),
+        free_bytes=min(free, memory().available) if shared else free,
         context=decoder.context_of(manifest.decoder.context_length),
         cache_element_bytes=cache_element_bytes(decoder.cache_type, decoder.value_type),
         batch=decoder.rows_at_once,
@@ -89,6 +91,7 @@ def _plan(bundle: Bundle, decoder: DecoderOptions, vision: VisionOptions, gpus: 
         vision_bytes=manifest.graph_bytes(graphs[0]) if tower else None,
         vision_first=tower and device != "auto",
     )
+    return replace(plan, shared=shared)
 
 
 def _vision_device(device: Device, bundle: Bundle) -> Device:

@@ -26,11 +26,12 @@ from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.gguf_header import DecoderFigures
 from ayaedge.decoder.weights import Weights
 from ayaedge.hardware.devices import Gpu
+from ayaedge.hardware.machine import Memory
 from ayaedge.hardware.probes import Result
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.hardware.vision_devices import VisionDevice
 from ayaedge.manifest import FileInfo
-from ayaedge.planning import placement
+from ayaedge.planning import placement, question_plan
 from ayaedge.planning.device_check import check_devices, known_verdicts
 from ayaedge.planning.placement import resolve
 from ayaedge.planning.profile import Profile, Settings, profile_path, save_profile
@@ -236,6 +237,35 @@ def test_a_plan_shows_what_goes_to_graphics_memory(
     assert gpu.memory.decoder == LARGE.other_bytes
     assert cpu.memory.decoder == LARGE.weight_bytes
     assert gpu.memory.vision == cpu.memory.vision > 1_208_000_000
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["main memory", "its own"])
+def test_memory_that_a_gpu_shares_with_the_processor_is_counted_once(
+    portable: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared: bool
+) -> None:
+    made_up(monkeypatch, 8)
+    gpu = dataclasses.replace(EIGHT, integrated=shared)
+    monkeypatch.setattr(placement, "decoder_gpus", lambda: [gpu])
+    monkeypatch.setattr("ayaedge.planning.question_plan.read_figures", lambda _: LARGE)
+    monkeypatch.setattr("ayaedge.planning.device_check.choose_layers", lambda *_: (33, [gpu]))
+    for module in (placement, question_plan):
+        monkeypatch.setattr(module, "memory", lambda: Memory(16 * 10**9, 5 * 10**9))
+    cost = plan_question(portable, [(640, 480)], cache=CacheOptions(directory=tmp_path))
+    assert cost.gpu is not None
+    whole = plan_question(
+        portable, [(640, 480)], device="cpu", cache=CacheOptions(directory=tmp_path)
+    ).needed_bytes
+    if shared:
+        assert cost.gpu.free_bytes == 5 * 10**9, "what the processor has left, not what the driver says"
+        assert cost.gpu.layers < 33
+        assert cost.needed_bytes == cost.memory.total + cost.gpu.bytes_used
+        twice = LARGE.other_bytes + LARGE.kv_bytes(
+            8192
+        )  # output beside embeddings; the cache of a whole context
+        assert whole < cost.needed_bytes < whole + twice
+    else:
+        assert cost.gpu.layers == 33
+        assert cost.needed_bytes == cost.memory.total
 
 
 @pytest.mark.parametrize(
