@@ -68,6 +68,10 @@ class Answered:
         """The answer to a question, or None if there is none."""
         return self.rows[key].answer if key in self.rows else None
 
+    def is_cut_off(self, key: str) -> bool:
+        """Whether the limit on tokens ended an answer."""
+        return key in self.rows and self.rows[key].stop_reason == "length"
+
     @property
     def longest(self) -> int:
         """Most tokens of a question and its answer together."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ayaedge.benchmark.choices import Style, chosen
 from ayaedge.benchmark.intervals import wilson, wilson_of_mean
-from ayaedge.benchmark.languages import code_of, language_of
+from ayaedge.benchmark.languages import CODES, code_of, language_of
 from ayaedge.benchmark.questions import Question
 from ayaedge.benchmark.similarity import chrf, equal_beginning
 
@@ -49,6 +49,8 @@ class Outcome:
     verdict: Verdict | None = None
     judged: bool = False
     """Whether a judge was asked, or did not have to be."""
+    cut_off: bool = False
+    """Whether the limit on tokens ended it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def outcome_of(
     answer: str | None,
     style: Style,
     *,
+    cut_off: bool = False,
     against: str | None = None,
     divergence: Divergence | None = None,
     verdicts: Mapping[str, Verdict | None] | None = None,
@@ -81,12 +84,13 @@ def outcome_of(
         question.language, question.task, answer, right=said == question.right if question.options else None,
         clear=said is not None, reference=question.reference, against=against, divergence=divergence,
         verdict=(verdicts or {}).get(question.key), judged=verdicts is not None and question.key in verdicts,
+        cut_off=cut_off,
     )  # fmt: skip
 
 
 def score(outcomes: Collection[Outcome]) -> Scores:
     """All figures of some outcomes; MissingExtraError where answers are compared without the extra."""
-    codes = sorted({code_of(one.language) for one in outcomes})
+    codes = sorted({*CODES.values(), *(code_of(one.language) for one in outcomes)})
     languages = _grouped(outcomes, lambda one: one.language, codes)
     tasks = _grouped(outcomes, lambda one: one.task, codes)
     return Scores(_figures(outcomes, codes), _mean(languages), languages, tasks)
@@ -104,6 +108,8 @@ def _grouped(
 def _figures(outcomes: Collection[Outcome], codes: Sequence[str]) -> Figures:
     answered = [one for one in outcomes if one.answer is not None]
     counts = {"questions": float(len(outcomes)), "failed": float(len(outcomes) - len(answered))}
+    if answered:
+        counts["cut_off"] = _share(one.cut_off for one in answered)
     return {
         **counts, **_choices(outcomes), **_against_references(answered), **_agreement(answered, codes),
         **_divergences(answered), **_verdicts(outcomes),

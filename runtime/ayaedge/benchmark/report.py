@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from ayaedge.benchmark.outcomes import Figures, Scores
@@ -40,25 +41,29 @@ class _Column:
     figure: str
     heading: str
     form: str
+    factor: float = 1
 
 
 _COLUMNS = (
     _Column("questions", "questions", "{:.0f}"),
     _Column("failed", "failed", "{:.0f}"),
-    _Column("right", "right", "{:.1%}"),
-    _Column("no_choice", "no choice", "{:.1%}"),
+    _Column("cut_off", "cut\noff %", "{:.1f}", 100),
+    _Column("right", "right %", "{:.1f}", 100),
+    _Column("no_choice", "no\nchoice %", "{:.1f}", 100),
     _Column("reference_chrf", "reference\nchrF", "{:.1f}"),
-    _Column("reference_equal", "reference\nequal", "{:.1%}"),
-    _Column("equal", "equal", "{:.1%}"),
-    _Column("equal_beginning_share", "equal\nbeginning", "{:.1%}"),
+    _Column("reference_equal", "reference\nequal %", "{:.1f}", 100),
+    _Column("equal", "equal\n%", "{:.1f}", 100),
+    _Column("equal_beginning_share", "equal be-\nginning %", "{:.1f}", 100),
     _Column("chrf", "chrF", "{:.1f}"),
-    _Column("language_kept", "language\nkept", "{:.1%}"),
+    _Column("language_kept", "language\nkept %", "{:.1f}", 100),
     _Column("kl", "KL", "{:.4f}"),
-    _Column("top1", "same top", "{:.1%}"),
-    _Column("win", "win", "{:.1%}"),
-    _Column("tie", "tie", "{:.1%}"),
-    _Column("loss", "loss", "{:.1%}"),
+    _Column("top1", "same\ntop %", "{:.1f}", 100),
+    _Column("win", "win %", "{:.1f}", 100),
+    _Column("tie", "tie\n%", "{:.1f}", 100),
+    _Column("loss", "loss\n%", "{:.1f}", 100),
 )
+_RARE = ("failed", "cut_off", "no_choice")
+"""Figures that are shown where there is something to show."""
 _BOUNDS = ("right", "win")
 """Figures that are shown with their interval."""
 _PANELS = (
@@ -78,7 +83,7 @@ def tables(result: Result) -> list[Table]:
         totals = {name: scores.all for name, scores in result.models.items()}
         found.append(_table(result.benchmark, "model", {"": totals}))
     for name, scores in result.models.items():
-        totals = {"all": scores.all, "mean of languages": scores.mean}
+        totals = {"all": scores.all, "mean": scores.mean}
         found.append(_table(name, "language", {"": scores.languages, " ": totals}))
         if len(scores.tasks) > 1:
             found.append(_table(name, "task", {"": scores.tasks}))
@@ -88,7 +93,7 @@ def tables(result: Result) -> list[Table]:
 def _table(title: str, what: str, sections: Mapping[str, Mapping[str, Figures]]) -> Table:
     rows = [figures for section in sections.values() for figures in section.values()]
     columns = [column for column in _COLUMNS if any(_is_shown(column, figures) for figures in rows)]
-    table = Table(what, title=title, title_justify="left")
+    table = Table(what, title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in columns:
         table.add_column(column.heading, justify="right")
     for section in sections.values():
@@ -99,13 +104,13 @@ def _table(title: str, what: str, sections: Mapping[str, Mapping[str, Figures]])
 
 
 def _is_shown(column: _Column, figures: Figures) -> bool:
-    return column.figure in figures and (column.figure != "failed" or figures["failed"] > 0)
+    return column.figure in figures and (column.figure not in _RARE or figures[column.figure] > 0)
 
 
 def _cell(column: _Column, figures: Figures) -> str:
     if column.figure not in figures:
         return ""
-    value = column.form.format(figures[column.figure])
+    value = column.form.format(column.factor * figures[column.figure])
     if column.figure not in _BOUNDS:
         return value
     low, high = figures[f"{column.figure}_low"], figures[f"{column.figure}_high"]

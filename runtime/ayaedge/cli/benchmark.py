@@ -157,7 +157,7 @@ def benchmark(
     models = _named(model or [demo_bundle()])
     judge = comparison.endpoint()
     questions = source.open(name, data)
-    _check(questions, comparison, models, plot)
+    _check(questions, comparison, models, plot, source.max_tiles)
     if judge:
         _tell_where_it_goes(judge)
     run = _Run(questions, source, comparison, loading, judge, output or Path(f"{name}.json"))
@@ -185,7 +185,13 @@ def _named(paths: list[Path]) -> dict[str, Path]:
     return dict(zip(names if unique else map(str, paths), paths, strict=True))
 
 
-def _check(data: DataSet, comparison: ComparisonFlags, models: Mapping[str, Path], plot: Path | None) -> None:
+def _check(
+    data: DataSet,
+    comparison: ComparisonFlags,
+    models: Mapping[str, Path],
+    plot: Path | None,
+    most_tiles: int | None,
+) -> None:
     """What would fail after hours fails now."""
     for path in models.values():
         read_bundle(path)
@@ -199,6 +205,10 @@ def _check(data: DataSet, comparison: ComparisonFlags, models: Mapping[str, Path
     require_identifier()
     if comparison.kl or not _is_bundle(comparison.against):
         require_exporter("ayaedge benchmark --against")
+    if most_tiles is not None and not _is_bundle(comparison.against):
+        raise InvalidOptionError(
+            "a checkpoint in transformers takes all tiles of a picture: --max-tiles is for bundles"
+        )
 
 
 def _is_bundle(path: Path) -> bool:
@@ -239,6 +249,7 @@ class _Run:
             outcomes = [
                 outcome_of(
                     question, answered[name].answer(question.key), self._asking.style,
+                    cut_off=answered[name].is_cut_off(question.key),
                     against=against.answer(question.key) if against else None,
                     divergence=divergences.get(question.key), verdicts=verdicts,
                 )

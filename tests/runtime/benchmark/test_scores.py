@@ -120,6 +120,17 @@ def test_agreement_with_another_model_says_where_it_ends() -> None:
     assert (found["kl"], found["top1"]) == (pytest.approx(0.2), pytest.approx(0.9))
 
 
+def test_an_answer_in_another_language_is_seen_where_only_one_is_asked() -> None:
+    outcomes = [Outcome("de", "x", FRENCH, against=GERMAN), Outcome("de", "x", GERMAN, against=GERMAN)]
+    found = score(outcomes).all
+    assert (found["language_kept"], found["language_kept_against"]) == (0.5, 1)
+
+
+def test_answers_that_the_limit_ended_are_told() -> None:
+    outcomes = [Outcome("de", "x", "a", cut_off=True), Outcome("de", "x", "b"), Outcome("de", "x", None)]
+    assert score(outcomes).all["cut_off"] == 0.5
+
+
 def test_references_are_compared_where_there_are_any() -> None:
     outcomes = [
         Outcome("de", "x", "zwei rote Kreise", reference="rote"),
