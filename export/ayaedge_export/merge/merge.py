@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from ayaedge.bundle import hash_file
+from ayaedge.bundle import Bundle, hash_file
 from ayaedge.checks import check_options, one_of, plain, real_number
 from ayaedge.errors import CheckpointError, InvalidOptionError, list_faults
 from ayaedge.hardware.machine import usable_threads
-from ayaedge.manifest import FileInfo, Manifest, Merge, MergedModel
+from ayaedge.manifest import FileInfo, Merge, MergedModel
 from ayaedge_export.checkpoint.checkpoint import Checkpoint, Weights
 from ayaedge_export.merge.language_model import LanguageModel, open_language_model
 from ayaedge_export.merge.merged_tensors import MergedTensors
@@ -154,16 +154,16 @@ def _describe_model(model: LanguageModel) -> MergedModel:
 
 
 def merge_like(
-    checkpoint: Checkpoint, manifest: Manifest, base: str | Path, ancestor: str | Path | None = None
+    bundle: Bundle, checkpoint: Checkpoint, base: str | Path, ancestor: str | Path | None = None
 ) -> MergedCheckpoint:
-    """The checkpoint merged as a bundle's decoder was, to compare both.
+    """The checkpoint merged as the decoder of `bundle` was, to compare both.
 
     Raises InvalidOptionError for a bundle without a merge, and CheckpointError for other models than it was merged
     with, by the SHA-256 of their files.
     """
-    merge = manifest.source.merge
+    merge = bundle.manifest.source.merge
     if merge is None:
-        raise InvalidOptionError("the bundle's decoder was not merged with another model: leave out the base")
+        raise InvalidOptionError(f"the decoder of {bundle.name} was not merged: leave out the merge base")
     options = MergeOptions(base, merge.weight, merge.method, ancestor)  # type: ignore[arg-type]
     merged = merge_checkpoint(checkpoint, options)
     found = describe_merge(merged)

@@ -100,7 +100,7 @@ def compared_with(
         return against
     from ayaedge_export import merge_like, open_checkpoint
 
-    return merge_like(open_checkpoint(against), bundle.manifest, merge, ancestor)
+    return merge_like(bundle, open_checkpoint(against), merge, ancestor)
 
 
 def _weight(word: str) -> float:

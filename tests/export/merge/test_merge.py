@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from ayaedge import CheckpointError, ExportError, InvalidOptionError, read_bundle
 from ayaedge.bundle import Bundle, check_hashes, hash_file
 from ayaedge_export import (
+    Effort,
     MergeMethod,
     MergeOptions,
     export_checkpoint,
@@ -24,6 +25,8 @@ from ayaedge_export import (
     merge_like,
     plan_export,
 )
+from ayaedge_export.calibration.imatrix import collect
+from ayaedge_export.calibration.text import BUILTIN
 from ayaedge_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from ayaedge_export.checkpoint.tensors import slabs
 from ayaedge_export.decoder import gguf_writer
@@ -448,9 +451,7 @@ def test_the_reference_of_a_merge_is_the_merged_checkpoints(
 def test_a_merged_bundle_is_verified_against_the_same_merge(
     checkpoint: Checkpoint, text_base: Path, merged_bundle: Bundle
 ) -> None:
-    report = verify_bundle(
-        merged_bundle, merge_like(checkpoint, merged_bundle.manifest, text_base), trace=True
-    )
+    report = verify_bundle(merged_bundle, merge_like(merged_bundle, checkpoint, text_base), trace=True)
     assert report.passed, report.to_dict()
 
 
@@ -460,7 +461,7 @@ def test_a_merged_bundle_is_compared_with_nothing_but_the_same_merge(
     with pytest.raises(InvalidOptionError, match=r"merged with aya-text .*name the merge base"):
         verify_bundle(merged_bundle, tiny)
     with pytest.raises(CheckpointError, match="is not the aya-text that is meant"):
-        merge_like(checkpoint, merged_bundle.manifest, base)
+        merge_like(merged_bundle, checkpoint, base)
 
 
 def test_a_merged_bundle_is_evaluated_against_the_same_merge(
@@ -473,7 +474,7 @@ def test_a_merged_bundle_is_evaluated_against_the_same_merge(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("What number is at the bottom left?")
-    same = merge_like(checkpoint, merged_bundle.manifest, text_base)
+    same = merge_like(merged_bundle, checkpoint, text_base)
     near = evaluate_bundle(merged_bundle, same, text=text, images=False)
     assert near.overall.mean_kl < 1e-4
     assert not caplog.records
@@ -486,7 +487,7 @@ def test_a_bundle_without_a_merge_has_no_base_to_compare_with(
     checkpoint: Checkpoint, base: Path, exact_bundle: Bundle
 ) -> None:
     with pytest.raises(InvalidOptionError, match="was not merged"):
-        merge_like(checkpoint, exact_bundle.manifest, base)
+        merge_like(exact_bundle, checkpoint, base)
 
 
 def test_threads_find_the_arc_of_a_tensor_once(
@@ -517,3 +518,38 @@ def test_a_merge_keeps_the_scale_that_was_asked_for(tiny: Path, base: Path) -> N
     assert plan.checkpoint.config.text.logit_scale == 0.5
     assert "linear-0.5" in plan.target.name
     assert replace(plan).to_dict()["merge"] == {"method": "linear", "weight": 0.5}
+
+
+def test_an_importance_matrix_is_the_merged_decoders(
+    tiny: Path, checkpoint: Checkpoint, base: Path, tmp_path: Path
+) -> None:
+    merged = merge_checkpoint(checkpoint, MergeOptions(base, 0.5))
+    third = open_checkpoint(write_merged_checkpoint(tmp_path / "c", tiny, merged.tensors.read))
+    text = BUILTIN.only("en", "ja")
+    ours, theirs, own = (collect(one, text, max_tokens=300) for one in (merged, third, checkpoint))
+    assert ours.digest() == theirs.digest() != own.digest()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("effort", ["calibrated", "best"])
+@pytest.mark.parametrize("method", ["linear", "slerp"])
+def test_every_effort_gives_the_bytes_of_the_merged_checkpoint(
+    tiny: Path, base: Path, tmp_path: Path, effort: Effort, method: MergeMethod
+) -> None:
+    options = MergeOptions(base, 0.6, method)
+    merged = merge_checkpoint(open_checkpoint(tiny), options)
+    third = write_merged_checkpoint(tmp_path / "c", tiny, merged.tensors.read)
+    ours = export_checkpoint(tiny, tmp_path / "b", vision="fp32", effort=effort, merge=options, threads=2)
+    theirs = export_checkpoint(third, tmp_path / "d", vision="fp32", effort=effort, threads=2)
+    starts = [bundle.manifest.decoder.embeddings.offset for bundle in (ours, theirs)]
+    first, second = (
+        bundle.decoder_path.read_bytes()[start:] for bundle, start in zip((ours, theirs), starts, strict=True)
+    )
+    assert first == second
+
+
+@pytest.mark.slow
+def test_a_traced_bundle_may_be_merged(tiny: Path, base: Path, tmp_path: Path) -> None:
+    bundle = export_checkpoint(tiny, tmp_path / "b", trace=True, merge=MergeOptions(base, 0.5))
+    assert bundle.manifest.source.merge is not None
+    assert bundle.manifest.formats.vision == "fp32"
