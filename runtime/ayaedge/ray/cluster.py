@@ -10,16 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import gettempdir, mkdtemp
 from typing import Any
 
+import psutil
+
 from ayaedge.errors import BackendError, InvalidOptionError, MissingExtraError
+from ayaedge.files import not_own
 from ayaedge.hardware.machine import memory, usable_threads
 
 HERE = "local"
 """An address that is none: a cluster of this machine alone, which ends with the batch."""
 _OBJECT_STORE = 256 << 20
 """Bytes of a cluster of our own for rows on their way; more goes to files."""
+_PREFIX = "ayaedge-ray-"
 _LOOPBACK = "127.0.0.1"
 _LOGGERS = ("ray", "ray.data", "ray._private")
 """What tells of every start and end."""
@@ -83,8 +87,7 @@ def _connect(start: Callable[..., None], address: str) -> None:
 
 @contextmanager
 def _own_cluster(ray: Any, start: Callable[..., None]) -> Iterator[None]:
-    # names of sockets in it may have a hundred bytes; what Ray makes is open to everybody, so it lies within
-    private = Path(mkdtemp(prefix="ayaedge-", dir=None if os.name == "nt" else "/tmp"))
+    private = _private_directory()
     try:
         # Ray takes a mode that the environment names; without one it asks everybody for the token
         with _environment(RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_AUTH_MODE=None):
@@ -95,6 +98,17 @@ def _own_cluster(ray: Any, start: Callable[..., None]) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(private, ignore_errors=True)
+
+
+def _private_directory() -> Path:
+    """A directory of this user's for what Ray makes, which is open to everybody; those of killed processes go."""
+    # names of sockets in it may have a hundred bytes
+    place = Path(gettempdir() if os.name == "nt" else "/tmp")
+    for left in place.glob(f"{_PREFIX}*"):
+        process = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if process.isdecimal() and not psutil.pid_exists(int(process)) and not not_own(left):
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=place))
 
 
 def _start_here(ray: Any, start: Callable[..., None], private: Path) -> None:

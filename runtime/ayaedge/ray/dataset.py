@@ -78,7 +78,7 @@ def answer(
 
 
 def mapped(
-    dataset: Any, actor: type, arguments: tuple[Any, ...], share: Share, rows: int, **pool: int
+    dataset: Any, actor: type, arguments: tuple[Any, ...], share: Share, rows: int | None, **pool: int
 ) -> Any:
     """The dataset through a pool of actors, which grows to the share; each gets its next rows ahead of time."""
     ray = require_ray()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,33 @@ _Numbered = tuple[int, BatchRow]
 
 
 def answer_items(
-    items: Sequence[BatchItem], job: Job, journal: Path | None, going_on: BatchOptions
+    items: Sequence[BatchItem],
+    job: Job,
+    journal: Path | None,
+    going_on: BatchOptions,
+    *,
+    send: bool | None = None,
 ) -> Iterator[_Numbered]:
     """The number of each item with its row, as the rows come: those that are known at once, the others in any order.
 
-    The journal is that of a batch without Ray, and is written by this process alone. BatchError where too many rows
-    fail, BackendError where the cluster is lost; errors of `examine_nodes` before anything runs.
+    The journal is that of a batch without Ray, and is written by this process alone. Where a node does not have the
+    images under the same paths, they are read here and sent; `send` says it either way. BatchError where too many
+    rows fail, BackendError where the cluster is lost; errors of `examine_nodes` before anything runs.
     """
     wanted_options = answer_options(**job.options)
-    nodes = examine_nodes(job)
+    nodes = examine_nodes(job, _samples(items))
     share = share_out(nodes, job.engine.decoder.threads, job.engine.device)
+    if send is None:
+        send = not all(node.report.sees for node in nodes)
     wanted = Wanted(nodes[0].report.identity, job.prompt, job.system, wanted_options)
     with Journal(journal) as kept:
-        yield from _Run(wanted, kept, going_on).rows(items, job, share)
+        yield from _Run(wanted, kept, going_on).rows(items, partial(_answered, job, share, send))
+
+
+def _samples(items: Sequence[BatchItem]) -> list[Path]:
+    """Files that tell whether a node has them all: the first and the last."""
+    files = [item.file for item in items if item.request is None and item.file is not None]
+    return [file.absolute() for file in {files[0], files[-1]} if file.is_file()] if files else []
 
 
 @dataclass
@@ -59,12 +74,14 @@ class _Run:
         self._copies: dict[str, list[_Todo]] = defaultdict(list)
         """Items with the work of another one, which waits for that."""
 
-    def rows(self, items: Sequence[BatchItem], job: Job, share: Share) -> Iterator[_Numbered]:
+    def rows(
+        self, items: Sequence[BatchItem], answered: Callable[[Sequence[_Todo]], Iterator[_Numbered]]
+    ) -> Iterator[_Numbered]:
         for number, item in enumerate(items):
             if (row := self._at_once(number, item)) is not None:
                 yield number, row
         missing = {todo.number: todo for todo in self._todo}
-        for number, row in _answered(self._todo, job, share) if missing else ():
+        for number, row in answered(self._todo) if missing else ():
             if (
                 todo := missing.pop(number, None)
             ) is not None:  # an actor that was lost may have said it already
@@ -102,21 +119,39 @@ def _failed(blank: BatchRow, problem: AyaEdgeError) -> BatchRow:
     return replace(blank, error=f"{type(problem).__name__}: {problem}")
 
 
-def _answered(todo: Sequence[_Todo], job: Job, share: Share) -> Iterator[_Numbered]:
+def _answered(job: Job, share: Share, send: bool, todo: Sequence[_Todo]) -> Iterator[_Numbered]:
     ray = require_ray()
     few = max(1, min(_ROWS_AT_ONCE, len(todo) // (4 * share.models)))
     portions = max(1, min(len(todo) // few, _MOST_TASKS))
     records = [{"number": one.number, "item": json.dumps(_packed(one))} for one in todo]
     dataset = ray.data.from_items(records, override_num_blocks=portions)
-    dataset = mapped(
-        dataset, ItemAnswerer, (job, share.processors), share, _MOST_TASKS, size=min(share.models, portions)
-    )
+    if send:
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        dataset = dataset.map_batches(
+            _with_bytes, batch_size=1, batch_format="pyarrow", num_cpus=0, label_selector=here
+        )
+    size = min(share.models, portions)
+    dataset = mapped(dataset, ItemAnswerer, (job, share.processors), share, None, size=size)
     dataset.context.target_max_block_size = 1  # a row is handed over as soon as it is there
     try:
         for record in dataset.iter_rows():
             yield record["number"], parse_row(record["row"].encode())
     except ray.exceptions.RayError as error:
         raise _lost(error) from error
+
+
+def _with_bytes(table: Any) -> Any:
+    """On this machine, in a process of the cluster: the files of the images; what cannot be read is said as usual."""
+    import pyarrow
+
+    contents = []
+    for text in table["item"].to_pylist():
+        given = json.loads(text)
+        try:
+            contents.append(Path(given["path"]).read_bytes() if given.get("name") else None)
+        except OSError:
+            contents.append(None)
+    return table.append_column("bytes", pyarrow.array(contents, pyarrow.large_binary()))
 
 
 def _lost(error: BaseException) -> AyaEdgeError:
@@ -160,17 +195,18 @@ class ItemAnswerer(Answerer):
     def __call__(self, table: Any) -> Iterator[Any]:
         import pyarrow
 
-        numbers, items = table["number"].to_pylist(), [_unpacked(text) for text in table["item"].to_pylist()]
-        for number, row in zip(numbers, self.rows(items), strict=True):
+        records = table.to_pylist()
+        items = [_unpacked(json.loads(record["item"]), record.get("bytes")) for record in records]
+        for record, row in zip(records, self.rows(items), strict=True):
             text = json.dumps(row.to_dict(), ensure_ascii=False)
-            yield pyarrow.table({"number": [number], "row": [text]})
+            yield pyarrow.table({"number": [record["number"]], "row": [text]})
 
 
-def _unpacked(text: str) -> BatchItem:
-    given = json.loads(text)
+def _unpacked(given: dict[str, Any], content: bytes | None) -> BatchItem:
     if "request" in given:
         return BatchItem(custom_id=given["custom_id"], request=given["request"])
-    file = given["path"] if given["name"] is None else TakenPath(given["given"], Path(given["path"]))
+    file: Any = given["path"] if given["name"] is None else TakenPath(given["given"], Path(given["path"]))
+    file = file if content is None else content
     image = file if given["page"] is None else Page(file, given["page"])
     return _AskedItem(
         image, custom_id=given["custom_id"], name=given["name"], number=given["page"], asked=given["question"]

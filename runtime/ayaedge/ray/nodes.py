@@ -21,6 +21,9 @@ from ayaedge.ray.job import Job
 
 logger = logging.getLogger(__name__)
 
+_WORKER_BYTES = 100_000_000
+"""Of Ray, Arrow and pandas in the process of a model."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -67,8 +70,8 @@ class Share:
 def examine_nodes(job: Job, samples: Sequence[Path] = ()) -> list[Node]:
     """Every node with processors; the error names those that cannot answer as the others do, all at once.
 
-    `samples` are files here, which a node sees if they lie there too. BundleError where a bundle is missing, damaged
-    or another one, BackendError where ayaedge is missing or of another version.
+    `samples` are files here, which a node sees if they lie there too. BundleError where the bundle or ayaedge is
+    missing or another one, BackendError where there is no node.
     """
     ray = require_ray()
     found = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
@@ -76,7 +79,7 @@ def examine_nodes(job: Job, samples: Sequence[Path] = ()) -> list[Node]:
         raise BackendError("no node of the Ray cluster has a processor to give away")
     digests = {str(path): _digest(path) for path in samples}
     remote = ray.remote(num_cpus=0)(_report)
-    asked = [remote.options(scheduling_strategy=_on(ray, node)).remote(job, digests) for node in found]
+    asked = [remote.options(**_on(ray, node, job)).remote(job, digests) for node in found]
     nodes = [_node(node, _answer(ray, ref)) for node, ref in zip(found, asked, strict=True)]
     _check(nodes)
     return nodes
@@ -85,8 +88,8 @@ def examine_nodes(job: Job, samples: Sequence[Path] = ()) -> list[Node]:
 def share_out(nodes: Sequence[Node], threads: int | None, device: str) -> Share:
     """As many models as there is room for, each with `threads` processors, or as many as the smallest node has.
 
-    With a GPU each where all nodes have one, or where `device` is none of processors and any has one.
-    OutOfMemoryError where there is room for none.
+    With a GPU each where all nodes have one, or where `device` names one and any has it; then a node's processors are
+    shared among its GPUs. OutOfMemoryError where there is room for none.
     """
     check_options(whole_number("threads", threads, least=1, optional=True))
     with_gpus = [node for node in nodes if node.gpus]
@@ -96,7 +99,7 @@ def share_out(nodes: Sequence[Node], threads: int | None, device: str) -> Share:
             "GPUs of some nodes are left alone, as others have none: name a device to use them alone"
         )
     used = with_gpus if on_gpus else list(nodes)
-    processors = threads or min(node.processors for node in used)
+    processors = threads or max(min(node.processors // (node.gpus if on_gpus else 1) for node in used), 1)
     memory = max(node.report.needed for node in used)
     models = 0
     for node in used:
@@ -110,6 +113,7 @@ def share_out(nodes: Sequence[Node], threads: int | None, device: str) -> Share:
         raise OutOfMemoryError(
             f"no node has room for a model: {_lacks(used[0], processors, memory)} (ray start --memory=BYTES says more)"
         )
+    logger.info("%d models on %d nodes, each with %d processors", models, len(used), processors)
     return Share(models, processors, int(on_gpus), memory)
 
 
@@ -138,8 +142,9 @@ def _loadable(job: Job, digests: dict[str, str]) -> Report:
         bundle, [(4 * side, 3 * side)], job.prompt, choice=choice, device=device, decoder=decoder, vision=vision,
         cache=cache,
     )  # fmt: skip
+    needed = cost.memory.total + _WORKER_BYTES
     sees = all(Path(path).is_file() and _digest(Path(path)) == digest for path, digest in digests.items())
-    return Report(__version__, None, bundle.identity, cost.memory.total, sees)
+    return Report(__version__, None, bundle.identity, needed, sees)
 
 
 def _digest(path: Path) -> str:
@@ -147,8 +152,11 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _on(ray: Any, node: dict[str, Any]) -> Any:
-    return ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+def _on(ray: Any, node: dict[str, Any], job: Job) -> dict[str, Any]:
+    """On that node and no other; without a share of its GPU the process would see none."""
+    gpu = node["Resources"].get("GPU") and job.engine.device != "cpu"
+    place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return {"scheduling_strategy": place, "num_gpus": 0.001 if gpu else 0}
 
 
 def _answer(ray: Any, ref: Any) -> Report:
