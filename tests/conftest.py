@@ -42,14 +42,40 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for
 
 WIDE_WINDOW = 512
 LONGEST = (
-    "test_trained",
     "test_offline",
+    "test_trained",
     "test_best",
-    "test_no_home",
-    "test_docs",
-    "test_full_size",
+    "test_rounding",
+    "test_chat_terminal",
     "test_fuzz",
+    "test_cli",
+    "test_conversation",
+    "test_bundle",
+    "test_prompt",
+    "test_docs",
+    "test_parity",
+    "test_full_size",
+    "test_prefix_cache",
+    "test_gguf_writer",
+    "test_page",
+    "test_exporter",
+    "test_examples",
+    "test_sampling",
+    "test_benchmark",
+    "test_logit_scale",
+    "test_json_schema",
+    "test_gptq_sweep",
+    "test_no_home",
+    "test_sensitivity",
+    "test_stress",
+    "test_isolated",
+    "test_imatrix",
+    "test_repacking",
+    "test_token_embeddings",
+    "test_tuning",
+    "test_checkpoint",
 )
+"""Files of more than 8 seconds of a processor, the longest first."""
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "examples" / "tiny-aya-vision"
 if not (TINY / "model.safetensors").exists():
@@ -206,7 +232,8 @@ def shrunk_release_bundle(shrunk_release: Path, tmp_path_factory: pytest.TempPat
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that no worker has one left when the other is done."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def pytest_collection_finish() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -75,23 +74,31 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imported(module: str) -> Iterator[str]:
+@cache
+def nodes(module: str) -> list[ast.AST]:
+    """Every node of a module's syntax tree."""
+    return list(ast.walk(ast.parse(modules()[module].read_text("utf-8"))))
+
+
+@cache
+def imported(module: str) -> list[str]:
     """Our modules that a module imports, anywhere in it but for types alone."""
-    tree = ast.parse(modules()[module].read_text("utf-8"))
+    found: list[str] = []
     for_types = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in nodes(module)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for inner in ast.walk(node)
     }
-    for node in ast.walk(tree):
+    for node in nodes(module):
         if id(node) in for_types:
             continue
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if name in modules() else node.module for name in names)
+            found += [name if name in modules() else node.module for name in names]
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
+    return found
 
 
 def room(module: str) -> str:
@@ -139,8 +146,8 @@ def test_no_file_is_too_long_to_be_read() -> None:
 def test_no_module_imports_what_another_keeps_to_itself() -> None:
     faults = [
         f"{module} imports {node.module}.{alias.name}"
-        for module, path in modules().items()
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for module in modules()
+        for node in nodes(module)
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES
         for alias in node.names
         if alias.name.startswith("_") and not alias.name.startswith("__")
@@ -154,8 +161,8 @@ def function_lengths() -> dict[str, int]:
         f"{module}.{node.name}:{node.lineno}": (node.end_lineno or 0)
         - min(inner.lineno for inner in (node, *node.decorator_list))
         + 1
-        for module, path in modules().items()
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for module in modules()
+        for node in nodes(module)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     }
 
