@@ -198,7 +198,8 @@ def test_an_answer_is_stopped_and_the_chat_goes_on(folder: Path, endless: list[s
         terminal.wait_for_prompt()
         terminal.type(CTRL_C)
         assert terminal.finish() == 130
-    with chat("--open", file, "--image", folder / "one.png") as terminal:
+    # on a busy machine the stopped answer is longer than this model's context
+    with chat("--open", file, "--image", folder / "one.png", "--overflow", "drop_oldest") as terminal:
         terminal.wait_for("1 question, 0 images")
         terminal.wait_for_prompt("[1 image] >")
         terminal.enter(NUMBER)

@@ -64,12 +64,14 @@ class Session:
 @pytest.fixture(scope="module")
 def session(folder: Path) -> Iterator[Session]:
     from mcp import Client, StdioServerParameters, stdio_client
+    from mcp.client import stdio
 
     records = folder.parent / "record"
     recorded = ["-c", '{ "$@"; echo $? > "$0.code"; } | tee "$0.out"', str(records)]
     command = [sys.executable, "-m", "ayaedge", "mcp", "-t", "1", "-v", str(folder)]
     server = StdioServerParameters(command="sh", args=[*recorded, *command], env=dict(os.environ))
-    with ExitStack() as stack:
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stdio, "PROCESS_TERMINATION_TIMEOUT", 60.0)  # on a busy machine it ends by itself, too
         said = stack.enter_context(records.with_suffix(".err").open("w"))
         portal = stack.enter_context(start_blocking_portal())
         opened = Client(stdio_client(server, errlog=said))
