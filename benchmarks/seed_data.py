@@ -20,9 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as arrow
-from pyarrow import parquet
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "train_tiny"))
 
 import scenes
@@ -31,26 +28,19 @@ from ayaedge.benchmark.languages import CODES
 
 SEED = 20251
 FILE = "test-00000-of-00001.parquet"
-IMAGES = arrow.list_(arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())]))
+IMAGES, TEXT, NUMBER, TEXTS = "images", "string", "int64", "strings"
+"""Types of columns; see `arrow_type`."""
 OLDER = {
-    "image": IMAGES, "image_source": arrow.string(), "image_source_category": arrow.string(), "index": arrow.int64(),
-    "question": arrow.string(), "language": arrow.string(),
+    "image": IMAGES, "image_source": TEXT, "image_source_category": TEXT, "index": NUMBER, "question": TEXT,
+    "language": TEXT,
 }  # fmt: skip
-NEWER = {
-    "index": arrow.string(), "image": IMAGES, "prompt": arrow.string(), "reference": arrow.string(),
-    "language": arrow.string(),
-}  # fmt: skip
-WILD = {
-    "image": IMAGES, "question": arrow.string(), "question_id": arrow.string(), "language": arrow.string(),
-    "index": arrow.int64(),
-}  # fmt: skip
+NEWER = {"index": TEXT, "image": IMAGES, "prompt": TEXT, "reference": TEXT, "language": TEXT}
+WILD = {"image": IMAGES, "question": TEXT, "question_id": TEXT, "language": TEXT, "index": NUMBER}
 EXAM = {
-    "language": arrow.string(), "country": arrow.string(), "file_name": arrow.string(), "source": arrow.string(),
-    "license": arrow.string(), "level": arrow.string(), "category_en": arrow.string(),
-    "category_original_lang": arrow.string(), "original_question_num": arrow.string(), "question": arrow.string(),
-    "options": arrow.list_(arrow.string()), "answer": arrow.int64(), "image_png": arrow.string(),
-    "image_information": arrow.string(), "image_type": arrow.string(), "parallel_question_id": arrow.string(),
-    "image": arrow.string(), "general_category_en": arrow.string(),
+    "language": TEXT, "country": TEXT, "file_name": TEXT, "source": TEXT, "license": TEXT, "level": TEXT,
+    "category_en": TEXT, "category_original_lang": TEXT, "original_question_num": TEXT, "question": TEXT,
+    "options": TEXTS, "answer": NUMBER, "image_png": TEXT, "image_information": TEXT, "image_type": TEXT,
+    "parallel_question_id": TEXT, "image": TEXT, "general_category_en": TEXT,
 }  # fmt: skip
 EXAM_FOLDER = "data/Scenes_Multimodal/images"
 WORDS: dict[str, Any] = json.loads(
@@ -180,10 +170,22 @@ def exam(code: str, number: int, row: Row, choices: list[str], image: str | None
     }  # fmt: skip
 
 
-def write(path: Path, schema: dict[str, Any], columns: dict[str, list[Any]]) -> None:
+def write(path: Path, schema: dict[str, str], columns: dict[str, list[Any]]) -> None:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = arrow.table({name: arrow.array(columns[name], kind) for name, kind in schema.items()})
+    table = arrow.table({name: arrow.array(columns[name], arrow_type(kind)) for name, kind in schema.items()})
     parquet.write_table(table, path)
+
+
+def arrow_type(kind: str) -> Any:
+    """Arrow's type; images are lists of files with their paths, as Hugging Face's data sets have them."""
+    import pyarrow as arrow
+
+    if kind == IMAGES:
+        return arrow.list_(arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())]))
+    return arrow.list_(arrow.string()) if kind == TEXTS else arrow.type_for_alias(kind)
 
 
 if __name__ == "__main__":

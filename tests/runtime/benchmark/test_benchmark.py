@@ -11,10 +11,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import pyarrow as arrow
 import pytest
 from PIL import Image
-from pyarrow import parquet
 
 from ayaedge import AyaVision, Bundle
 from ayaedge.benchmark.data_set import DataSet
@@ -68,6 +66,9 @@ def test_the_exact_score_is_near_what_is_known_of_the_model(answered: Path) -> N
 
 def test_the_score_falls_where_another_option_is_right(answered: Path, data: Path, tmp_path: Path) -> None:
     """The answers are those that are known: nothing is asked again."""
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     copy = tmp_path / "copy"
     (copy / "data").mkdir(parents=True)
     (copy / "data.zip").write_bytes((data / "kaleidoscope" / "data.zip").read_bytes())
@@ -171,6 +172,9 @@ def test_a_checkpoint_in_transformers_answers_as_its_exact_bundle(
 
 
 def test_a_picture_that_cannot_be_read_is_a_question_that_failed(data: Path, tmp_path: Path) -> None:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     path, output = tmp_path / "deu_Latn" / FILE, tmp_path / "out.json"
     table = parquet.read_table(data / "m-WildVision" / "deu_Latn" / FILE)
     values = table.to_pylist()
@@ -232,8 +236,9 @@ def test_a_run_that_is_killed_goes_on_where_it_was(data: Path, tmp_path: Path) -
     assert figures(output)["all"]["right"] >= 0.93
 
 
-@pytest.mark.slow
 def test_the_data_of_the_generator_is_what_it_says(data: Path) -> None:
+    from pyarrow import parquet
+
     with zipfile.ZipFile(data / "kaleidoscope" / "data.zip") as archive:
         assert all(name.startswith("final_data/data/") for name in archive.namelist())
     names = {

@@ -9,10 +9,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import pyarrow as arrow
 import pytest
 from PIL import Image
-from pyarrow import parquet
 
 from ayaedge import InvalidOptionError
 from ayaedge.benchmark.data_set import Benchmark, DataSet
@@ -34,6 +32,9 @@ def picture(side: int = 4) -> bytes:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(arrow.Table.from_pylist(rows), path)
     return path
@@ -57,6 +58,8 @@ def test_both_revisions_of_the_columns_give_the_same_questions(data: Path) -> No
 
 
 def test_a_row_with_two_pictures_gives_both_in_their_order(data: Path) -> None:
+    from pyarrow import parquet
+
     path = data / "AyaVisionBench-older" / "deu_Latn" / FILE
     (row,) = [row for row in parquet.read_table(path).to_pylist() if len(row["image"]) == 2]
     (one,) = [one for one in questions(path.parent) if one.task == "differences"]
