@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,7 @@ from ayaedge import AyaVision, CacheOptions, DecoderOptions, VisionOptions
 from ayaedge.bundle import read_bundle
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.hardware.devices import decoder_gpus
+from ayaedge.manifest import Manifest
 
 
 def divergence(exact: NDArray[Any], other: NDArray[Any]) -> float:
@@ -106,30 +111,56 @@ def answers(directory: str | None, image: str, device: str, draft: int) -> list[
         ]
 
 
-def taken(directory: str, layers: int, context: int) -> dict[str, float]:
-    """MiB that llama.cpp says it took on the device, by kind."""
+@contextmanager
+def sizes_in_the_log() -> Iterator[dict[str, float]]:
+    """MiB that llama.cpp says it takes on the device in the meantime, by kind: `model`, `KV`, `compute`."""
     found: dict[str, float] = {}
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             words = record.getMessage().split()
-            if "Vulkan0" in words and "buffer" in words and "size" in words:
-                kind = words[words.index("Vulkan0") + 1]
-                found[kind] = found.get(kind, 0.0) + float(words[-2])
+            if "Vulkan0" not in words or "=" not in words or "size" not in words or "~" in words[0]:
+                return
+            kind = words[words.index("Vulkan0") + 1]
+            size = float(words[words.index("=") + 1])
+            found[kind] = size if kind == "compute" else found.get(kind, 0.0) + size
 
-    logger = logging.getLogger("ayaedge.llama")
+    logger, lines = logging.getLogger("ayaedge.llama"), Lines()
+    before = logger.level
     logger.setLevel(logging.DEBUG)
-    logger.addHandler(Lines())
-    with open_decoder(directory, layers, context_size=context) as decoder:
+    logger.addHandler(lines)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(lines)
+        logger.setLevel(before)
+
+
+def taken(directory: str, layers: int, context: int) -> dict[str, float]:
+    """MiB that llama.cpp says it took on the device, by kind."""
+    with sizes_in_the_log() as found, open_decoder(directory, layers, context_size=context) as decoder:
         found["layers"] = decoder.gpu_layers
     found["free"] = decoder_gpus()[0].free_bytes / 2**20
+    return found
+
+
+def distances(directory: str, exact: tuple[Path, Manifest], count: int, **options: Any) -> dict[str, float]:
+    """KL divergence of the processor and of the device from the same weights in full precision, on the processor.
+
+    Of `count` tokens in one prompt, and eight more; `options` are those of the KV cache, which is exact for `exact`.
+    """
+    with Decoder(*exact, DecoderOptions(gpu_layers=0, cache_type="f32", flash_attention=False)) as decoder:
+        right, chosen = _answer(decoder, count, None)
+    found = {}
+    for name, layers in (("cpu", 0), ("gpu", -1), ("half", 3)):
+        with open_decoder(directory, layers, **options) as decoder:
+            found[name] = divergence(right, _answer(decoder, count, chosen)[0])
     return found
 
 
 def cancel(directory: str) -> dict[str, float]:
     """Seconds from the flag to the end of a prefill on the device, and the KL divergence of what is computed then."""
     import threading
-    import time
 
     from ayaedge.cancellation import Cancellation
     from ayaedge.errors import CancelledError
@@ -164,3 +195,53 @@ def cancel(directory: str) -> dict[str, float]:
             "late": late,
             "kl": divergence(exact[None], decoder.last_logits()[None]),
         }
+
+
+def answer_at_once(directory: str, image: str) -> dict[str, list[str]]:
+    """Two models on the device, asked in turns and at the same time."""
+    options = DecoderOptions(device="vulkan")
+    question = "What number is at the bottom left?"
+
+    def load() -> AyaVision:
+        return AyaVision.load(
+            directory, decoder=options, vision=VisionOptions(device="cpu"), cache=CacheOptions(directory=None)
+        )
+
+    def ask(model: AyaVision) -> list[str]:
+        return [model.ask(question, images=[image], max_tokens=8).text for _ in range(3)]
+
+    with load() as first, load() as second:
+        in_turns = [*ask(first)[:1], *ask(second)[:1]]
+        with ThreadPoolExecutor(2) as pool:
+            at_once = [text for answers in pool.map(ask, (first, second)) for text in answers]
+        stream = first.stream("hi", temperature=50.0, seed=1)  # nonsense up to the end of its context
+        next(stream)
+        first.close()
+        other = ask(second)[:1]
+    return {"in turns": in_turns, "at once": at_once, "beside one that was closed": other}
+
+
+def end_answers(directory: str) -> dict[str, float]:
+    """Seconds that it takes to close an answer, a model that answers, and one that is at its prefill."""
+    options = DecoderOptions(device="vulkan")
+    found = {}
+    for name, prompt in (("an answer", "hi"), ("a model", "hi"), ("a model in its prefill", "word " * 800)):
+        model = AyaVision.load(directory, decoder=options, cache=CacheOptions(directory=None))
+        stream = model.stream(prompt, temperature=50.0, seed=1)
+        if name != "a model in its prefill":
+            next(stream)
+        time.sleep(0.1)
+        started = time.perf_counter()
+        stream.close() if name == "an answer" else model.close()
+        found[name] = time.perf_counter() - started
+        if name == "an answer":
+            found["right afterwards"] = model.ask("What is 1?", max_tokens=4).text == _fresh(
+                directory, options
+            )
+        model.close()
+    return found
+
+
+def _fresh(directory: str, options: DecoderOptions) -> str:
+    with AyaVision.load(directory, decoder=options, cache=CacheOptions(directory=None)) as model:
+        return model.ask("What is 1?", max_tokens=4).text

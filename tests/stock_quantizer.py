@@ -23,7 +23,7 @@ def stock_quantize(
     library = llama.library()
     parameters = library.llama_model_quantize_default_params()
     parameters.ftype = FILE_TYPE[fmt]
-    parameters.nthread = 2
+    parameters.nthread, parameters.allow_requantize = 2, True
     if matrix is not None:
         importances = {name: matrix.entries[name].mean_squares for name in matrix.entries}
         pointer = ctypes.POINTER(ctypes.c_float)
