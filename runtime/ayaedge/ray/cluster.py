@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -23,6 +24,8 @@ HERE = "local"
 """An address that is none: a cluster of this machine alone, which ends with the batch."""
 _OBJECT_STORE = 256 << 20
 """Bytes of a cluster of our own for rows on their way; more goes to files."""
+_PATIENCE = 10.0
+"""Seconds for a cluster's machine to answer."""
 _PREFIX = "ayaedge-ray-"
 _LOOPBACK = "127.0.0.1"
 _LOGGERS = ("ray", "ray.data", "ray._private")
@@ -48,6 +51,8 @@ def connected(address: str | None = None, *, verbose: bool = False) -> Iterator[
     on loopback, lets nobody in without its random token, and keeps its files where only this user can read them.
     Ray's dashboard and its usage statistics stay off. InvalidOptionError where no cluster answers.
     """
+    if address not in (None, HERE, "auto"):
+        _require_listener(str(address))
     with ExitStack() as until_the_end:
         if not verbose:  # it speaks of every actor
             until_the_end.enter_context(_environment(RAY_BACKEND_LOG_LEVEL="fatal"))
@@ -61,6 +66,17 @@ def connected(address: str | None = None, *, verbose: bool = False) -> Iterator[
             else:
                 _connect(start, str(address))
         yield
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise InvalidOptionError(
+            f"no Ray cluster answers at {address}: {error} (ray start --head --port=PORT starts one there)"
+        ) from None
 
 
 def _settle_messages(ray: Any, verbose: bool) -> None:

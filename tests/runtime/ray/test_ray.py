@@ -184,6 +184,14 @@ def test_a_bundle_that_is_missing_on_a_node_is_said_at_once_with_the_nodes_name(
     assert not (tmp_path / "a.jsonl").exists()
 
 
+def test_an_address_at_which_nobody_listens_is_said_at_once(nodes: Nodes, tmp_path: Path) -> None:
+    for address, why in (("127.0.0.1:1", "refused"), ("127.0.0.1:99999", "")):
+        done = ayaedge("batch", CELLS, "--ray", address, "-o", tmp_path / "a.jsonl", *ASKED)
+        assert done.returncode == 1
+        assert f"no Ray cluster answers at {address}" in " ".join(done.stderr.split())
+        assert why in done.stderr
+
+
 def test_a_dataset_with_images_in_it_comes_back_with_answers(
     nodes: Nodes, demo_model: AyaVision, tmp_path: Path
 ) -> None:
