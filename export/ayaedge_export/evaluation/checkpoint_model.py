@@ -34,7 +34,7 @@ class CheckpointModel:
     def __init__(self, checkpoint: Checkpoint) -> None:
         check_memory(4 * checkpoint.parameters)
         self._identity = bytes.fromhex(files_digest(checkpoint))
-        self._reference: Reference | None = Reference(checkpoint.directory)
+        self._reference: Reference | None = Reference.of(checkpoint)
 
     def __enter__(self) -> CheckpointModel:
         return self
