@@ -56,6 +56,10 @@ class AnswerOptions:
             one_of("overflow", self.overflow, get_args(Overflow)),
         )
 
+    def answer_room(self, most: int) -> int:
+        """Tokens of the answer for which there should be memory before it begins: not more than `most`."""
+        return most if self.max_tokens is None else min(self.max_tokens, most)
+
 
 def answer_options(**keywords: Unpack[AnswerKeywords]) -> AnswerOptions:
     """The options that these keywords describe; InvalidOptionError for a value that is invalid."""

@@ -1,6 +1,6 @@
 """One row after the other: what is known is not computed again, what failed is tried again.
 
-The next question is handed over while the current one is answered, so that the model never waits for a disk.
+The next questions are handed over while others are answered, so that the model never waits for a disk.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +38,7 @@ from ayaedge.options import AnswerOptions
 
 _JUDGED_FROM = 10
 """Rows after which a rate of errors says something."""
+_MOST_PARALLEL = 64
 _PASSING_ERRORS = (BackendError,)
 """What may go well the next time; an image that cannot be read is not tried twice in one run."""
 
@@ -62,12 +63,15 @@ class BatchOptions:
     """Of the rows of this run; above it the batch stops, after ten rows at the earliest."""
     overwrite: bool = False
     """Whether rows that are known are computed anew."""
+    parallel: int | None = None
+    """Answers that are written side by side; None means as many as pay and fit, if that changes none."""
 
     def __post_init__(self) -> None:
         check_options(
             whole_number("retries", self.retries, least=0, most=100),
             real_number("max_error_rate", self.max_error_rate, least=0, most=1, limits="from 0 to 1"),
             instance("overwrite", self.overwrite, bool),
+            whole_number("parallel", self.parallel, least=1, most=_MOST_PARALLEL, optional=True),
         )
 
 
@@ -106,8 +110,10 @@ class Work(Wanted):
 
     ask: Callable[[str, Any], Waiting]
     """A question about one image."""
-    complete: Callable[[Any], dict[str, Any]]
+    complete: Callable[[Any], Waiting]
     """A request in OpenAI's form."""
+    at_once: int = 1
+    """Answers that are written side by side; as many more questions but one wait for their turn."""
 
 
 def _facts(options: AnswerOptions) -> str:
@@ -195,7 +201,7 @@ class _Run:
                     yield replace(blank, stop_reason="skipped")
                     continue
                 self._pending.append(self._start(item, blank, problem))
-                yield from self._finish(1)
+                yield from self._finish(2 * self._work.at_once - 1)
             yield from self._finish(0)
         finally:
             for asked in self._pending:
@@ -210,7 +216,7 @@ class _Run:
             return _Asked(item, blank, error=problem)
         try:
             if item.request is not None:
-                return _Asked(item, blank, _Later(partial(self._work.complete, item.request)))
+                return _Asked(item, blank, self._work.complete(item.request))
             return _Asked(item, blank, self._work.ask(blank.prompt or "", item.image))
         except ClosedError:
             raise
@@ -244,20 +250,6 @@ class _Run:
                 began = asked.began
                 asked = self._start(asked.item, asked.row, None)
                 asked.began = began
-
-
-class _Later:
-    """Work that begins when somebody waits for it."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self._work = work
-
-    def result(self) -> Any:
-        """See `Waiting`."""
-        return self._work()
-
-    def cancel(self) -> None:
-        """See `Waiting`."""
 
 
 def _answered(asked: _Asked, answer: Any) -> BatchRow:

@@ -133,9 +133,9 @@ class FailureFlags:
         bool, typer.Option("--redo", rich_help_panel=_FAILING, help="Compute known rows anew.")
     ] = False
 
-    def options(self) -> BatchOptions:
-        """What they say."""
-        return BatchOptions(self.retries, self.max_error_rate, self.redo)
+    def options(self, parallel: int | None) -> BatchOptions:
+        """What they say, with so many answers at once."""
+        return BatchOptions(self.retries, self.max_error_rate, self.redo, parallel)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -167,6 +167,10 @@ def batch(
     stop: StopOption = None,
     json_schema: JsonSchemaOption = None,
     ray: RayOption = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Answers at once. [default: 4 if they fit and stay the same, or 1]"),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say tiles, tokens and hours, and do nothing.")
     ] = False,
@@ -189,7 +193,7 @@ def batch(
         **sampling.keywords(),
     )  # fmt: skip
     asked = Asked(
-        items, prompt, system, tuple(source.media_path or ()), options, target.output, failing.options()
+        items, prompt, system, tuple(source.media_path or ()), options, target.output, failing.options(parallel)
     )
     with asked.rows(model, loading, ray, verbose=verbose) as rows:
         done = _followed(rows, items, target)

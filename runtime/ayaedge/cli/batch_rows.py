@@ -79,6 +79,6 @@ class Asked:
 
         job = Job(
             settled_bundle(bundle), self.prompt, self.system, self.options, loading.engine(verbose=verbose),
-            self.going_on.retries, tuple(path.absolute() for path in self.local_files),
+            self.going_on.retries, tuple(path.absolute() for path in self.local_files), self.going_on.parallel,
         )  # fmt: skip
         return answer_items(self.items, job, self.journal, self.going_on)

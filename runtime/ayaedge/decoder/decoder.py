@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ayaedge import llama
 from ayaedge.cancellation import Cancellation
 from ayaedge.decoder.acceleration import contexts_with, kernel_identity, kernel_of
+from ayaedge.decoder.context import context_parameters
 from ayaedge.decoder.gguf_check import check_decoder
 from ayaedge.decoder.kv_state import (
     SCRATCH,
@@ -33,24 +34,21 @@ from ayaedge.decoder.kv_state import (
     write_state,
 )
 from ayaedge.decoder.logits import read_logits
-from ayaedge.decoder.options import CacheType, DecoderOptions
+from ayaedge.decoder.options import DecoderOptions
 from ayaedge.decoder.token_embeddings import TokenEmbeddings
 from ayaedge.decoder.vocabulary import Vocabulary
 from ayaedge.decoder.weights import Weights, choose_layers, repacks
 from ayaedge.errors import BackendError, BundleError, CancelledError, ClosedError, OutOfMemoryError
 from ayaedge.hardware.devices import fewer_layers
-from ayaedge.hardware.machine import processor, usable_threads
+from ayaedge.hardware.machine import processor
 from ayaedge.manifest import Manifest
 
 logger = logging.getLogger(__name__)
-
 
 _CANCELLED = 2
 """What llama_decode says when it was told to stop."""
 _CAPACITY_STEP = 512
 """Positions by which the KV cache grows: 67 MB for Aya Vision 8B."""
-_BF16 = 30
-"""ggml's number of the one type that llama-cpp-python has no name for."""
 
 
 class Decoder:
@@ -58,6 +56,9 @@ class Decoder:
 
     A context manager; `close()` frees weights and KV cache. Not for use by two threads at once.
     """
+
+    row = -1
+    """Where the logits of its last position are, of those that its context holds."""
 
     def __init__(self, path: Path, manifest: Manifest, options: DecoderOptions | None = None):
         self.options = options or DecoderOptions()
@@ -112,7 +113,7 @@ class Decoder:
 
     @property
     def handle(self) -> Any:
-        """The llama_context, for samplers; AyaEdgeError after `close()`."""
+        """The llama_context, for samplers; ClosedError after `close()`."""
         if self._loaded.handle is None:
             raise ClosedError
         if self._context is None:  # growing failed or was interrupted
@@ -201,12 +202,17 @@ class Decoder:
         return self._last_batch > 0
 
     @property
+    def whole_until(self) -> int:
+        """Positions below which `is_whole` is true."""
+        return self._window or self.context_size + 1
+
+    @property
     def is_whole(self) -> bool:
         """Whether `state` gives everything that was decoded: of sliding layers it gives the last window only.
 
         A state without the rest still leads to right logits, but they are rounded in another way.
         """
-        return self._window == 0 or self.position < self._window
+        return self.position < self.whole_until
 
     def state_bytes(self, start: int = 0) -> int:
         """The size of `state`, without a copy."""
@@ -234,7 +240,7 @@ class Decoder:
         """What decides about the content of a state beside the weights, for keys."""
         options = self.options
         facts = (
-            options.cache_type, options.value_type, self._flash, options.batch_size, options.rows_at_once,
+            options.cache_type, options.value_type, self.uses_flash, options.batch_size, options.rows_at_once,
             self.gpu_layers, repacks(options), kernel_identity(kernel_of(options)),
         )  # fmt: skip
         cpu = processor()
@@ -242,8 +248,8 @@ class Decoder:
         return repr((*facts, self._llama.__version__, cpu.name, sorted(cpu.features), backends)).encode()
 
     @property
-    def _flash(self) -> bool:
-        """With the layers that are really on a GPU."""
+    def uses_flash(self) -> bool:
+        """`DecoderOptions.uses_flash`, with the layers that are really on a GPU."""
         return replace(self.options, gpu_layers=self.gpu_layers).uses_flash
 
     def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
@@ -363,34 +369,29 @@ class Decoder:
                 asked, layers, reason,
             )  # fmt: skip
 
-    def _make_context(self) -> Any:
+    def new_context(self, parameters: Any) -> Any:
+        """A llama_context over these weights, for the caller to free; OutOfMemoryError if there is no room for it."""
+        llama.forget_errors()
         with contexts_with(kernel_of(self.options)):
-            context = self._llama.llama_init_from_model(self._loaded.handle, self._context_parameters())
+            context = self._llama.llama_init_from_model(self._loaded.handle, parameters)
         if not context:
             raise OutOfMemoryError(
-                f"llama.cpp could not make a context of {self._capacity} tokens ({llama.recent_errors()}): "
+                f"llama.cpp could not make a context of {parameters.n_ctx} tokens ({llama.recent_errors()}): "
                 "lower context_size, or free memory"
             )
+        return context
+
+    def _make_context(self) -> Any:
+        context = self.new_context(self._context_parameters())
         self._set_abort_callback(context)
         return context
 
     def _context_parameters(self) -> Any:
-        options = self.options
-        threads = options.threads or usable_threads()
-        parameters = self._llama.llama_context_default_params()
+        options, parameters = self.options, context_parameters(self.options, flash=self.uses_flash)
         parameters.n_ctx = self._capacity
         parameters.n_batch = options.batch_size
         parameters.n_ubatch = options.rows_at_once
         rows = options.batch_size if options.all_logits else 1 + options.draft_tokens
         parameters.n_outputs_max = max(rows, 1 + SCRATCH)  # llama.cpp wants one for each sequence at least
-        parameters.n_threads, parameters.n_threads_batch = threads, options.threads_batch or threads
-        parameters.type_k = self._cache_type(options.cache_type)
-        parameters.type_v = self._cache_type(options.value_type)
-        flash = "ENABLED" if self._flash else "DISABLED"
-        parameters.flash_attn_type = getattr(self._llama, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
         parameters.n_seq_max, parameters.kv_unified = 1 + SCRATCH, True
-        parameters.swa_full = True  # a pruned window cannot be cut back without silent errors
         return parameters
-
-    def _cache_type(self, name: CacheType) -> int:
-        return int(getattr(self._llama, f"GGML_TYPE_{name.upper()}", _BF16))

@@ -20,6 +20,10 @@ from ayaedge.errors import BackendError, InvalidOptionError
 
 _CACHE_BLOCK = 32
 """Values of a head that share a block in the quantized formats of a KV cache."""
+_STATE_HEADER = 8
+"""Bytes before the caches in a state: a mark and the sequence's number."""
+_SLIDING_ONLY = 1
+"""LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: of the sliding layers' cache."""
 SCRATCH = 1
 """Number of a second sequence, in which a part of the first one is copied to and from states."""
 
@@ -74,6 +78,26 @@ def write_state(context: Any, state: NDArray[np.uint8], sequence: int = 0) -> in
     """Replace what a sequence holds; returns the bytes that llama.cpp has read of the state."""
     pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
     return int(llama.library().llama_state_seq_set_data(context, pointer, state.nbytes, sequence))
+
+
+def spread_state(context: Any, state: NDArray[np.uint8], streams: int) -> NDArray[np.uint8] | None:
+    """A state of sequence 0 for a context that has a cache of its own for each of `streams` sequences.
+
+    llama.cpp's states say for each cache (one for the sliding layers, one for the others) how many streams it has, and
+    for each stream what it holds. Those of `context`, whose sequences share one stream, become those of as many
+    streams, of which all but the first are empty; where the first goes is decided by the sequence that it is read
+    into. None if the state is not as expected.
+    """
+    whole = len(state) - _STATE_HEADER
+    sliding = int(llama.library().llama_state_seq_get_size_ext(context, 0, _SLIDING_ONLY)) - _STATE_HEADER
+    start = _STATE_HEADER + whole - sliding
+    parts = [state[_STATE_HEADER:start], state[start:]] if 0 < sliding < whole else [state[_STATE_HEADER:]]
+    one, many = (np.array([count], "<u4").view(np.uint8) for count in (1, streams))
+    if not all(np.array_equal(part[: len(one)], one) for part in parts):
+        return None
+    empty = np.zeros((streams - 1) * len(one), np.uint8)
+    spread = [piece for part in parts for piece in (many, part[len(one) :], empty)]
+    return np.concatenate([state[:_STATE_HEADER], *spread])
 
 
 def check_cache_types(path: Path, options: DecoderOptions) -> None:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from ayaedge import llama
 from ayaedge.checks import check_options, make_plain, real_number, whole_number
-from ayaedge.decoder.decoder import Decoder
 from ayaedge.errors import AyaEdgeError
 from ayaedge.text.text_stream import TokenLogprob
 
@@ -83,6 +82,31 @@ class Grammar(Protocol):
         """The tokens that must come next, taken already."""
 
 
+class LogitsPlace(Protocol):
+    """Where an answer's next token is chosen: the last position of a `Decoder`, or a lane of `decoder.lanes`."""
+
+    @property
+    def handle(self) -> Any:
+        """The llama_context."""
+
+    @property
+    def row(self) -> int:
+        """Which of the logits that the context holds."""
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether there are any."""
+
+    def likeliest(self) -> list[int]:
+        """The token with the highest logit, as the last of a list."""
+
+    def last_logits(self) -> NDArray[np.float32]:
+        """The logits, (vocabulary,)."""
+
+    def check_logits(self) -> None:
+        """Raise BackendError unless all of them are finite."""
+
+
 class Sampler:
     """A llama.cpp sampler chain: top-k, top-p, min-p, temperature, then a draw; or the most likely token alone."""
 
@@ -110,17 +134,17 @@ class Sampler:
         """The tokens that the grammar demands next, whatever the logits are; they count as chosen."""
         return () if self._grammar is None else self._grammar.forced()
 
-    def sample(self, decoder: Decoder) -> int:
-        """Choose the token that follows the decoder's last position."""
-        if not decoder.has_logits:  # llama.cpp would abort the process
+    def sample(self, place: LogitsPlace) -> int:
+        """Choose the token that follows a place."""
+        if not place.has_logits:  # llama.cpp would abort the process
             raise AyaEdgeError("there is nothing to sample from before the first token")
         if self._chain is None:
-            token = decoder.likeliest()[-1]
+            token = place.likeliest()[-1]
         else:
-            decoder.check_logits()
-            token = int(self._llama.llama_sampler_sample(self._chain, decoder.handle, -1))
+            place.check_logits()
+            token = int(self._llama.llama_sampler_sample(self._chain, place.handle, place.row))
         if self._grammar is not None and not self._grammar.take(token):
-            token = self._allowed_token(self._grammar, decoder.last_logits())
+            token = self._allowed_token(self._grammar, place.last_logits())
             self._grammar.take(token)
         return token
 

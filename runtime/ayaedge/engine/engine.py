@@ -6,31 +6,34 @@ It does one thing at a time and knows no queue: who asks, and in which order, is
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ayaedge.answers import Answer, Timings, Usage
+from ayaedge.answers import Answer
 from ayaedge.bundle import Bundle
 from ayaedge.cache.options import CacheOptions, state_store
 from ayaedge.cache.stores import RecentArrays, State
 from ayaedge.cancellation import Cancellation
 from ayaedge.decoder.acceleration import kernel_of
 from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.gguf_header import DecoderFigures, read_figures
+from ayaedge.decoder.lanes import lanes_agree
 from ayaedge.decoder.sampling import Sampler
-from ayaedge.engine.dialogue import Dialogue, FittedPrompt, fit_prompt
+from ayaedge.engine.dialogue import Dialogue, fit_prompt
 from ayaedge.engine.generation import generate
-from ayaedge.engine.interface import OnProgress
+from ayaedge.engine.interface import OnProgress, Question, Take
 from ayaedge.engine.prefix_cache import KnownPrefix
+from ayaedge.engine.ready_prompt import Laps, ReadyPrompt
 from ayaedge.engine.segments import Segment, split_prompt
 from ayaedge.engine.streams import AnswerRequest
-from ayaedge.errors import BackendError, CancelledError, ContextLengthError, ImageError
+from ayaedge.engine.together import answer_together
+from ayaedge.errors import BackendError, ContextLengthError, ImageError
 from ayaedge.grammar.matcher import GrammarVocabulary, Matcher
 from ayaedge.hardware.speeds import Speeds
 from ayaedge.images.encoded_image import AnyImage, EncodedImage, cut_image
@@ -72,6 +75,7 @@ class Engine:
         """Identifies what decides about an image's embeddings."""
         self._preamble = self.prompts.preamble()
         vocabulary = decoder.vocabulary
+        self._agreed: bool | None = None
         self._forms = GrammarVocabulary(
             vocabulary.size, vocabulary.piece, vocabulary.tokenize, bundle.manifest.tokens
         )
@@ -199,50 +203,82 @@ class Engine:
         `on_read` gets the images of the dialogue, those of dropped turns left out. A cancelled answer raises
         CancelledError.
         """
-        flag, laps = request.cancellation, _Laps()
-        flag.check()
-        # A faulty grammar is said before minutes of work.
-        with self._open_sampler(options, flag) as sampler:
-            self._watch(flag)
-            laps.end("vision")
-            if options.tiles.policy == "auto" and dialogue.images:
-                self.speeds(flag)
-            laps.end("measurement")  # of the machine: belongs to no question
-            # 1. Images are cut into tiles, and the prompt is built.
-            dialogue = self._in_tiles(dialogue, options, flag)
-            fitted = fit_prompt(dialogue, self.prompts, self.context_size, options, flag)
-            segments = self._split(fitted.prompt, fitted.images)
-            if on_read:
-                on_read(fitted.images)
-            laps.end("vision")
-            # 2. What is known of the prompt goes to the decoder.
-            room = min(options.max_tokens or ANSWER_ROOM, ANSWER_ROOM)
-            self.decoder.reserve(len(fitted.prompt.ids) + room)
-            left = self.prefix.recall(segments)
-            laps.end("prefill")
-            # 3. The images of the rest are encoded.
-            predicted = self._predict(left, fitted.images)
-            numbers = [segment.image for segment in left if segment.image is not None]
-            found = self._embeddings([fitted.images[number] for number in numbers], flag, report)
-            laps.end("vision")
-            # 4. The rest goes to the decoder.
-            self._prefill(fitted.prompt, left, dict(zip(numbers, found, strict=True)), report)
-            laps.end("prefill")
-            # 5. The answer is written.
-            try:
-                written = generate(
-                    self.decoder, self.prefix, sampler, fitted.prompt.ids, self.bundle.manifest.tokens, options,
-                    request, goes_on=dialogue.goes_on,
-                )  # fmt: skip
-            except BackendError:
-                self.prefix.forget()  # NaN stays in the cache, and zero times NaN would spoil the next prompt too
-                raise
-        usage = _usage(fitted, cached=left[0].start, completion=len(written.ids))
-        timings = laps.timings(request.created, written.first, predicted, self._kernel)
-        answer = written.answer(usage, timings, options.response_format)
-        if answer.stop_reason == "cancelled":
-            raise CancelledError(answer)
-        return answer
+        request.cancellation.check()
+        laps = Laps()
+        with self.open_sampler(options, request.cancellation) as sampler:
+            ready = self.prepare(Question(request, dialogue, options), report, laps, on_read)
+            return self.write(ready, sampler)
+
+    def answer_together(self, take: Take, most: int | None) -> None:
+        """See `AnyEngine`."""
+        answer_together(self, take, most)
+
+    def lanes_agree(self, count: int) -> bool:
+        """Whether answers side by side are those one by one, to the bit: tried once, with a few tokens."""
+        if self._agreed is None:
+            self.prefix.forget()
+            self._watch(Cancellation())
+            self._agreed = not self.decoder.options.draft_tokens and lanes_agree(self.decoder, count)
+        return self._agreed
+
+    @cached_property
+    def figures(self) -> DecoderFigures:
+        """What the header of decoder.gguf says."""
+        return read_figures(self.bundle.decoder_path)
+
+    def open_sampler(self, options: AnswerOptions, flag: Cancellation) -> Sampler:
+        """What chooses an answer's tokens; a faulty grammar is said here, before minutes of work."""
+        matcher = None if options.grammar is None else Matcher(options.grammar, self._forms, flag.check)
+        return Sampler(options.sampling, matcher)
+
+    def prepare(
+        self,
+        question: Question,
+        report: OnProgress,
+        laps: Laps,
+        on_read: Callable[[tuple[EncodedImage, ...]], None] | None = None,
+    ) -> ReadyPrompt:
+        """Let the decoder hold a question's prompt, with nothing of the answer yet."""
+        flag, dialogue, options = question.request.cancellation, question.dialogue, question.options
+        self._watch(flag)
+        laps.end("vision")
+        if options.tiles.policy == "auto" and dialogue.images:
+            self.speeds(flag)
+        laps.end("measurement")  # of the machine: belongs to no question
+        # 1. Images are cut into tiles, and the prompt is built.
+        dialogue = self._in_tiles(dialogue, options, flag)
+        fitted = fit_prompt(dialogue, self.prompts, self.context_size, options, flag)
+        segments = self._split(fitted.prompt, fitted.images)
+        if on_read:
+            on_read(fitted.images)
+        laps.end("vision")
+        # 2. What is known of the prompt goes to the decoder.
+        self.decoder.reserve(len(fitted.prompt.ids) + options.answer_room(ANSWER_ROOM))
+        left = self.prefix.recall(segments)
+        laps.end("prefill")
+        # 3. The images of the rest are encoded.
+        predicted = self._predict(left, fitted.images)
+        numbers = [segment.image for segment in left if segment.image is not None]
+        found = self._embeddings([fitted.images[number] for number in numbers], flag, report)
+        laps.end("vision")
+        # 4. The rest goes to the decoder.
+        self._prefill(fitted.prompt, left, dict(zip(numbers, found, strict=True)), report)
+        laps.end("prefill")
+        return ReadyPrompt(question, fitted, left[0].start, laps, predicted, self._kernel)
+
+    def write(self, ready: ReadyPrompt, sampler: Sampler) -> Answer:
+        """Write the answer to a prompt that the decoder holds; CancelledError if it is cancelled."""
+        question = ready.question
+        # 5. The answer is written.
+        try:
+            written = generate(
+                self.decoder, self.prefix, sampler, ready.fitted.prompt.ids, self.bundle.manifest.tokens,
+                question.options, question.request, goes_on=question.dialogue.goes_on,
+            )  # fmt: skip
+        except BackendError:
+            self.prefix.forget()  # NaN stays in the cache, and zero times NaN would spoil the next prompt too
+            raise
+        return ready.answer(written)
 
     def _in_tiles(self, dialogue: Dialogue, options: AnswerOptions, flag: Cancellation) -> Dialogue:
         room = None if options.overflow == "drop_oldest" else self.context_size
@@ -253,10 +289,6 @@ class Engine:
         """Let this flag end what either half computes."""
         self.vision.watch(flag)
         self.decoder.watch(flag)
-
-    def _open_sampler(self, options: AnswerOptions, flag: Cancellation) -> Sampler:
-        matcher = None if options.grammar is None else Matcher(options.grammar, self._forms, flag.check)
-        return Sampler(options.sampling, matcher)
 
     def _split(self, prompt: Prompt, images: Sequence[EncodedImage]) -> list[Segment]:
         keys = [image.key for image in images]
@@ -319,44 +351,6 @@ class Engine:
                 self.decoder.decode_embeddings(rows, on_batch=on_batch)
             self.prefix.decoded(segment)
             self.prefix.keep_state()
-
-
-class _Laps:
-    """A clock that adds up the seconds of the steps of one answer."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self._seconds = {"measurement": 0.0, "vision": 0.0, "prefill": 0.0}
-
-    def end(self, step: str) -> None:
-        """Count the time since the last step's end for this one."""
-        now = time.perf_counter()
-        self._seconds[step] += now - self._last
-        self._last = now
-
-    def timings(self, asked: float, first: float, predicted: float | None, acceleration: str) -> Timings:
-        """Those of an answer that was asked for at one moment, and whose first token came at another."""
-        return Timings(
-            vision=self._seconds["vision"],
-            prefill=self._seconds["prefill"],
-            first_token=first - self._start - self._seconds["measurement"],
-            decode=time.perf_counter() - first,
-            predicted=predicted,
-            queued=max(self._start - asked, 0.0),
-            acceleration=acceleration,
-        )
-
-
-def _usage(fitted: FittedPrompt, *, cached: int, completion: int) -> Usage:
-    return Usage(
-        prompt_tokens=len(fitted.prompt.ids),
-        image_tokens=fitted.prompt.image_tokens,
-        cached_tokens=cached,
-        completion_tokens=completion,
-        tiles=tuple(image.cost.tiles for image in fitted.images),
-        images=tuple(image.cost for image in fitted.images),
-        dropped_turns=fitted.dropped,
-    )
 
 
 def _check_room(needed: int, room: int) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ayaedge.answers import Answer, StopReason, Timings, Usage
 from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.lanes import Lane
 from ayaedge.decoder.prompt_lookup import LookupDecoder
-from ayaedge.decoder.sampling import Sampler, token_logprob
+from ayaedge.decoder.sampling import LogitsPlace, Sampler, token_logprob
 from ayaedge.engine.prefix_cache import KnownPrefix
 from ayaedge.engine.streams import AnswerRequest
 from ayaedge.errors import CancelledError
@@ -42,6 +43,59 @@ class Written:
         return Answer(text, usage, timings, *ended)
 
 
+class AnswerWriter:
+    """Makes text of an answer's tokens, for its request, and knows where the answer ends."""
+
+    def __init__(
+        self,
+        piece_of: Callable[[int], bytes],
+        tokens: Tokens,
+        options: AnswerOptions,
+        request: AnswerRequest,
+        room: int,
+    ) -> None:
+        """`room` is what the context has for tokens of the answer; `piece_of` gives the bytes of a token."""
+        self.request = request
+        self.written = Written()
+        self._piece_of, self._stop, self._logprobs = piece_of, tokens.stop, options.top_logprobs
+        self._limit = room if options.max_tokens is None else min(options.max_tokens, room)
+        self._stream = TextStream(piece_of, hidden={*tokens.hidden, *tokens.stop}, stop=options.stop)
+
+    @property
+    def room(self) -> int:
+        """How many more tokens the answer may have."""
+        return self._limit - len(self.written.ids)
+
+    def take(self, token: int, place: LogitsPlace) -> bool:
+        """Append a token, chosen by the logits of a place; whether the answer goes on behind it."""
+        written, logprob = self.written, None
+        if self._logprobs is not None:
+            logprob = token_logprob(place.last_logits(), token, self._logprobs, self._piece_of)
+        if not written.ids:
+            written.first = time.perf_counter()
+        written.ids.append(token)
+        if token not in self._stop:  # text, in which a stop string may be complete
+            self._give(self._stream.push(token, logprob))
+        if token in self._stop or self._stream.stopped:
+            written.stop_reason = "stop"
+            return False
+        return self.room > 0
+
+    def finish(self) -> Written:
+        """The answer with the text that was held back; of stop strings that overlap, one may show only now."""
+        if not self._stream.stopped:
+            self._give(self._stream.finish())
+        if self.written.stop_reason == "length" and self._stream.stopped:
+            self.written.stop_reason = "stop"
+        self.written.stop_string = self._stream.stop_string
+        return self.written
+
+    def _give(self, piece: Piece | None) -> None:
+        if piece is not None:
+            self.written.pieces.append(piece)
+            self.request.give(piece)
+
+
 def generate(
     decoder: Decoder,
     known: KnownPrefix,
@@ -58,34 +112,23 @@ def generate(
     What the decoder holds of the answer becomes a known prefix of the next question, which is likely to come if the
     conversation `goes_on`.
     """
-    # 1. The limit: what was asked for, or the end of the context.
+    # 1. Who turns tokens into text, up to what was asked for or the end of the context.
     room = decoder.context_size - len(prompt)
-    limit = room if options.max_tokens is None else min(options.max_tokens, room)
-    # 2. Who turns tokens into text, and who guesses tokens that are copied.
-    stream = TextStream(decoder.vocabulary.piece, hidden={*tokens.hidden, *tokens.stop}, stop=options.stop)
+    writer = AnswerWriter(decoder.vocabulary.piece, tokens, options, request, room)
+    # 2. Who guesses tokens that are copied.
     lookup = _lookup(decoder, prompt, tokens.image_patch, options)
-    written, ahead = Written(), deque[int]()
+    written, ahead = writer.written, deque[int]()
     try:
         while True:
             request.cancellation.check()
             # 3. The next token: the one that is known already, or one that is chosen by its logits (vocabulary,).
-            token, logprob = ahead.popleft() if ahead else sampler.sample(decoder), None
-            if (count := options.top_logprobs) is not None:
-                logprob = token_logprob(decoder.last_logits(), token, count, decoder.vocabulary.piece)
-            if not written.ids:
-                written.first = time.perf_counter()
-            written.ids.append(token)
-            # 4. The end of the turn, or else text, in which a stop string may be complete.
-            if token not in tokens.stop:
-                _give(stream.push(token, logprob), written, request)
-            if token in tokens.stop or stream.stopped:
-                written.stop_reason = "stop"
-                break
-            if len(written.ids) == limit:
+            token = ahead.popleft() if ahead else sampler.sample(decoder)
+            # 4. Its text, or the end.
+            if not writer.take(token, decoder):
                 break
             # 5. The decoder reads the token; it holds all but the last of those that are known ahead.
             if not ahead:
-                ahead.extend(_decode(decoder, sampler, lookup, token, limit - len(written.ids), options))
+                ahead.extend(_decode(decoder, sampler, lookup, token, writer.room, options))
     except CancelledError:
         written.stop_reason = "cancelled"
     finally:
@@ -95,19 +138,28 @@ def generate(
             decoder.cut(end)
         held = max(decoder.position - len(prompt), 0)
         known.answered(written.ids[:held], worth_keeping=goes_on)
-    # 7. The text that was held back; of several stop strings that overlap, one may show only now.
-    if not stream.stopped:
-        _give(stream.finish(), written, request)
-    if written.stop_reason == "length" and stream.stopped:
-        written.stop_reason = "stop"
-    written.stop_string = stream.stop_string
-    return written
+    # 7. The text that was held back.
+    return writer.finish()
 
 
-def _give(piece: Piece | None, written: Written, request: AnswerRequest) -> None:
-    if piece is not None:
-        written.pieces.append(piece)
-        request.give(piece)
+def demanded(sampler: Sampler, room: int, options: AnswerOptions) -> Sequence[int]:
+    """The tokens that a grammar demands next; none where log-probabilities need the logits of each."""
+    return sampler.forced()[:room] if options.top_logprobs is None else ()
+
+
+def decode_demanded(
+    reader: Decoder | Lane, sampler: Sampler, token: int, forced: Sequence[int], room: int
+) -> Sequence[int]:
+    """Decode a token in one step with those that a grammar demands behind it; gives these, and the one after them.
+
+    They are computed with each other instead of one by one, which changes how their logits are rounded, not which
+    tokens they are. There is none after them where they fill the `room`.
+    """
+    if len(forced) == room:
+        reader.decode_tokens([token, *forced[:-1]])
+        return forced
+    reader.decode_tokens([token, *forced])
+    return [*forced, sampler.sample(reader)]
 
 
 def _decode(
@@ -118,19 +170,13 @@ def _decode(
     room: int,
     options: AnswerOptions,
 ) -> Sequence[int]:
-    """Decode a token in one step with those that a grammar demands behind it; gives these, and the one after them.
-
-    They are computed with each other instead of one by one, which changes how their logits are rounded, not which
-    tokens they are. Where log-probabilities are asked for each goes alone, since each needs its logits.
-    """
+    """Decode a token, with others that are known behind it or seem so; gives these, and the one after them."""
     if lookup:
         return lookup.decode(token, room)
-    forced = sampler.forced()[:room] if options.top_logprobs is None else ()
-    if len(forced) == room:
-        decoder.decode_tokens([token, *forced[:-1]])
-        return forced
-    decoder.decode_tokens([token, *forced])
-    return [*forced, sampler.sample(decoder)] if forced else ()
+    if forced := demanded(sampler, room, options):
+        return decode_demanded(decoder, sampler, token, forced, room)
+    decoder.decode_tokens([token])
+    return ()
 
 
 def _lookup(

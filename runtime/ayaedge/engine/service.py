@@ -43,6 +43,15 @@ class Service:
             raise AyaEdgeError("a callback runs on the model's own thread and cannot wait for it")
         return self.request(work).result()
 
+    def adopt(self, request: Request[Any, Any]) -> None:
+        """Note that the engine's thread will work for a request that is not queued itself."""
+        self._worker.adopt(request)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a request waits while another is worked for."""
+        return self._worker.is_wanted
+
     def close(self) -> None:
         """Cancel everything and free the engine; returns when that is done, in a callback at once."""
         self._worker.close()

@@ -38,10 +38,10 @@ class Request(Generic[Item, Result]):
 
     def __init__(
         self,
-        work: Callable[[Request[Item, Result]], Result],
+        work: Callable[[Request[Item, Result]], Result] | None = None,
         listener: Callable[[Item], object] | None = None,
     ) -> None:
-        """`listener` gets the items, on the worker's thread, instead of the reader."""
+        """`listener` gets the items, on the worker's thread, instead of the reader. Without `work`, others do it."""
         self._listener = listener
         self.cancellation = Cancellation()
         self.created = time.perf_counter()
@@ -149,30 +149,38 @@ class Request(Generic[Item, Result]):
         """Note whose work this is: that thread must not wait for it."""
         self._thread = thread
 
+    def start(self) -> bool:
+        """Note that the work begins; False if it was cancelled before."""
+        with self._changed:
+            self._started = self._started or not self._over
+            return not self._over
+
     def run(self) -> None:
         """Do the work, unless it was cancelled before; called by the worker."""
-        with self._changed:
-            if self._over:
-                return
-            self._started = True
+        if not self.start():
+            return
         work, self._work = self._work, None  # what it holds is free when it is done
         result: Result | None = None
         error: BaseException | None = None
         try:
             if work is not None:
                 result = work(self)
-        except CancelledError as caught:
-            error = ClosedError() if self._closing else caught
-        except MemoryError as caught:
-            error = (
-                caught if isinstance(caught, AyaEdgeError) else OutOfMemoryError("there is not memory enough")
-            )
         except BaseException as caught:  # noqa: BLE001 - it is raised where the result is asked for
             error = caught
-        if error is not None:
-            traceback.clear_frames(error.__traceback__)  # images must not live as long as their error
         del work
-        self.end(result, error)
+        if error is not None:
+            self.fail(error)
+        else:
+            self.end(result, None)
+
+    def fail(self, error: BaseException) -> None:
+        """Finish with what ended the work."""
+        if isinstance(error, CancelledError) and self._closing:
+            error = ClosedError()
+        elif isinstance(error, MemoryError) and not isinstance(error, AyaEdgeError):
+            error = OutOfMemoryError("there is not memory enough")
+        traceback.clear_frames(error.__traceback__)  # images must not live as long as their error
+        self.end(None, error)
 
     def end(self, result: Result | None, error: BaseException | None) -> None:
         """Finish with a result or an error; the first end counts."""
@@ -252,10 +260,19 @@ class Worker:
                     f"{len(self._queue)} requests wait already: ask again later, or load the model with a larger "
                     "queue_size"
                 )
-            request.belongs_to(self._thread)
+            self.adopt(request)
             self._queue.append(request)
             self._changed.notify_all()
         return request
+
+    def adopt(self, request: Request[Any, Any]) -> None:
+        """Note that this thread will do a request's work, though it is not in the queue."""
+        request.belongs_to(self._thread)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a request waits for the one that is being done. Safe on any thread."""
+        return bool(self._queue)
 
     @property
     def is_current_thread(self) -> bool:

@@ -10,16 +10,17 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from ayaedge.bundle import Bundle
 from ayaedge.cancellation import Cancellation
 from ayaedge.engine.engine import Engine
-from ayaedge.engine.interface import no_progress
+from ayaedge.engine.interface import Question, no_progress
 from ayaedge.engine.loading import EngineOptions, open_engine
 from ayaedge.engine.streams import AnswerRequest
 from ayaedge.engine.worker import Request
@@ -126,6 +127,12 @@ class _Server:
 
     def _work(self, queue: SimpleQueue[_Call | None]) -> None:
         while (call := queue.get()) is not None:
+            if call.name == "answer" and call.value["together"] is not None:
+                queue.put(call)
+                logging.getLogger("ayaedge").setLevel(call.level)
+                self.engine.answer_together(partial(self._take, queue), *call.value["together"])
+                del call  # and its images
+                continue
             self._here.call = call.number
             logging.getLogger("ayaedge").setLevel(call.level)
             try:
@@ -135,6 +142,29 @@ class _Server:
             del self._calls[call.number]
             self._here.call = None
             del call  # and its images
+
+    def _take(self, queue: SimpleQueue[_Call | None]) -> Question | None:
+        """The next question whose answer may be written beside others, if that is what comes next."""
+        with suppress(Empty):
+            while True:
+                call = queue.get_nowait()
+                if call is None or call.name != "answer" or call.value["together"] is None:
+                    queue.put(call)  # nothing else comes before it is done
+                    return None
+                try:
+                    return _question(self, call, partial(self._over, call))
+                except BaseException as error:  # noqa: BLE001 - raised on the other side
+                    self._fail(call, error)
+                    del self._calls[call.number]
+        return None
+
+    def _over(self, call: _Call, request: AnswerRequest) -> None:
+        error = request.exception()
+        if error is not None:
+            self._fail(call, error)
+        else:
+            call.end(result=forms.Ending.of(request.result()))
+        del self._calls[call.number]
 
     def _fail(self, call: _Call, error: BaseException) -> None:
         form = forms.error_form(error)
@@ -181,10 +211,8 @@ def _load(server: _Server, call: _Call) -> None:
 
 
 def _answer(server: _Server, call: _Call) -> None:
-    dialogue = forms.dialogue_of(call.value["dialogue"], call.arrays)
-    options = server.options(call.value["options"])
-    request: AnswerRequest = Request(_nothing, lambda piece: call.say("piece", forms.piece_form(piece)))
-    request.cancellation = call.flag
+    question = _question(server, call)
+    dialogue = question.dialogue
 
     def on_read(images: tuple[EncodedImage, ...]) -> None:
         given = dialogue.images[len(dialogue.images) - len(images) :]
@@ -193,8 +221,18 @@ def _answer(server: _Server, call: _Call) -> None:
 
     report = partial(_report, call) if call.value["wants_progress"] else no_progress
     wanted = on_read if call.value["wants_images"] else None
-    answer = server.engine.answer(request, dialogue, options, report, wanted)
+    answer = server.engine.answer(question.request, dialogue, question.options, report, wanted)
     call.end(result=forms.Ending.of(answer))
+
+
+def _question(server: _Server, call: _Call, over: Callable[[AnswerRequest], None] | None = None) -> Question:
+    """What a call asks; `over` is called with its request when that is."""
+    dialogue = forms.dialogue_of(call.value["dialogue"], call.arrays)
+    request: AnswerRequest = Request(None, lambda piece: call.say("piece", forms.piece_form(piece)))
+    request.cancellation = call.flag
+    if over is not None:
+        request.when_over(partial(over, request))
+    return Question(request, dialogue, server.options(call.value["options"]))
 
 
 def _encode(server: _Server, call: _Call) -> None:
@@ -234,9 +272,6 @@ def _text_ids(server: _Server, call: _Call) -> None:
 
 def _report(call: _Call, step: str, done: int, of: int) -> None:
     call.say("progress", [step, done, of])
-
-
-def _nothing(_request: AnswerRequest) -> Any: ...
 
 
 _OPERATIONS = {

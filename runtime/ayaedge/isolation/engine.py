@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ayaedge.bundle import Bundle
 from ayaedge.cache.stores import State
 from ayaedge.cancellation import Cancellation
 from ayaedge.engine.dialogue import Dialogue
-from ayaedge.engine.interface import OnProgress, no_progress
+from ayaedge.engine.interface import USUAL_LANES, OnProgress, Question, Take, no_progress
 from ayaedge.engine.loading import EngineOptions
 from ayaedge.engine.streams import AnswerRequest
 from ayaedge.errors import CancelledError
@@ -29,6 +30,8 @@ from ayaedge.isolation.wire import Arrays, WireError
 from ayaedge.options import AnswerOptions
 from ayaedge.text.text_stream import Piece
 
+_SLICE = 0.02
+"""Seconds after which it is looked whether another question waits."""
 _FLOAT = 4
 _STATE_EXTRA = 1 << 20
 """Bytes of a state beside keys and values; for each position there are some more, which are far below a float each."""
@@ -57,6 +60,36 @@ class IsolatedEngine:
         on_read: Callable[[tuple[EncodedImage, ...]], None] | None = None,
     ) -> Answer:
         """See `AnyEngine`."""
+        return self._answer(Question(request, dialogue, options), report, on_read)
+
+    def answer_together(self, take: Take, most: int | None) -> None:
+        """See `AnyEngine`: the process has as many calls at once, and one more, so that it never waits for the next."""
+        count = 1 + (most or USUAL_LANES)
+        with ThreadPoolExecutor(count) as pool:
+            running: set[Future[None]] = set()
+            while True:
+                while len(running) < count and (question := take()) is not None:
+                    running.add(pool.submit(self._answer_one, question, most))
+                if not running:
+                    return
+                running = wait(running, _SLICE, FIRST_COMPLETED).not_done
+
+    def _answer_one(self, question: Question, most: int | None) -> None:
+        """Answer one of several questions; whatever goes wrong is its own."""
+        try:
+            question.request.end(self._answer(question, no_progress, None, (most,)), None)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the answer is asked for
+            question.request.fail(error)
+
+    def _answer(
+        self,
+        question: Question,
+        report: OnProgress,
+        on_read: Callable[[tuple[EncodedImage, ...]], None] | None,
+        together: tuple[int | None] | None = None,
+    ) -> Answer:
+        """An answer; `together` holds how many the process may write side by side, if it may."""
+        request, dialogue, options = question.request, question.dialogue, question.options
         request.cancellation.check()
         began, pieces, arrays = time.perf_counter(), list[Piece](), Arrays()
         value = {
@@ -64,6 +97,7 @@ class IsolatedEngine:
             "options": replace(options, response_format=None),  # of which the grammar says everything
             "wants_images": on_read is not None,
             "wants_progress": report is not no_progress,
+            "together": together,
         }
 
         def on_event(name: str, form: Any, found: Arrays) -> None:

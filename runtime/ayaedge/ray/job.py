@@ -28,6 +28,8 @@ class Job:
     engine: EngineOptions = field(default_factory=EngineOptions)
     retries: int = 1
     local_files: tuple[Path, ...] = ()
+    parallel: int | None = None
+    """Answers that an actor writes side by side."""
 
     def load(self, processors: int) -> AyaVision:
         """The model, on so many processors; with all of a machine's it is loaded as anywhere else."""
@@ -58,5 +60,5 @@ class Answerer:
         job = self._job
         return self._model.batch(
             items, job.prompt, system=job.system, retries=job.retries, max_error_rate=1,
-            local_files=job.local_files, **job.options,
+            local_files=job.local_files, parallel=job.parallel, **job.options,
         )  # fmt: skip
