@@ -27,7 +27,7 @@ from ayaedge.batch.outputs import (
 )
 from ayaedge.batch.runner import BatchOptions
 from ayaedge.bundle import demo_bundle, read_bundle
-from ayaedge.cli.batch_rows import Asked, BatchCommand, RayOption
+from ayaedge.cli.batch_rows import Asked, BatchCommand, ParallelOption, RayOption
 from ayaedge.cli.console import announce, count_progress, print_error, show_messages, stderr, write_line
 from ayaedge.cli.options import (
     JsonSchemaOption,
@@ -167,10 +167,7 @@ def batch(
     stop: StopOption = None,
     json_schema: JsonSchemaOption = None,
     ray: RayOption = None,
-    parallel: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Answers at once. [default: 4 if they fit and stay the same, or 1]"),
-    ] = None,
+    parallel: ParallelOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say tiles, tokens and hours, and do nothing.")
     ] = False,
@@ -192,9 +189,8 @@ def batch(
         max_tokens=max_tokens, stop=stop or (), response_format=schema_of(json_schema), **tiles.keywords(),
         **sampling.keywords(),
     )  # fmt: skip
-    asked = Asked(
-        items, prompt, system, tuple(source.media_path or ()), options, target.output, failing.options(parallel)
-    )
+    files, going_on = tuple(source.media_path or ()), failing.options(parallel)
+    asked = Asked(items, prompt, system, files, options, target.output, going_on)
     with asked.rows(model, loading, ray, verbose=verbose) as rows:
         done = _followed(rows, items, target)
     if done.failed:

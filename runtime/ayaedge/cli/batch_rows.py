@@ -24,6 +24,10 @@ RayOption = Annotated[
         metavar="[ADDRESS]", help="Let a Ray cluster answer: HOST:PORT, auto, or one of this machine alone."
     ),
 ]
+ParallelOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Answers at once. [default: 4 where they fit and stay the same]"),
+]
 _ADDRESS = re.compile(r"local|auto|[^/\\]+:\d+")
 """Of a cluster; what else stands behind --ray is an input, or an option."""
 

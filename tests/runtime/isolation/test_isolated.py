@@ -252,6 +252,25 @@ class TestTheSameApi:
         alone = [model.ask("What is it?", max_tokens=4, seed=n, temperature=1).ids for n in range(8)]
         assert [handle.result(SOON).ids for handle in handles] == alone
 
+    def test_rows_of_a_batch_are_written_side_by_side(
+        self, demo_model: AyaVision, apart: AyaVision, tmp_path: Path
+    ) -> None:
+        (tmp_path / "broken.png").write_bytes(b"x")
+        images = [
+            CELLS,
+            tmp_path / "broken.png",
+            *(CELLS.with_name(f"one-{name}.png") for name in ("heart", "number")),
+        ]
+        rows, expected = (
+            [
+                (row.path, row.answer, row.error)
+                for row in model.batch(images, QUESTION, parallel=count, max_tokens=12)
+            ]
+            for model, count in ((apart, 3), (demo_model, 1))
+        )
+        assert rows == expected
+        assert apart.ask("What is it?", max_tokens=4).text == demo_model.ask("What is it?", max_tokens=4).text
+
     def test_speeds_are_measured(self, apart: AyaVision) -> None:
         assert apart.measure() == apart.measure()
         content = [{"type": "image", "image": CELLS.read_bytes()}]
