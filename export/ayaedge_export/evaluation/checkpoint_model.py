@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ayaedge.batch.items import BatchItem
 from ayaedge.batch.journal import BatchRow
-from ayaedge.batch.runner import BatchOptions, Waiting, Work, run_batch
+from ayaedge.batch.runner import BatchOptions, Later, Waiting, Work, run_batch
 from ayaedge.checks import brief
 from ayaedge.errors import InvalidOptionError
 from ayaedge.images.load import load_rgb
@@ -46,7 +47,11 @@ class CheckpointModel:
 
     def batch(self, items: Iterable[BatchItem], *, journal: Path | None) -> Iterator[BatchRow]:
         """Rows as those of `AyaVision.batch`."""
-        work = Work(self._identity, "", None, answer_options(), _no_question, self.create_chat_completion)
+        complete = self.create_chat_completion
+        work = Work(
+            self._identity, "", None, answer_options(), _no_question,
+            lambda request: Later(partial(complete, request)),
+        )  # fmt: skip
         return run_batch(items, work, journal, BatchOptions())
 
     def create_chat_completion(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,20 @@ class Waiting(Protocol):
         """Give it up."""
 
 
+class Later:
+    """Work that begins when somebody waits for it."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+
+    def result(self) -> Any:
+        """See `Waiting`."""
+        return self._work()
+
+    def cancel(self) -> None:
+        """See `Waiting`."""
+
+
 @dataclass(frozen=True)
 class BatchOptions:
     """How a batch goes on when something fails."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from ayaedge.batch.items import BatchItem
 from ayaedge.batch.journal import BatchRow
-from ayaedge.batch.runner import BatchOptions, Waiting, Work, run_batch
+from ayaedge.batch.runner import BatchOptions, Later, Waiting, Work, run_batch
 from ayaedge.benchmark.answering import Answered, OnRow, image_part
 from ayaedge.benchmark.data_set import DataSet
 from ayaedge.benchmark.endpoint import JudgeEndpoint
@@ -82,7 +83,11 @@ def _request(question: Question, first: str, second: str) -> dict[str, Any]:
 
 def _work(judge: JudgeEndpoint) -> Work:
     identity = hashlib.sha256(f"{judge.url} {judge.model}".encode()).digest()
-    return Work(identity, "", None, answer_options(), _no_question, lambda request: judge.complete(request))
+    return Work(identity, "", None, answer_options(), _no_question, partial(_verdict_of, judge))
+
+
+def _verdict_of(judge: JudgeEndpoint, request: Any) -> Waiting:
+    return Later(partial(judge.complete, request))
 
 
 def _no_question(_prompt: str, _image: Any) -> Waiting:
