@@ -6,7 +6,9 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -87,8 +89,11 @@ def _settle_messages(ray: Any, verbose: bool) -> None:
 
 def _start(ray: Any, verbose: bool, **options: Any) -> None:
     level = logging.INFO if verbose else logging.ERROR
+    before = signal.getsignal(signal.SIGTERM)
     with nullcontext() if verbose else _without_stderr():
         ray.init(log_to_driver=verbose, logging_level=level, **options)
+    if threading.current_thread() is threading.main_thread() and before is not None:
+        signal.signal(signal.SIGTERM, before)  # Ray's own prints the stack, and ends with another code
 
 
 def _connect(start: Callable[..., None], address: str) -> None:

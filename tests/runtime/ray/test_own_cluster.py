@@ -83,7 +83,14 @@ def listening(processes: list[psutil.Process]) -> set[str]:
     return found
 
 
-def test_a_batch_that_is_killed_takes_its_cluster_along_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)],
+    ids=["end", "kill"],
+)
+def test_a_batch_that_is_ended_takes_its_cluster_along_and_goes_on(
+    ending: signal.Signals, code: int, tmp_path: Path
+) -> None:
     (tmp_path / "images").mkdir()
     for number in range(400):
         Image.new("RGB", (20, 20), (number % 256, 90, number // 256)).save(
@@ -101,8 +108,8 @@ def test_a_batch_that_is_killed_takes_its_cluster_along_and_goes_on(tmp_path: Pa
     )
     until(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 5)
     assert listening(processes_of(str(tmp_path))) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
-    running.kill()
-    assert running.wait() == -signal.SIGKILL
+    running.send_signal(ending)
+    assert running.wait() == code
     until(lambda: not [one for one in processes_of(str(tmp_path)) if "agent" not in name_of(one)])
     lines = journal.read_bytes().count(b"\n")
     assert lines < 400, "it was not killed in the middle"

@@ -227,6 +227,8 @@ def test_a_node_says_whether_it_has_the_images(nodes: Nodes) -> None:
     from ayaedge.ray.nodes import examine_nodes
 
     elsewhere = Path("/proc/self/stat")  # another content in each process
+    if not elsewhere.exists():
+        pytest.skip("only Linux has a file whose content each process sees otherwise")
     for samples, seen in (([CELLS], True), ([CELLS, elsewhere], False)):
         assert [node.report.sees for node in examine_nodes(JOB, samples)] == [seen, seen]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from ayaedge import InvalidOptionError, OutOfMemoryError
 from ayaedge.cli.batch import app
 from ayaedge.ray.job import settled_bundle
 from ayaedge.ray.nodes import Node, Report, Share, share_out
+from command_line import ayaedge
+from served import CELLS
 
 GB = 10**9
 
@@ -73,6 +76,14 @@ def test_an_address_behind_the_flag_is_one_and_an_input_is_an_input(
     params = typer.main.get_command(app).make_context("batch", given).params
     assert params["ray"] == address
     assert list(params["inputs"] or ()) == inputs
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = ayaedge("batch", CELLS, "--ray", "-o", tmp_path / "a.jsonl")
+    assert done.returncode == 1
+    assert 'pip install "ayaedge[ray]"' in " ".join(done.stderr.split())
+    assert not (tmp_path / "a.jsonl").exists()
 
 
 def test_nodes_know_a_bundle_by_its_whole_path_or_by_its_name(
