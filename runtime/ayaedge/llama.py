@@ -37,7 +37,18 @@ _callbacks: list[Any] = []
 
 @cache
 def library() -> Any:
-    """The module `llama_cpp`, initialised; its functions mirror llama.h."""
+    """The module `llama_cpp`, initialised, which loads drivers of GPUs; its functions mirror llama.h."""
+    llama_cpp = imported()
+    callback = llama_cpp.llama_log_callback(_forward)
+    _callbacks.append(callback)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+@cache
+def imported() -> Any:
+    """The module `llama_cpp` before it loads any driver: for its version, and for what it was built with."""
     # Idle OpenMP threads otherwise spin and stall decoding by up to 60 times beside any other busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would start a debugger first
@@ -47,11 +58,6 @@ def library() -> Any:
         raise BackendError(
             f"llama-cpp-python cannot be loaded ({error}); install it, without a compiler: {wheel_command()}"
         ) from error
-
-    callback = llama_cpp.llama_log_callback(_forward)
-    _callbacks.append(callback)
-    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
     return llama_cpp
 
 
@@ -85,11 +91,9 @@ def native_library(name: str, **signatures: tuple[Any, list[Any]]) -> Any:
 
 def has_vulkan() -> bool:
     """Whether this build can use Vulkan; no driver is loaded to find that out."""
-    library()
-    from llama_cpp import llama_cpp
-
-    files = Path(llama_cpp.__file__).parent.glob("lib/*ggml-vulkan.*")
-    return any(files) or hasattr(llama_cpp._lib, "ggml_backend_vk_reg")
+    module = imported().llama_cpp
+    files = Path(module.__file__).parent.glob("lib/*ggml-vulkan.*")
+    return any(files) or hasattr(module._lib, "ggml_backend_vk_reg")
 
 
 def _loaded(name: str) -> Any:

@@ -6,6 +6,9 @@ The environment must name the driver before the libraries are loaded, as `make g
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -206,6 +209,32 @@ def test_a_trial_finds_the_device_right_and_slower_than_the_processor() -> None:
     print(result)
     assert result.value["kl"] <= LARGEST_KL
     assert result.value["gain"] < 1, "a software driver computes on the very processor"
+
+
+def test_a_driver_that_ends_each_process_that_loads_it_leaves_the_processor_working(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp loads every driver, whatever it is asked."""
+    source, library, driver = (tmp_path / name for name in ("bad.c", "libbad.so", "bad.json"))
+    source.write_text("#include <stdlib.h>\nvoid vk_icdGetInstanceProcAddr(void) { abort(); }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    driver.write_text(
+        json.dumps(
+            {"file_format_version": "1.0.0", "ICD": {"library_path": str(library), "api_version": "1.3.0"}}
+        )
+    )
+    monkeypatch.setenv("VK_DRIVER_FILES", str(driver))
+    monkeypatch.setenv("AYAEDGE_CACHE_DIR", str(tmp_path / "cache"))
+    command = [sys.executable, "-m", "ayaedge"]
+    asked = [*command, "ask", "--image", str(IMAGE), "What number is at the bottom left?"]
+    for arguments in (asked, [*asked, "--device", "cpu"]):
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        assert "2675" in done.stdout
+    named = subprocess.run([*asked, "--device", "vulkan"], capture_output=True, text=True, check=False)
+    assert named.returncode == 1
+    assert "vulkan does not work on this machine: it ended the process" in " ".join(named.stderr.split())
+    doctor = subprocess.run([*command, "doctor"], capture_output=True, text=True, check=True).stdout
+    assert "decoder on Vulkan: it ended the process that tried it (SIGABRT): left alone" in doctor
 
 
 def test_a_driver_that_ends_the_process_is_an_error_if_named(

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 SWITCH = "GGML_DISABLE_VULKAN"
 """llama.cpp's: if it stands in the environment, Vulkan's drivers are not loaded."""
-_SECONDS = 60.0
+_SECONDS = 300.0
 
 
 def settle_drivers(directory: Path | None) -> str | None:

@@ -237,6 +237,6 @@ def _key(setting: str) -> str:
     from ayaedge import llama, ort
 
     machine = processor()
-    versions = (llama.library().__version__, ort.library().__version__)
+    versions = (llama.imported().__version__, ort.library().__version__)
     facts = (setting, machine.name, sorted(machine.features), platform.machine(), versions)
     return hashlib.sha256(repr(facts).encode()).hexdigest()

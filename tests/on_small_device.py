@@ -1,0 +1,139 @@
+"""A software driver's device with as much memory as a test says, and what is done on it: see `gpu/small_device.c`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ayaedge.bundle import read_bundle
+from ayaedge.cache.options import NO_CACHE
+from ayaedge.decoder.decoder import Decoder
+from ayaedge.decoder.gguf_header import read_figures
+from ayaedge.decoder.options import DecoderOptions
+from ayaedge.hardware.devices import decoder_gpus
+from ayaedge.planning.gpu_plan import gpu_bytes
+from ayaedge.planning.placement import resolve
+from on_vulkan import divergence, sizes_in_the_log, tokens
+
+_SOURCE = Path(__file__).parent / "gpu" / "small_device.c"
+_HEADERS = Path(__file__).parents[1] / "build" / "gpu" / "headers" / "usr" / "include"
+_NAME = "VK_LAYER_AYAEDGE_small_device"
+_FIELDS = struct.Struct("=4Q")
+"""Limit, bytes that are taken, the most that ever were, and allocations that were refused."""
+
+
+class SmallDevice:
+    """What the layer counts, for all processes together."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.set(0)
+
+    def set(self, limit: int) -> None:
+        """Another limit; everything is counted anew, but for what is taken."""
+        taken = self.taken if self.path.exists() else 0
+        self.path.write_bytes(_FIELDS.pack(limit, taken, taken, 0))
+
+    @property
+    def taken(self) -> int:
+        return int(self._fields[1])
+
+    @property
+    def peak(self) -> int:
+        return int(self._fields[2])
+
+    @property
+    def refused(self) -> int:
+        return int(self._fields[3])
+
+    @property
+    def _fields(self) -> tuple[int, ...]:
+        return _FIELDS.unpack(self.path.read_bytes())
+
+
+@pytest.fixture
+def small_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallDevice:
+    """Let children of this test see such a device."""
+    library = tmp_path / "small_device.so"
+    subprocess.run(
+        ["cc", "-O1", "-shared", "-fPIC", f"-I{_HEADERS}", "-o", str(library), str(_SOURCE)], check=True
+    )
+    functions = {
+        "vkGetInstanceProcAddr": "small_device_instance",
+        "vkGetDeviceProcAddr": "small_device_device",
+    }
+    layer = {
+        "name": _NAME, "type": "GLOBAL", "library_path": str(library), "api_version": "1.3.0",
+        "implementation_version": "1", "description": "a small device", "functions": functions,
+    }  # fmt: skip
+    (tmp_path / "layer.json").write_text(json.dumps({"file_format_version": "1.1.2", "layer": layer}))
+    counted = SmallDevice(tmp_path / "device")
+    monkeypatch.setenv("VK_LAYER_PATH", str(tmp_path))
+    monkeypatch.setenv("VK_INSTANCE_LAYERS", _NAME)
+    monkeypatch.setenv("AYAEDGE_SMALL_DEVICE", str(counted.path))
+    return counted
+
+
+def load_and_answer(directory: str, choices: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Load a decoder with each of these options, and decode a prompt of six tokens and two more.
+
+    Yields layers that are on the device, warnings, KL divergence to the processor, and MiB: planned, by the log, free
+    afterwards. Of options without `gpu_layers` as many as the plan says.
+    """
+    bundle = read_bundle(directory)
+    figures = read_figures(bundle.decoder_path)
+    exact = None
+    for choice in choices:
+        options = DecoderOptions(**choice)
+        if options.gpu_layers is None:
+            options = resolve(bundle, "vulkan", options, cache=NO_CACHE).decoder
+        with (
+            warnings_of("ayaedge.decoder.decoder") as warned,
+            sizes_in_the_log() as sizes,
+            Decoder(bundle.decoder_path, bundle.manifest, options) as decoder,
+        ):
+            logits = _logits(decoder)
+            layers = decoder.gpu_layers
+        if exact is None:
+            with Decoder(bundle.decoder_path, bundle.manifest, DecoderOptions(gpu_layers=0)) as decoder:
+                exact = _logits(decoder)
+        planned = gpu_bytes(
+            figures, layers, context=options.context_of(bundle.manifest.decoder.context_length),
+            batch=options.rows_at_once,
+        )  # fmt: skip
+        yield {
+            "asked": options.gpu_layers, "layers": layers, "warned": warned, "kl": divergence(exact, logits),
+            "planned": planned / 2**20, "sizes": sizes, "free": decoder_gpus()[0].free_bytes / 2**20,
+        }  # fmt: skip
+
+
+def _logits(decoder: Decoder) -> Any:
+    ids, rows = tokens(decoder, 6), []
+    for part in (ids, ids[:1], ids[1:2]):
+        decoder.decode_tokens(part)
+        rows.append(decoder.last_logits())
+    return np.stack(rows)
+
+
+class warnings_of:  # noqa: N801 - a context manager
+    """The messages of a logger's warnings, as a list."""
+
+    def __init__(self, name: str):
+        self._logger, self._found = logging.getLogger(name), list[str]()
+
+    def __enter__(self) -> list[str]:
+        self._handler = logging.Handler(logging.WARNING)
+        self._handler.emit = lambda record: self._found.append(record.getMessage())  # type: ignore[method-assign]
+        self._logger.addHandler(self._handler)
+        return self._found
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self._handler)
