@@ -1,11 +1,12 @@
 """Rows of `model.batch` in an hour against a loop over `ask`, with equal answers.
 
-`python benchmarks/batch.py [BUNDLE] [--synthetic 8b] [--layers N] [--rows N] [--tokens N] [--rounds N]`
+`python benchmarks/batch.py [BUNDLE] [--synthetic 8b] [--layers N] [--rows N] [--tokens N] [--rounds N]
+[--max-tiles N ...] [--parallel N]`
 
-Images of noise, with one tile and with as many as the bundle allows; nothing is kept between questions but what a
-single question keeps. Both ways take turns, and the fastest round of each counts, so that other work on the machine
-weighs little. The bar for the 8B's shape with 64 tokens: 1.3 times as many rows with one tile, as many with 13. A
-process may be told to use fewer threads by the system (taskset).
+Images of noise, with one tile and with as many as the bundle allows, unless limits are named; nothing is kept between
+questions but what a single question keeps. Both ways take turns, and the fastest round of each counts, so that other
+work on the machine weighs little. The bar for the 8B's shape with 64 tokens: 1.3 times as many rows with one tile, as
+many with 13. A process may be told to use fewer threads by the system (taskset).
 """
 
 from __future__ import annotations
@@ -34,14 +35,20 @@ def images_of(directory: Path, count: int) -> list[Path]:
     return paths
 
 
-def loop(model: AyaVision, images: Sequence[Path], tokens: int, most: int | None) -> list[str | None]:
+def loop(
+    model: AyaVision, images: Sequence[Path], tokens: int, most: int | None, _parallel: int | None
+) -> list[str | None]:
     return [model.ask(QUESTION, images=image, max_tokens=tokens, max_tiles=most).text for image in images]
 
 
-def batch(model: AyaVision, images: Sequence[Path], tokens: int, most: int | None) -> list[str | None]:
+def batch(
+    model: AyaVision, images: Sequence[Path], tokens: int, most: int | None, parallel: int | None
+) -> list[str | None]:
     with tempfile.TemporaryDirectory() as directory:
         journal = Path(directory) / "rows.jsonl"
-        rows = model.batch(images, QUESTION, journal=journal, max_tokens=tokens, max_tiles=most)
+        rows = model.batch(
+            images, QUESTION, journal=journal, parallel=parallel, max_tokens=tokens, max_tiles=most
+        )
         return [row.answer for row in rows]
 
 
@@ -54,7 +61,7 @@ def measure(
     for _ in range(arguments.rounds):
         for name, way in ways.items():
             started = time.perf_counter()
-            answers[name] = way(model, images, arguments.tokens, most)
+            answers[name] = way(model, images, arguments.tokens, most, arguments.parallel)
             seconds[name].append(time.perf_counter() - started)
     tiles = model.ask(QUESTION, images=images[0], max_tokens=1, max_tiles=most).usage.tiles[0]
     rates = [3600 * len(images) / min(seconds[name]) for name in ways]
@@ -75,6 +82,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--max-tiles", type=int, nargs="*", help="limits on tiles of an image, a line for each"
+    )
+    parser.add_argument(
+        "--parallel", type=int, help="answers at once; the default of `model.batch` unless given"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         bundle = arguments.bundle
@@ -89,7 +102,7 @@ def main() -> None:
         print("|---" * 5 + "|")
         with AyaVision.load(bundle, cache=NO_CACHE) as model:
             model.ask(QUESTION, images=images[0], max_tokens=2)  # the first one reads the weights
-            for most in (1, None):
+            for most in arguments.max_tiles or (1, None):
                 measure(model, images, arguments, most)
 
 
