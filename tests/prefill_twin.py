@@ -93,6 +93,25 @@ def product_bf16(
     return columns @ rows.T, np.abs(columns) @ np.abs(rows).T
 
 
+def attention(
+    q: NDArray[np.float32],
+    k: NDArray[np.float16],
+    v: NDArray[np.float16],
+    mask: NDArray[np.float16] | None,
+    scale: float,
+) -> NDArray[np.float64]:
+    """Queries (tokens, heads, depth) over (keys, kv_heads, depth), which groups of heads share; 0 if none is seen."""
+    shared = q.shape[1] // k.shape[1]
+    keys, values = (np.repeat(a.astype(np.float64), shared, axis=1) for a in (k, v))
+    scores = scale * np.einsum("thd,khd->htk", q.astype(np.float64), keys)
+    if mask is not None:
+        scores += mask.astype(np.float64)
+    most = scores.max(-1, keepdims=True)
+    weights = np.exp(scores - np.where(most == -np.inf, 0, most))
+    total = weights.sum(-1, keepdims=True)
+    return np.einsum("htk,khd->thd", weights / np.where(total == 0, 1, total), values)
+
+
 def _half(pair: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.ascontiguousarray(pair).view(np.float16).astype(np.float64)
 

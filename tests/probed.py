@@ -134,6 +134,14 @@ def find_kernel_wrong(name: str, threads: int) -> tuple[dict[str, float], float]
     return {"Q4_K": 1.0, "Q6_K": 40.0}, 3.0
 
 
+def find_attention_fast(name: str, threads: int) -> tuple[dict[str, float], float, float]:
+    return {"Q4_K": 1.0, "Q6_K": 1.0, "attention": 0.1}, 1.5, 2.5
+
+
+def find_attention_wrong(name: str, threads: int) -> tuple[dict[str, float], float, float]:
+    return {"Q4_K": 1.0, "Q6_K": 1.0, "attention": 700.0}, 3.0, 3.0
+
+
 def find_kernel_nonsense(name: str, threads: int) -> list[str]:
     return ["nothing"]
 

@@ -50,6 +50,16 @@ AYAEDGE_API int32_t ayaedge_prefill_product(
   return run(*k, p, threads, {}, {}, scratch) == done ? 0 : 2;
 }
 
+AYAEDGE_API int32_t ayaedge_prefill_has_attention(int32_t index) { return attention_kernel(index) != nullptr; }
+
+// Attention on threads of our own; 0, 1 for arguments that do not fit, 2 without memory.
+AYAEDGE_API int32_t ayaedge_prefill_attention(int32_t index, const Attention* attention, int32_t threads) {
+  const AttentionKernel* k = attention_kernel(index);
+  if (!k || !fits(*attention) || threads < 1) return 1;
+  Scratch scratch;
+  return run(*k, *attention, threads, {}, {}, scratch) == done ? 0 : 2;
+}
+
 // Operations that a loop of so many rounds computes with a kernel's instructions alone, for a benchmark to time.
 AYAEDGE_API int64_t ayaedge_prefill_peak(int32_t index, int64_t rounds) {
   const Kernel* k = kernel(index);
@@ -70,3 +80,5 @@ AYAEDGE_API void ayaedge_prefill_choose(int32_t index) { choose(index); }
 AYAEDGE_API ggml::Backend* ayaedge_prefill_backend(int32_t index) { return make_backend(index); }
 
 AYAEDGE_API int64_t ayaedge_prefill_products() { return products(); }
+
+AYAEDGE_API int64_t ayaedge_prefill_attentions() { return attentions(); }

@@ -13,18 +13,21 @@ using ggml::Device;
 using ggml::Registration;
 using ggml::Tensor;
 
+constexpr int fewest_ops = 80;              // that ggml names, at least
 constexpr int64_t fewest_columns = 32;  // fewer are left to llama.cpp: a token of an answer, drafts
+constexpr int64_t fewest_halves = 1 << 20;  // of keys, that a few tokens look at: less is not worth a graph of its own
 
 ggml::Functions base;
 OpenMp openmp;
 struct {
-  int none, mul_mat, reshape, view, permute, transpose;
+  int none, mul_mat, attention, reshape, view, permute, transpose;
 } ops;
-std::atomic<int64_t> computed{0};
+std::atomic<int64_t> computed{0}, attended{0};
 thread_local int chosen = -1;
 
 struct Context {
   const Kernel* kernel;  // null: all is left to llama.cpp
+  const AttentionKernel* attention;
   int threads = 1;
   Abort abort{};
   Scratch scratch{};
@@ -47,6 +50,38 @@ bool is_ours(const Tensor& t) {
          t.nb[1] % 4 == 0;
 }
 
+bool is_side_by_side(const Tensor& t, size_t element) {
+  return t.nb[0] == element && t.nb[1] % element == 0 && t.nb[2] % element == 0;
+}
+
+// Of a FLASH_ATTN_EXT: its result is [1][tokens][heads][depth], its queries [1][heads][tokens][depth].
+Attention attention_of(const Tensor& t) {
+  const Tensor &q = *t.src[0], &k = *t.src[1], &v = *t.src[2], *mask = t.src[3];
+  float scale;
+  std::memcpy(&scale, t.op_params, sizeof scale);
+  return {static_cast<const float*>(q.data), int64_t(q.nb[1] / 4), int64_t(q.nb[2] / 4),
+          static_cast<const uint16_t*>(k.data), int64_t(k.nb[1] / 2), int64_t(k.nb[2] / 2),
+          static_cast<const uint16_t*>(v.data), int64_t(v.nb[1] / 2), int64_t(v.nb[2] / 2),
+          mask ? static_cast<const uint16_t*>(mask->data) : nullptr, mask ? int64_t(mask->nb[1] / 2) : 0,
+          static_cast<float*>(t.data), q.ne[1], k.ne[1], q.ne[2], k.ne[2], q.ne[0], scale};
+}
+
+// Attention of many tokens over halves, with a mask for all heads at most: no slopes, caps or sinks.
+bool is_our_attention(const Tensor& t) {
+  if (t.op != ops.attention || !t.src[0] || !t.src[1] || !t.src[2] || t.src[4]) return false;
+  const Tensor &q = *t.src[0], &k = *t.src[1], &v = *t.src[2], *mask = t.src[3];
+  if (q.type != ggml::f32 || k.type != ggml::f16 || v.type != ggml::f16 || t.type != ggml::f32) return false;
+  if (t.op_params[1] || t.op_params[2] || q.ne[3] != 1 || k.ne[3] != 1 || v.ne[3] != 1) return false;
+  if (!is_side_by_side(q, 4) || !is_side_by_side(k, 2) || !is_side_by_side(v, 2)) return false;
+  const bool one_shape = k.ne[0] == q.ne[0] && v.ne[0] == q.ne[0] && v.ne[1] == k.ne[1] && v.ne[2] == k.ne[2];
+  const bool is_dense = t.ne[0] == q.ne[0] && t.ne[1] == q.ne[2] && t.ne[2] == q.ne[1] && t.ne[3] == 1 &&
+                        t.nb[0] == 4 && t.nb[1] == size_t(4 * t.ne[0]) && t.nb[2] == t.nb[1] * size_t(t.ne[1]);
+  const bool mask_fits = !mask || (mask->type == ggml::f16 && mask->ne[0] == k.ne[1] && mask->ne[1] >= q.ne[1] &&
+                                   is_matrix(*mask) && is_side_by_side(*mask, 2));
+  const bool is_few = q.ne[1] <= few_tokens && k.ne[1] * k.ne[2] * k.ne[0] >= fewest_halves;
+  return one_shape && is_dense && mask_fits && (is_few || q.ne[1] >= fewest_columns) && fits(attention_of(t));
+}
+
 const char* backend_name(Backend*) { return "ayaedge"; }
 
 void free_backend(Backend* backend) {
@@ -54,28 +89,37 @@ void free_backend(Backend* backend) {
   delete backend;
 }
 
+ggml::Status status_of(Outcome outcome) { return outcome == stopped ? ggml::aborted : ggml::out_of_memory; }
+
 ggml::Status compute(Backend* backend, ggml::Graph* graph) {
   Context& context = *static_cast<Context*>(backend->context);
   const int nodes = base.graph_n_nodes(graph);
   for (int i = 0; i < nodes; ++i) {
     const Tensor& t = *base.graph_node(graph, i);
     if (is_view(t.op)) continue;
+    if (context.attention && is_our_attention(t)) {
+      const Outcome outcome =
+          run(*context.attention, attention_of(t), context.threads, openmp, context.abort, context.scratch);
+      if (outcome != done) return status_of(outcome);
+      attended.fetch_add(1);
+      continue;
+    }
     if (!context.kernel || !is_ours(t)) return ggml::failed;  // never given to us
     const Tensor &w = *t.src[0], &x = *t.src[1];
     const Product product{w.type, static_cast<const uint8_t*>(w.data), w.ne[1], w.ne[0],
                           static_cast<const float*>(x.data), int64_t(x.nb[1] / 4), x.ne[1],
                           static_cast<float*>(t.data), int64_t(t.nb[1] / 4), nullptr};
-    switch (run(*context.kernel, product, context.threads, openmp, context.abort, context.scratch)) {
-      case done: computed.fetch_add(1); break;
-      case stopped: return ggml::aborted;
-      case no_memory: return ggml::out_of_memory;
-    }
+    const Outcome outcome = run(*context.kernel, product, context.threads, openmp, context.abort, context.scratch);
+    if (outcome != done) return status_of(outcome);
+    computed.fetch_add(1);
   }
   return ggml::success;
 }
 
+Device devices[kernels];
+
 const char* device_name(Device*) { return "ayaedge"; }
-const char* device_description(Device*) { return "products of long batches, by ayaedge's kernels"; }
+const char* device_description(Device*) { return "products and attention of long batches, by ayaedge's kernels"; }
 void device_memory(Device*, size_t* free, size_t* total) { *free = *total = 0; }
 int device_type(Device*) { return ggml::accelerator; }
 void device_properties(Device* device, ggml::Properties* properties) {
@@ -84,7 +128,10 @@ void device_properties(Device* device, ggml::Properties* properties) {
 Backend* init_backend(Device*, const char*) { return make_backend(chosen); }
 BufferType* buffer_type(Device*) { return base.cpu_buffer_type(); }
 // A device's context is its kernel; the registered one has none, and takes nothing.
-bool supports_op(Device* device, const Tensor* t) { return device->context && (is_view(t->op) || is_ours(*t)); }
+bool supports_op(Device* device, const Tensor* t) {
+  if (!device->context) return false;
+  return is_view(t->op) || is_ours(*t) || (attention_kernel(int(device - devices)) && is_our_attention(*t));
+}
 bool supports_buffer_type(Device*, BufferType* type) { return base.buffer_type_is_host(type); }
 
 const char* registered_name(Registration*) { return "ayaedge"; }
@@ -109,13 +156,12 @@ constexpr ggml::DeviceTable table{
     device_name, device_description, device_memory, device_type, device_properties, init_backend, buffer_type,
     {}, supports_op, supports_buffer_type, nullptr, {}};
 Device registered{table, &registration, nullptr};
-Device devices[kernels];
 const uint8_t guid[16] = {0x9a, 0x51, 0x0e, 0xd6, 0x3c, 0x27, 0x4b, 0x8f, 0xa1, 0x64, 0xe2, 0x70, 0x1d, 0xc8, 0x95, 0x3b};
 
 Device* get_device(Registration*, size_t) { return &registered; }
 
 int op_number(const ggml::Functions& f, const char* name) {
-  for (int op = 0; op < 64; ++op)
+  for (int op = 0; op < fewest_ops; ++op)
     if (!std::strcmp(f.op_name(op), name)) return op;
   return -1;
 }
@@ -148,7 +194,8 @@ void register_device(const ggml::Functions& functions, OpenMp threads) {
   base = functions;
   openmp = threads;
   const auto op = [](const char* name) { return op_number(base, name); };
-  ops = {op("NONE"), op("MUL_MAT"), op("RESHAPE"), op("VIEW"), op("PERMUTE"), op("TRANSPOSE")};
+  ops = {op("NONE"), op("MUL_MAT"), op("FLASH_ATTN_EXT"), op("RESHAPE"),
+         op("VIEW"), op("PERMUTE"), op("TRANSPOSE")};
   for (int i = 0; i < kernels; ++i) devices[i] = {table, &registration, const_cast<Kernel*>(kernel(i))};
   base.register_backend(&registration);
 }
@@ -157,7 +204,7 @@ void choose(int index) { chosen = index; }
 
 Backend* make_backend(int index) {
   const Kernel* known = index < 0 ? nullptr : kernel(index);
-  Context* context = new (std::nothrow) Context{known};
+  Context* context = new (std::nothrow) Context{known, known ? attention_kernel(index) : nullptr};
   if (!context) return nullptr;
   Backend* backend = new (std::nothrow) Backend{&guid, {}, known ? &devices[index] : &registered, context};
   if (!backend) {
@@ -171,5 +218,6 @@ Backend* make_backend(int index) {
 }
 
 int64_t products() { return computed; }
+int64_t attentions() { return attended; }
 
 }  // namespace ayaedge

@@ -21,5 +21,6 @@ ggml::Backend* make_backend(int index);
 
 // Products that were computed in this process.
 int64_t products();
+int64_t attentions();
 
 }  // namespace ayaedge

@@ -8,7 +8,7 @@
 namespace ggml {
 
 constexpr int api_version = 2;
-constexpr int f32 = 0;                  // of its types
+constexpr int f32 = 0, f16 = 1;         // of its types
 constexpr int cpu_device = 0, accelerator = 3;  // of its kinds of devices
 enum Status : int { out_of_memory = -2, failed = -1, success = 0, aborted = 1 };
 

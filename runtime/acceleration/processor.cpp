@@ -1,5 +1,6 @@
 // Which kernels this processor and its operating system can run.
 
+#include "attention.h"
 #include "product.h"
 
 #ifdef AYAEDGE_X86
@@ -28,6 +29,7 @@ extern const Kernel kernel_scalar;
 
 #ifdef AYAEDGE_X86
 extern const Kernel kernel_avx2, kernel_avx512_vnni;
+extern const AttentionKernel attention_avx2, attention_avx512;
 #ifdef AYAEDGE_AVX_VNNI
 extern const Kernel kernel_avx_vnni;
 constexpr const Kernel* avx_vnni = &kernel_avx_vnni;
@@ -108,6 +110,11 @@ const Kernel* kernel(int index) {
   const bool known = index == 0 || (index > 0 && index < kernels && (usable >> index & 1));
   return known ? all[index] : nullptr;
 }
+
+const AttentionKernel* attention_kernel(int index) {
+  if (index < 1 || !kernel(index)) return nullptr;
+  return index < 3 ? &attention_avx2 : &attention_avx512;
+}
 #elif defined(AYAEDGE_NEON_DOTPROD)
 extern const Kernel kernel_neon_dotprod;
 #ifdef AYAEDGE_NEON_I8MM
@@ -152,6 +159,10 @@ const Kernel* kernel(int index) {
 }
 #else
 const Kernel* kernel(int index) { return index == 0 ? &kernel_scalar : nullptr; }
+#endif
+
+#ifndef AYAEDGE_X86
+const AttentionKernel* attention_kernel(int) { return nullptr; }
 #endif
 
 }  // namespace ayaedge

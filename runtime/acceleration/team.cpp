@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <new>
-#include <system_error>
-#include <thread>
 
 namespace ayaedge {
 namespace {
@@ -45,17 +43,6 @@ void openmp_work(void* data) {
   work.quantize();
   work.openmp.barrier();
   work.multiply();
-}
-
-void with_threads(Work& work, int threads, void (Work::*part)()) {
-  std::vector<std::thread> others;
-  try {
-    others.reserve(size_t(threads));
-    while (int(others.size()) < threads - 1) others.emplace_back(part, &work);
-  } catch (const std::system_error&) {  // fewer, then
-  }
-  (work.*part)();
-  for (std::thread& other : others) other.join();
 }
 
 int64_t rows_of_task(const Kernel& kernel, int64_t rows, int threads) {

@@ -265,6 +265,8 @@ def _acceleration(verdict: Verdict) -> str:
     if verdict.reason:
         return f"none: {_failure(verdict)}"
     gain = f"{verdict.kernel}, {verdict.gain:.1f} times as fast as llama.cpp's products of a prefill"
+    if verdict.attention_gain:
+        gain += f", {verdict.attention_gain:.1f} times as its attention"
     found = gain if verdict.is_worth_it else f"not worth it: {gain}"
     return "; ".join([found, *map(_failure, verdict.passed_over)])
 

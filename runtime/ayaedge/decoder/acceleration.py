@@ -1,9 +1,10 @@
-"""Our kernels for the products of long batches, as a device of the llama.cpp that is installed.
+"""Our kernels for the products and the attention of long batches, as a device of the llama.cpp that is installed.
 
-The only file that knows their library, `runtime/acceleration`. ggml gives each product to the first of a context's
-devices that takes it: ours takes those of Q4_K and Q6_K weights in main memory with 32 columns or more, which is
-nearly all of a prefill, and leaves everything else to llama.cpp. Only contexts that are made within `contexts_with`
-have a kernel; all others of this process compute as without it. Which kernel is worth it is decided elsewhere.
+The only file that knows their library, `runtime/acceleration`. ggml gives each operation to the first of a context's
+devices that takes it: ours takes products of Q4_K and Q6_K weights in main memory with 32 columns or more, which is
+nearly all of a prefill, and on x86 flash attention of as many tokens over a cache of halves. Everything else is left to
+llama.cpp. Only contexts that are made within `contexts_with` have a kernel; all others of this process compute as
+without it. Which kernel is worth it is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ayaedge import llama
 from ayaedge.decoder.options import DecoderOptions, Kernel
 from ayaedge.errors import BackendError
 
-VERSION = 1
+VERSION = 2
 """Of the numbers that come out: to be raised whenever a kernel rounds in another way."""
 
 _SUFFIX = {"win32": ".dll"}.get(sys.platform, ".so")  # CMake names a MODULE library .so on macOS too
@@ -46,6 +47,17 @@ class Memory(ctypes.Structure):
     """`ggml_init_params`: how much memory a graph of ggml takes."""
 
     _fields_ = (("size", ctypes.c_size_t), ("buffer", _POINTER), ("no_alloc", ctypes.c_bool))
+
+
+class _Attention(ctypes.Structure):
+    """`Attention` of `attention.h`; strides count elements."""
+
+    _fields_ = (
+        ("q", _POINTER), ("q_token", _I64), ("q_head", _I64), ("k", _POINTER), ("k_key", _I64), ("k_head", _I64),
+        ("v", _POINTER), ("v_key", _I64), ("v_head", _I64), ("mask", _POINTER), ("mask_token", _I64),
+        ("out", _POINTER), ("tokens", _I64), ("keys", _I64), ("heads", _I64), ("kv_heads", _I64),
+        ("depth", _I64), ("scale", ctypes.c_float),
+    )  # fmt: skip
 
 
 def kernel_of(options: DecoderOptions) -> Kernel | None:
@@ -134,6 +146,16 @@ def products() -> int:
     return int(_library().ayaedge_prefill_products())
 
 
+def attentions() -> int:
+    """How many attentions the kernels have computed in this process."""
+    return int(_library().ayaedge_prefill_attentions())
+
+
+def has_attention(name: Kernel) -> bool:
+    """Whether a kernel computes attention too."""
+    return bool(_library().ayaedge_prefill_has_attention(get_args(Kernel).index(name)))
+
+
 def make_backend(name: Kernel) -> Any:
     """A ggml_backend with a kernel, for a trial; ggml_backend_free frees it."""
     check_kernel(name)
@@ -173,6 +195,38 @@ def product(
     )  # fmt: skip
     if status:
         raise ValueError(f"the kernel {name} refused a product of {rows} x {depth} and {columns} columns")
+    return out
+
+
+def attention(
+    q: NDArray[np.float32],
+    k: NDArray[np.float16],
+    v: NDArray[np.float16],
+    mask: NDArray[np.float16] | None,
+    name: Kernel,
+    *,
+    scale: float,
+    threads: int = 1,
+) -> NDArray[np.float32]:
+    """Queries (tokens, heads, depth) over keys and values (keys, kv_heads, depth): (tokens, heads, depth).
+
+    The mask (tokens, keys) is added to the scaled scores. ValueError for what does not fit, or a kernel without
+    attention.
+    """
+    (tokens, heads, depth), (keys, kv_heads, _) = q.shape, k.shape
+    if v.shape != k.shape or (mask is not None and mask.shape != (tokens, keys)):
+        raise ValueError(f"keys {k.shape}, values {v.shape} and the mask do not fit")
+    q = np.ascontiguousarray(q, np.float32)
+    k, v = np.ascontiguousarray(k, np.float16), np.ascontiguousarray(v, np.float16)
+    mask = None if mask is None else np.ascontiguousarray(mask, np.float16)
+    out = np.empty((tokens, heads, depth), np.float32)
+    row = kv_heads * depth
+    arguments = _Attention(
+        q.ctypes.data, heads * depth, depth, k.ctypes.data, row, depth, v.ctypes.data, row, depth,
+        None if mask is None else mask.ctypes.data, keys, out.ctypes.data, tokens, keys, heads, kv_heads, depth, scale,
+    )  # fmt: skip
+    if _library().ayaedge_prefill_attention(get_args(Kernel).index(name), ctypes.byref(arguments), threads):
+        raise ValueError(f"the kernel {name} refused an attention of {q.shape} over {k.shape}")
     return out
 
 
@@ -232,12 +286,15 @@ def _library() -> ctypes.CDLL:
         "kernel": (ctypes.c_char_p, [_I32]),
         "quantize": (_I32, [_I32, _POINTER, _I64, _I64, _POINTER, _POINTER]),
         "product": (_I32, [_I32, _I32, _POINTER, _I64, _I64, _POINTER, _I64, _POINTER, _I32]),
+        "attention": (_I32, [_I32, _POINTER, _I32]),
+        "has_attention": (_I32, [_I32]),
         "peak": (_I64, [_I32, _I64]),
         "misfit": (ctypes.c_char_p, [_POINTER, _POINTER, _POINTER, _POINTER]),
         "register": (None, [_POINTER, _POINTER]),
         "choose": (None, [_I32]),
         "backend": (_POINTER, [_I32]),
         "products": (_I64, []),
+        "attentions": (_I64, []),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, f"ayaedge_prefill_{name}")

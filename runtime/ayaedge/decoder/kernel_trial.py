@@ -1,6 +1,7 @@
 """Which of our kernels a decoder computes with: tried on this machine before its first use, then remembered.
 
-Right is a kernel whose products are as near to the exact ones as llama.cpp's own; worth it is one that is faster than
+Right is a kernel whose products are as near to the exact ones as llama.cpp's own, and its attention to the exact one
+as single precision is; worth it is one that is faster than
 those by a margin. Both are found out in a process of its own, since an instruction that a processor only claims to
 have would end it.
 """
@@ -23,7 +24,7 @@ from ayaedge import llama
 from ayaedge.checks import check_options, one_of
 from ayaedge.decoder import acceleration
 from ayaedge.decoder.acceleration import check_kernel, refusal, usable_kernels
-from ayaedge.decoder.options import Acceleration, DecoderOptions, Kernel
+from ayaedge.decoder.options import ATTENTION_KERNELS, Acceleration, DecoderOptions, Kernel
 from ayaedge.decoder.weights import repacks
 from ayaedge.errors import BackendError, InvalidOptionError
 from ayaedge.hardware.machine import usable_threads
@@ -35,14 +36,17 @@ MARGIN = 1.1
 """How many times as fast as llama.cpp's own products a kernel must be."""
 _LARGEST_ERROR = 1.15
 """Of a kernel, against llama.cpp's own, both to the exact product; a wrong one is off by a hundred times."""
+_ATTENTION_ERROR = 1e-5
+"""Of attention in single precision, as a part of its result: an error that counts as 1."""
 _NONSENSE = 1e9
 """Of a kernel whose result is no number, which JSON does not have."""
+_ATTENTION = "attention"
 _SECONDS = 120.0
 _COLUMNS = 64
 _ROUNDS = 15
 _TYPES = {"Q4_K": (12, 144, "q4_K"), "Q6_K": (14, 210, "q6_K")}
 """Number, bytes of a block, and name in ggml's `dequantize_row_*`."""
-_F32, _PROCESSOR = 0, 0
+_F32, _F16, _PROCESSOR = 0, 1, 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Verdict:
     """None if none can be used."""
     gain: float = 0.0
     """How many times as fast as llama.cpp's own products; 0 if it was not measured."""
+    attention_gain: float = 0.0
+    """The same of flash attention; 0 if it was not measured, or the kernel has none."""
     reason: str = ""
     """Why there is none, or why it is not used."""
     lasts: bool = True
@@ -76,25 +82,29 @@ def settle_acceleration(
 
     `auto` takes the best kernel that is right, if it is faster than llama.cpp by `MARGIN`. Where that is not known, a
     child process tries it, which takes two seconds; it is remembered in the cache's `directory`, and without one
-    `auto` is `off`. On GPUs and with repacked weights nothing is accelerated.
+    `auto` is `off`. On GPUs and with repacked weights nothing is accelerated. Where a kernel's attention is not faster
+    by `MARGIN`, flash attention is off unless it was asked for.
     """
-    wanted: Acceleration = options.acceleration
+    wanted, found = options.acceleration, NO_KERNEL
     if wanted == "auto" and (named := os.environ.get(VARIABLE)):
         check_options(one_of(VARIABLE, named, get_args(Acceleration)))
         wanted = named  # type: ignore[assignment]
     elsewhere = bool(options.gpu_layers) or repacks(options)
     if wanted == "auto":
-        found = None if elsewhere or directory is None else judge(options, directory, attempt)
-        wanted = found.kernel if found and found.is_worth_it and found.kernel else "off"
+        found = NO_KERNEL if elsewhere or directory is None else judge(options, directory, attempt)
+        wanted = found.kernel if found.is_worth_it and found.kernel else "off"
     elif wanted != "off":
         if elsewhere:
             raise InvalidOptionError(
                 f"acceleration is {wanted}, which is for processors and weights that are not repacked"
             )
         check_kernel(wanted)
-        if reason := _judged(wanted, options, directory, attempt).reason:
-            raise BackendError(f"the acceleration {wanted} does not work on this machine: {reason}")
-    return replace(options, acceleration=wanted)
+        found = _judged(wanted, options, directory, attempt)
+        if found.reason:
+            raise BackendError(f"the acceleration {wanted} does not work on this machine: {found.reason}")
+    slow = wanted in ATTENTION_KERNELS and found.attention_gain < MARGIN
+    flash = False if slow and options.flash_attention is None else options.flash_attention
+    return replace(options, acceleration=wanted, flash_attention=flash)
 
 
 def judge(
@@ -132,10 +142,8 @@ def _judged(
         reason = f"it ended a process that tried it ({result.death})"
         return Verdict(name, reason=reason, lasts=result.lasts)
     try:
-        errors, gain = (
-            {str(kind): float(error) for kind, error in result.value[0].items()},
-            float(result.value[1]),
-        )
+        errors = {str(kind): float(error) for kind, error in result.value[0].items()}
+        gain, attention_gain = float(result.value[1]), float([*result.value, 0.0][2])
     except (
         TypeError,
         ValueError,
@@ -144,14 +152,19 @@ def _judged(
     ):  # a file of the cache that somebody has changed
         return Verdict(name, reason="what is remembered of it makes no sense: ayaedge cache clear")
     if wrong := [kind for kind, error in errors.items() if not error <= _LARGEST_ERROR]:
-        return Verdict(name, gain, f"its products of {' and '.join(wrong)} weights are wrong")
-    return Verdict(name, gain)
+        types = [kind for kind in wrong if kind != _ATTENTION]
+        reason = f"products of {' and '.join(types)} weights are" if types else "attention is"
+        return Verdict(name, gain, attention_gain, f"its {reason} wrong")
+    return Verdict(name, gain, attention_gain)
 
 
-def try_kernel(name: Kernel, threads: int) -> tuple[dict[str, float], float]:
-    """Errors of a kernel's products against llama.cpp's, for each type of weights, and how many times as fast it is."""
+def try_kernel(name: Kernel, threads: int) -> tuple[dict[str, float], float, float]:
+    """Errors of a kernel's products against llama.cpp's, for each type of weights, and of its attention.
+
+    Then how many times as fast its products and its attention are: 0 for an attention that it does not have.
+    """
     rng = np.random.default_rng(0)
-    errors = {}
+    errors, attention_gain = {}, 0.0
     with ExitStack() as stack:
         ours = stack.enter_context(Backend(acceleration.make_backend(name), threads))
         stock = stack.enter_context(Backend(processor_backend(), threads))
@@ -161,10 +174,20 @@ def try_kernel(name: Kernel, threads: int) -> tuple[dict[str, float], float]:
                 found = [float(np.linalg.norm(backend.compute(small) - exact)) for backend in (ours, stock)]
             ratio = found[0] / found[1]
             errors[kind] = ratio if np.isfinite(ratio) else _NONSENSE
+        if acceleration.has_attention(name):
+            with AttentionGraph(40, 300, 4, 2, 64, rng) as attention:
+                error = attention.error(ours.compute(attention)) / _ATTENTION_ERROR
+            errors[_ATTENTION] = error if np.isfinite(error) else _NONSENSE
+            with AttentionGraph(_COLUMNS, 512, 8, 2, 128, rng) as attention:
+                attention_gain = _gain(ours, stock, attention)
         with Product("Q4_K", 1024, 4096, rng) as large:
-            times = [[backend.seconds(large) for backend in (ours, stock)] for _ in range(_ROUNDS)]
+            return errors, _gain(ours, stock, large), attention_gain
+
+
+def _gain(ours: Backend, stock: Backend, graph: Product | AttentionGraph) -> float:
+    times = [[backend.seconds(graph) for backend in (ours, stock)] for _ in range(_ROUNDS)]
     best = [min(times_of) for times_of in zip(*times, strict=True)]
-    return errors, best[1] / best[0]
+    return float(best[1] / best[0])
 
 
 class Product:
@@ -200,10 +223,7 @@ class Product:
 
     def result(self) -> NDArray[np.float32]:
         """What was computed last, (columns, rows)."""
-        values = (ctypes.c_float * (self._shape[0] * self._shape[1])).from_address(
-            self._base.ggml_get_data(self._out)
-        )
-        return np.array(values, np.float32).reshape(self._shape)
+        return _values(self._base.ggml_get_data(self._out), self._shape)
 
     def exact(self) -> NDArray[np.float64]:
         """With dequantized weights in double precision."""
@@ -212,6 +232,57 @@ class Product:
         pointer = ctypes.c_void_p
         decode(pointer(self._blocks.ctypes.data), pointer(weights.ctypes.data), ctypes.c_int64(weights.size))
         return self._x.astype(np.float64) @ weights.T.astype(np.float64)
+
+
+class AttentionGraph:
+    """A graph of ggml with one causal flash attention of random halves; a context manager.
+
+    The tokens are the last ones of `keys`, the keys before a token's window of half of them are hidden.
+    """
+
+    def __init__(
+        self, tokens: int, keys: int, heads: int, kv_heads: int, depth: int, rng: np.random.Generator
+    ):
+        self._base = _base()
+        self._q = rng.standard_normal((heads, tokens, depth)).astype(np.float32)
+        self._k, self._v = rng.standard_normal((2, kv_heads, keys, depth)).astype(np.float16)
+        position, key = np.arange(keys - tokens, keys)[:, None], np.arange(keys)
+        is_seen = (key <= position) & (key > position - keys // 2)
+        self._mask = np.where(is_seen, np.float16(0), np.float16(-np.inf))
+        self._shape, self._scale = (tokens, heads, depth), depth**-0.5
+        sources = ((_F32, self._q), (_F16, self._k), (_F16, self._v), (_F16, self._mask[None]))
+        room = sum(values.nbytes for _, values in sources) + self._q.nbytes + (1 << 20)
+        self._memory = self._base.ggml_init(acceleration.Memory(room, None, False))
+        made = [self._base.ggml_new_tensor_3d(self._memory, kind, *a.shape[::-1]) for kind, a in sources]
+        for tensor, (_, values) in zip(made, sources, strict=True):
+            ctypes.memmove(self._base.ggml_get_data(tensor), values.ctypes.data, values.nbytes)
+        self._out = self._base.ggml_flash_attn_ext(self._memory, *made, self._scale, 0.0, 0.0)
+        self.graph = self._base.ggml_new_graph(self._memory)
+        self._base.ggml_build_forward_expand(self.graph, self._out)
+
+    def __enter__(self) -> AttentionGraph:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._base.ggml_free(self._memory)
+
+    def result(self) -> NDArray[np.float32]:
+        """What was computed last, (tokens, heads, depth)."""
+        return _values(self._base.ggml_get_data(self._out), self._shape)
+
+    def error(self, found: NDArray[np.float32]) -> float:
+        """Of a result, as a part of the exact one."""
+        shared = len(self._q) // len(self._k)
+        k, v = (np.repeat(halves.astype(np.float64), shared, axis=0) for halves in (self._k, self._v))
+        scores = self._scale * self._q.astype(np.float64) @ k.transpose(0, 2, 1) + self._mask
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        exact = (weights / weights.sum(-1, keepdims=True) @ v).transpose(1, 0, 2)
+        return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+
+
+def _values(address: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    values = (ctypes.c_float * int(np.prod(shape))).from_address(address)
+    return np.array(values, np.float32).reshape(shape)
 
 
 class Backend:
@@ -236,13 +307,13 @@ class Backend:
     def __exit__(self, *_: object) -> None:
         self._base.ggml_backend_free(self._handle)
 
-    def compute(self, product: Product) -> NDArray[np.float32]:
-        """The result of a product; BackendError if there is none."""
+    def compute(self, product: Product | AttentionGraph) -> NDArray[np.float32]:
+        """The result of a product or an attention; BackendError if there is none."""
         if status := self._base.ggml_backend_graph_compute(self._handle, product.graph):
             raise BackendError(f"a product ended with status {status}")
         return product.result()
 
-    def seconds(self, product: Product) -> float:
+    def seconds(self, product: Product | AttentionGraph) -> float:
         """What it takes."""
         started = time.perf_counter()
         self._base.ggml_backend_graph_compute(self._handle, product.graph)
@@ -258,13 +329,15 @@ def processor_backend() -> Any:
 
 
 def _base() -> Any:
-    handle, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    handle, number, size, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
     return llama.native_library(
         "ggml-base",
         ggml_init=(handle, [acceleration.Memory]),
         ggml_free=(None, [handle]),
         ggml_new_tensor_2d=(handle, [handle, number, size, size]),
+        ggml_new_tensor_3d=(handle, [handle, number, size, size, size]),
         ggml_mul_mat=(handle, [handle, handle, handle]),
+        ggml_flash_attn_ext=(handle, [handle, handle, handle, handle, handle, real, real, real]),
         ggml_get_data=(handle, [handle]),
         ggml_new_graph=(handle, [handle]),
         ggml_build_forward_expand=(None, [handle, handle]),

@@ -32,6 +32,10 @@ Acceleration = Literal[
 ]
 
 
+ATTENTION_KERNELS: tuple[Kernel, ...] = ("avx2", "avx-vnni", "avx512-vnni", "amx-bf16")
+"""Those that compute flash attention as well, over a cache of halves."""
+
+
 MAX_THREADS = 512
 """More than any processor of a laptop or a server has; far more makes each token wait for all of them."""
 
@@ -63,8 +67,9 @@ class DecoderOptions:
     cache_type_v: CacheType | None = None
     """Number format of its values; by default that of its keys, `cache_type`."""
     flash_attention: bool | None = None
-    """Attention without storing its scores. By default on for GPUs and where the cache's format needs it; processors
-    are as fast without it during prefill, and faster with each token of an answer behind a long prompt."""
+    """Attention without storing its scores. By default on for GPUs, where the cache's format needs it, and where a
+    kernel of ours computes it (`acceleration`); llama.cpp's own is on processors as fast without it during prefill,
+    and slower with each token of an answer behind a long prompt."""
     repack: bool | None = None
     """Arrange 4-bit weights anew for the processor, in memory of their own; by default where it was measured to be
     faster, or on Arm. True is tried in a process of its own first, once for a bundle and machine: some processors end
@@ -134,7 +139,11 @@ class DecoderOptions:
         if self.flash_attention is not None:
             return self.flash_attention
         on_gpu = bool(self.gpu_layers) and "f32" not in (self.cache_type, self.value_type)
-        return on_gpu or self.value_type not in FLOAT_TYPES
+        is_ours = self.acceleration in ATTENTION_KERNELS and (self.cache_type, self.value_type) == (
+            "f16",
+            "f16",
+        )
+        return on_gpu or self.value_type not in FLOAT_TYPES or (is_ours and not self.gpu_layers)
 
     @property
     def rows_at_once(self) -> int:

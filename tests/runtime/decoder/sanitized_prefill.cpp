@@ -14,6 +14,8 @@ const char *ayaedge_prefill_kernel(int32_t);
 int32_t ayaedge_prefill_quantize(int32_t, const float *, int64_t, int64_t, int8_t *, float *);
 int32_t ayaedge_prefill_product(int32_t, int32_t, const uint8_t *, int64_t, int64_t, const float *, int64_t, float *,
                                 int32_t);
+int32_t ayaedge_prefill_has_attention(int32_t);
+int32_t ayaedge_prefill_attention(int32_t, const void *, int32_t);
 int64_t ayaedge_prefill_peak(int32_t, int64_t);
 }
 
@@ -57,6 +59,44 @@ void products(int32_t kernel, int32_t type, int64_t block, bool odd) {
             }
 }
 
+struct Attention {  // of attention.h
+    const float *q;
+    int64_t q_token, q_head;
+    const uint16_t *k;
+    int64_t k_key, k_head;
+    const uint16_t *v;
+    int64_t v_key, v_head;
+    const uint16_t *mask;
+    int64_t mask_token;
+    float *out;
+    int64_t tokens, keys, heads, kv_heads, depth;
+    float scale;
+};
+
+std::vector<uint16_t> halves(int64_t count, bool odd) {
+    std::vector<uint16_t> values(count);
+    for (uint16_t &value : values) value = (uint16_t)(odd ? generator() : generator() & 0x3fff);
+    return values;
+}
+
+void attentions(int32_t kernel, bool odd) {
+    for (int64_t depth : {32, 96, 256})
+        for (int64_t group : {1, 3, 17})
+            for (int64_t tokens : {0, 1, 8, 9, 70})
+                for (int64_t keys : {0, 1, 64, 131, 300}) {
+                    const int64_t kv_heads = 2, heads = kv_heads * group;
+                    const auto q = numbers(tokens * heads * depth, odd);
+                    const auto k = halves(keys * kv_heads * depth, odd), v = halves(keys * kv_heads * depth, odd);
+                    auto mask = halves(tokens * keys, odd);
+                    for (uint16_t &value : mask) value = generator() % 2 ? 0xfc00 : value;
+                    std::vector<float> out(tokens * heads * depth, 7.f);
+                    const int64_t row = kv_heads * depth;
+                    const Attention a{q.data(), heads * depth, depth, k.data(), row, depth, v.data(), row, depth,
+                                      mask.data(), keys, out.data(), tokens, keys, heads, kv_heads, depth, .1f};
+                    check(ayaedge_prefill_attention(kernel, &a, 3) == 0, "attention");
+                }
+}
+
 void refusals() {
     const std::vector<float> x(256);
     const std::vector<uint8_t> weights(32 * 144);
@@ -84,6 +124,7 @@ int main() {
         for (bool odd : {false, true}) {
             products(kernel, 12, 144, odd);
             products(kernel, 14, 210, odd);
+            if (ayaedge_prefill_has_attention(kernel)) attentions(kernel, odd);
         }
     }
     std::puts("no complaints");

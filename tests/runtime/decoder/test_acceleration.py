@@ -195,12 +195,14 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
-def test_a_kernel_is_as_near_to_the_exact_decoder_as_llama_cpp_is(exact_path: Path) -> None:
+@pytest.mark.parametrize("flash", [False, True])
+def test_a_kernel_is_as_near_to_the_exact_decoder_as_llama_cpp_is(exact_path: Path, flash: bool) -> None:
     parts = np.array(text_tokens(12 * 64)).reshape(12, 64).tolist()
     exact = log_softmax(plain_logits(exact_path, parts, cache_type=0))
     divergence = {}
     for name in ("off", *KERNELS[1:]):
-        with open_decoder(name, all_logits=True, batch_size=64, cache_type="f32", threads=1) as decoder:
+        options = {"flash_attention": True} if flash else {"cache_type": "f32"}
+        with open_decoder(name, all_logits=True, batch_size=64, threads=1, **options) as decoder:
             rows = []
             for ids in parts:
                 decoder.clear()

@@ -40,7 +40,9 @@ def settled(directory: Path | None, attempt: Any, options: DecoderOptions = AUTO
 @needs_a_kernel
 @pytest.mark.parametrize("name", USABLE)
 def test_the_kernels_of_this_processor_are_as_exact_as_llama_cpp(name: Any) -> None:
-    errors, gain = try_kernel(name, 1)
+    errors, gain, attention_gain = try_kernel(name, 1)
+    has_attention = acceleration.has_attention(name)
+    assert (errors.pop("attention", 9) < 1) == (attention_gain > 0) == has_attention
     assert set(errors) == {"Q4_K", "Q6_K"}
     if name == "amx-bf16":  # does not quantize activations
         assert all(error < 0.3 for error in errors.values())
@@ -64,6 +66,7 @@ def test_a_kernel_that_is_right_and_faster_is_taken_and_remembered(tmp_path: Pat
     [
         (probed.find_kernel_slow, ""),
         (probed.find_kernel_wrong, "products of Q6_K weights are wrong"),
+        (probed.find_attention_wrong, "attention is wrong"),
         (probed.die_with_kernel, "SIGILL"),
     ],
 )
@@ -79,6 +82,21 @@ def test_a_kernel_that_is_slow_or_wrong_or_ends_the_process_is_not_taken(
         return
     with pytest.raises(BackendError, match=f"does not work on this machine: .*{reason}"):
         settled(tmp_path, probed.find_no_kernel_twice, named)
+
+
+@pytest.mark.skipif(not any(map(acceleration.has_attention, USABLE)), reason="no kernel here has attention")
+def test_flash_attention_is_on_where_a_kernels_is_faster_and_nothing_else_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    def flash(directory: str, attempt: Any, **options: Any) -> bool:
+        asked = DecoderOptions(acceleration="auto", **options)
+        return settle_acceleration(asked, tmp_path / directory, attempt).uses_flash
+
+    assert flash("fast", probed.find_attention_fast)
+    assert not flash("fast", probed.find_no_kernel_twice, flash_attention=False)
+    assert not flash("fast", probed.find_no_kernel_twice, cache_type="f32")
+    assert not flash("slow", probed.find_kernel_right_and_fast)
+    assert flash("slow", probed.find_no_kernel_twice, flash_attention=True)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has exit codes instead of signals")
