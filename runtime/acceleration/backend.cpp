@@ -15,7 +15,8 @@ using ggml::Tensor;
 
 constexpr int fewest_ops = 80;              // that ggml names, at least
 constexpr int64_t fewest_columns = 32;  // fewer are left to llama.cpp: a token of an answer, drafts
-constexpr int64_t fewest_halves = 1 << 20;  // of keys, that a few tokens look at: less is not worth a graph of its own
+// From so many on llama.cpp computes one token in another way than two, with other last bits.
+constexpr int64_t fewest_keys = 512;
 
 ggml::Functions base;
 OpenMp openmp;
@@ -78,7 +79,7 @@ bool is_our_attention(const Tensor& t) {
                         t.nb[0] == 4 && t.nb[1] == size_t(4 * t.ne[0]) && t.nb[2] == t.nb[1] * size_t(t.ne[1]);
   const bool mask_fits = !mask || (mask->type == ggml::f16 && mask->ne[0] == k.ne[1] && mask->ne[1] >= q.ne[1] &&
                                    is_matrix(*mask) && is_side_by_side(*mask, 2));
-  const bool is_few = q.ne[1] <= few_tokens && k.ne[1] * k.ne[2] * k.ne[0] >= fewest_halves;
+  const bool is_few = q.ne[1] <= few_tokens && k.ne[1] >= fewest_keys;
   return one_shape && is_dense && mask_fits && (is_few || q.ne[1] >= fewest_columns) && fits(attention_of(t));
 }
 
