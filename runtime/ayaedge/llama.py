@@ -46,7 +46,6 @@ def library() -> Any:
     return llama_cpp
 
 
-@cache
 def imported() -> Any:
     """The module `llama_cpp` before it loads any driver: for its version, and for what it was built with."""
     # Idle OpenMP threads otherwise spin and stall decoding by up to 60 times beside any other busy process.
