@@ -205,9 +205,9 @@ def export(checkpoint: Path, target: Path, moment: str = "", *, resume: bool = T
     opened, seen, counts = open_checkpoint(checkpoint), [], []
 
     def advance(count: int, what: str) -> None:
-        seen.append(what)
+        seen.append(what.partition(", ")[0])  # without the minutes left, which are said on a busy machine
         counts.append(count)
-        if what == moment:
+        if seen[-1] == moment:
             raise StopError
 
     try:
