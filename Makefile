@@ -31,6 +31,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy examples/train_tiny
+	$(BIN)/mypy examples/reader
 	@$(MAKE) --no-print-directory docs
 
 ## The documents as pages in build/docs; strict, and without a network.

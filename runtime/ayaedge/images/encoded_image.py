@@ -37,6 +37,13 @@ class EncodedImage:
         """SHA-256 of the encoder and the tiles."""
         return hashlib.sha256(self.encoder + self.tiles.tobytes()).digest()
 
+    def to_image(self) -> Image.Image:
+        """What the model saw, as an RGB image of the size that was given: the tiles without the thumbnail, joined."""
+        columns, rows, side = self.cost.columns, self.cost.rows, self.tiles.shape[1]
+        grid = self.tiles[: columns * rows].reshape(rows, columns, side, side, 3).swapaxes(1, 2)
+        whole = Image.fromarray(grid.reshape(rows * side, columns * side, 3))
+        return whole.resize((self.cost.width, self.cost.height))
+
 
 AnyImage: TypeAlias = ImageInput | EncodedImage
 """What may be given as an image: one to read, or one that was read."""

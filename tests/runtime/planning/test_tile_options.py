@@ -6,6 +6,7 @@ import io
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -69,3 +70,15 @@ def test_what_cannot_be_read_is_an_error(demo_model: AyaVision) -> None:
     for look in (demo_model.tile_options, count_pages):
         with pytest.raises(ImageError, match=r"there is no image at nowhere\.png"):
             look("nowhere.png")
+
+
+def test_an_image_that_was_read_can_be_shown_again(demo_model: AyaVision) -> None:
+    with Image.open(CELLS) as opened:
+        given = opened.convert("RGB")
+    encoded = demo_model.encode_image(given)
+    shown = encoded.to_image()
+    assert shown.size == given.size
+    difference = np.abs(np.asarray(shown, float) - np.asarray(given, float))
+    assert difference.mean() < 8, "it was made smaller for the tiles, and nothing else"
+    assert np.abs(np.asarray(shown.rotate(180), float) - np.asarray(given, float)).mean() > 30
+    assert demo_model.ask(QUESTION, images=shown).text == "2675"
