@@ -39,18 +39,9 @@ class Reader(QtWidgets.QMainWindow):
         self.question, self.stop = QtWidgets.QLineEdit(placeholderText="Ask…"), QtWidgets.QPushButton("Stop")
         self.question.setAcceptDrops(False)  # the window takes files
         grid = QtWidgets.QGridLayout(desk := QtWidgets.QWidget())
-        parts = (
-            self.picture,
-            self.talk,
-            self.number,
-            self.question,
-            self.budget,
-            self.bar,
-            self.cost,
-            self.stop,
-        )
-        for place, part in enumerate(parts):
-            grid.addWidget(part, place // 2, place % 2)
+        left = self.picture, self.number, self.budget, self.cost
+        for place, part in enumerate((*left, self.talk, self.question, self.bar, self.stop)):
+            grid.addWidget(part, place % 4, place // 4)
         self.pages.addWidget(self.start)
         self.pages.addWidget(desk)
         self.setCentralWidget(self.pages)
@@ -66,18 +57,13 @@ class Reader(QtWidgets.QMainWindow):
         opening = Dialog(self, fileMode=Dialog.FileMode.ExistingFiles)
         saving = Dialog(self, acceptMode=Dialog.AcceptMode.AcceptSave, defaultSuffix=CHAT)
         opening.filesSelected.connect(self.open)
-        saving.fileSelected.connect(
-            lambda path: self.run(partial(self.chat.save, path), lambda _: self.remember(path))
-        )
+        saving.fileSelected.connect(self.save)
         menu, self.recent = self.menuBar().addMenu("Reader"), self.menuBar().addMenu("Recent")
         menu.addAction("Open…", "Ctrl+O", opening.open)
         menu.addAction("Picture of the screen", "Ctrl+P", self.hide_and_look)
         menu.addAction("New conversation", "Ctrl+N", self.begin)
         menu.addAction("Save conversation…", "Ctrl+S", saving.open)
-        copy = QtGui.QGuiApplication.clipboard().setText
-        menu.addAction(
-            "Copy answer", "Ctrl+Shift+C", lambda: self.chat.turns and copy(self.chat.turns[-1].answer)
-        )
+        menu.addAction("Copy answer", "Ctrl+Shift+C", self.copy)
         menu.addAction("Another model", "Ctrl+M", self.leave)
         self.recent.triggered.connect(lambda action: self.open([action.text()]))
         self.remember()
@@ -150,6 +136,12 @@ class Reader(QtWidgets.QMainWindow):
         self.recent.clear()
         for path in recent:
             self.recent.addAction(path)
+
+    def save(self, path: str) -> None:
+        self.run(partial(self.chat.save, path), lambda _: self.remember(path))
+
+    def copy(self) -> None:
+        QtGui.QGuiApplication.clipboard().setText("".join(turn.answer for turn in self.chat.turns[-1:]))
 
     def begin(self) -> None:
         if self.model:
