@@ -166,10 +166,12 @@ def use(person: Person) -> None:
     )
     person.press(QtCore.Qt.Key.Key_N)
     assert not window.talk.toPlainText()
+    person.wait("the picture for the new conversation", lambda: window.attached)
     window.recent.actions()[0].trigger()
     person.wait("a conversation", lambda: window.chat.turns and "右下" in window.talk.toPlainText())
-    person.wait("its picture", lambda: not isinstance(window.sheets[0], str) and window.attached)
+    person.wait("its picture", lambda: not isinstance(window.sheets[0], str) and not window.attached)
     seen["reopened"] = person.ask("What shape is at the top right?")
+    seen["shown_again"] = len(window.chat.turns[-1].images)
     # 4. A document, page by page, and a part of a page.
     person.press(QtCore.Qt.Key.Key_O)
     person.choose_file(folder / "scan.pdf")

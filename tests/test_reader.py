@@ -91,8 +91,9 @@ def test_progress_is_told_tile_by_tile_and_then_in_tokens(seen: Any) -> None:
     assert all(text.endswith("tokens") for text in rest)
 
 
-def test_a_saved_conversation_is_opened_again_with_its_picture(seen: Any) -> None:
+def test_a_saved_conversation_is_opened_again_with_its_picture_which_is_not_read_twice(seen: Any) -> None:
     assert seen["reopened"] == "star"
+    assert seen["shown_again"] == 0
     assert seen["recent"] == ["nowhere.png", "scan.pdf", "cells.ayachat", "six-cells.png"]
 
 

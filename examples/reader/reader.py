@@ -25,12 +25,14 @@ class Reader(QtWidgets.QMainWindow):
     work: AnswerHandle | None = None
     speeds: Speeds | None = None
     attached = False  # whether the next question shows the sheet to the model
+    asked: ImageInput | None = None  # the sheet that the question shows which is answered now
 
     def __init__(self) -> None:
         super().__init__()
         self.setAcceptDrops(True)
         self.settings, self.threads = QtCore.QSettings(), ThreadPoolExecutor()
         self.sheets: list[ImageInput] = []
+        self.read: list[ImageInput] = []  # sheets that the conversation holds
         self.options: list[TileOption] = []
         self.start, self.picture, self.pages = Start(), Picture(), QtWidgets.QStackedWidget()
         self.talk = QtWidgets.QTextEdit(readOnly=True)
@@ -49,7 +51,7 @@ class Reader(QtWidgets.QMainWindow):
         self.start.chosen.connect(self.load)
         self.picture.cut.connect(self.cut)
         self.number.valueChanged.connect(self.turn)
-        self.budget.valueChanged.connect(self.attach)
+        self.budget.valueChanged.connect(lambda: self.show_sheet(again=True))
         self.question.returnPressed.connect(self.ask)
         self.stop.clicked.connect(self.cancel)
 
@@ -148,27 +150,26 @@ class Reader(QtWidgets.QMainWindow):
             self.take_chat(self.model.chat())
 
     def take_chat(self, chat: Conversation) -> None:
-        self.chat = chat
+        self.chat, self.read = chat, []
         self.talk.clear()
         for turn in chat.turns:
             self.say(turn.question, "b")
             self.say(turn.answer)
+        self.turn()
         if images := [image for turn in chat.turns for image in turn.images]:
-            self.run(lambda: [image.to_image() for image in images], self.take_sheets)
+            self.run(lambda: [image.to_image() for image in images], partial(self.take_sheets, read=True))
 
-    def take_sheets(self, sheets: list[ImageInput]) -> None:
+    def take_sheets(self, sheets: list[ImageInput], read: bool = False) -> None:
         if sheets:
             self.sheets = sheets
+            self.read += sheets if read else []
             self.number.setRange(1, len(sheets))
             self.number.setSuffix(f" of {len(sheets)}")
             self.number.setValue(1)
             self.turn()
 
     def cut(self, part: QtCore.QRectF) -> None:
-        self.run(
-            partial(part_of, self.sheets[self.number.value() - 1], part),
-            lambda sheet: self.take_sheets([sheet]),
-        )
+        self.run(partial(part_of, self.sheet(), part), self.take_sheets)
 
     def hide_and_look(self) -> None:
         def look() -> None:
@@ -181,34 +182,39 @@ class Reader(QtWidgets.QMainWindow):
         self.hide()
         QtCore.QTimer.singleShot(300, look)  # when the window has gone
 
+    def sheet(self) -> ImageInput:
+        return self.sheets[self.number.value() - 1]
+
     def turn(self) -> None:
         if self.sheets and self.model:
-            sheet = self.sheets[self.number.value() - 1]
-            self.run(partial(looks_of, self.model, sheet, self.speeds), partial(self.take_looks, sheet))
+            look = partial(looks_of, self.model, self.sheet(), self.speeds)
+            self.run(look, partial(self.take_looks, self.sheet()))
 
     def take_looks(self, sheet: ImageInput, looks: tuple[QtGui.QImage, list[TileOption]]) -> None:
-        if sheet is self.sheets[self.number.value() - 1]:  # nobody has turned the page meanwhile
+        if sheet is self.sheet():  # nobody has turned the page meanwhile
             self.image, self.options = looks
-            self.attach()
+            self.show_sheet()
 
-    def attach(self) -> None:
-        """Show the sheet to the model with the next question, in as many tiles as the budget allows."""
+    def show_sheet(self, again: bool = False) -> None:
+        """Show the sheet in as many tiles as the budget allows, and to the model too unless it has read it."""
         if self.options:
             option = [one for one in self.options if one.max_tiles <= self.budget.value()][-1]
             (cost,), seconds = option.images, "" if option.seconds is None else f", {option.seconds:.1f} s"
-            self.cost.setText(f"{cost.columns} × {cost.rows} tiles, {option.prompt_tokens} tokens{seconds}")
+            price = f"{cost.columns} × {cost.rows} tiles, {option.prompt_tokens} tokens{seconds}"
+            self.attached = again or not any(one is self.sheet() for one in self.read)
+            self.cost.setText(price if self.attached else "the model has read this sheet")
             self.picture.show_picture(self.image, cost.columns, cost.rows)
-            self.attached = True
 
     def ask(self) -> None:
         text = self.question.text().strip()
         if self.model and text and self.work is None:
             self.turns = len(self.chat.turns)
+            self.asked = self.sheet() if self.attached else None
             self.question.clear()
             self.say(text, "b")
             self.say("")
             self.work = self.chat.submit(
-                text, images=self.sheets[self.number.value() - 1] if self.attached else (),
+                text, images=() if self.asked is None else self.asked,
                 max_tiles=self.budget.value(), overflow="drop_oldest",
                 on_text=lambda piece: self.news.emit(partial(self.write, piece)),
                 on_progress=lambda *steps: self.news.emit(partial(self.move_on, *steps)),
@@ -220,9 +226,10 @@ class Reader(QtWidgets.QMainWindow):
             self.work.cancel()
 
     def write(self, piece: str) -> None:
-        self.talk.moveCursor(QtGui.QTextCursor.MoveOperation.End)
-        self.talk.setCurrentCharFormat(QtGui.QTextCharFormat())
-        self.talk.insertPlainText(piece)
+        end = QtGui.QTextCursor(self.talk.document())  # not the person's, whose selection stays
+        end.movePosition(end.MoveOperation.End)
+        end.insertText(piece, QtGui.QTextCharFormat())
+        self.talk.verticalScrollBar().setValue(self.talk.verticalScrollBar().maximum())
 
     def move_on(self, step: str, done: int, of: int) -> None:
         self.bar.setFormat("tile %v of %m" if step == "vision" else "%v of %m tokens")
@@ -234,9 +241,9 @@ class Reader(QtWidgets.QMainWindow):
         self.work = None
         self.bar.reset()
         self.picture.darken_from(1000)
-        if len(self.chat.turns) > self.turns and self.attached:
-            self.attached = False
-            self.cost.setText("the model has read this sheet: a question costs its own words")
+        if len(self.chat.turns) > self.turns and self.asked is not None:
+            self.read.append(self.asked)
+            self.show_sheet()
         if error := work.exception():
             self.say(str(error), "i")
 

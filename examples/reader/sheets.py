@@ -30,9 +30,9 @@ def looks_of(
     return small, model.tile_options(sheet, speeds=speeds)
 
 
-def part_of(sheet: ImageInput, part: QtCore.QRectF) -> Image.Image:
-    """A part of a sheet whose sides go from 0 to 1."""
+def part_of(sheet: ImageInput, part: QtCore.QRectF) -> list[ImageInput]:
+    """A part of a sheet whose sides go from 0 to 1, as the only sheet."""
     whole = Image.fromarray(load_image(sheet))
     left, right = (round(side * whole.width) for side in (part.left(), part.right()))
     top, bottom = (round(side * whole.height) for side in (part.top(), part.bottom()))
-    return whole.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    return [whole.crop((left, top, max(right, left + 1), max(bottom, top + 1)))]

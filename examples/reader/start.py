@@ -1,16 +1,12 @@
 """The page of a program that has no model yet."""
 
+from pathlib import Path
+
 from PySide6 import QtCore, QtWidgets
 
 from ayaedge import known_bundles
 
-HELP = """<h2>Which model shall answer?</h2>
-<p>A model is a folder, called bundle. Nothing is downloaded, and nothing that you ask leaves this computer.
-To make one, get <i>CohereLabs/aya-vision-8b</i> from Hugging Face (17 GB, not for commercial use), and run</p>
-<pre>pip install "ayaedge[export]"
-ayaedge export aya-vision-8b</pre>
-<p>Bundles that lie in <i>ayaedge/bundles</i> of your directory for data are listed here. The demonstration model
-is there already, and knows coloured shapes and numbers only.</p>"""
+HELP = Path(__file__).with_name("first_page.html").read_text("utf-8")
 
 
 class Start(QtWidgets.QWidget):
