@@ -211,8 +211,11 @@ class Lanes:
 def lanes_agree(decoder: Decoder, count: int) -> bool:
     """Whether up to `count` lanes give a decoder's logits to the bit: tried with a few tokens; it is clear then.
 
-    With each number of lanes that there may be, since llama.cpp chooses kernels by it.
+    With each number of lanes that there may be, since llama.cpp chooses kernels by it. llama.cpp's own flash attention
+    is taken for one that does not agree: behind 512 keys, far more than is tried, it computes one token otherwise.
     """
+    if decoder.uses_flash and not decoder.options.has_attention_kernel:
+        return False
     decoder.clear()
     size = decoder.vocabulary.size
     decoder.decode_tokens([token % size for token in range(_TRIAL)])

@@ -139,11 +139,13 @@ class DecoderOptions:
         if self.flash_attention is not None:
             return self.flash_attention
         on_gpu = bool(self.gpu_layers) and "f32" not in (self.cache_type, self.value_type)
-        is_ours = self.acceleration in ATTENTION_KERNELS and (self.cache_type, self.value_type) == (
-            "f16",
-            "f16",
-        )
-        return on_gpu or self.value_type not in FLOAT_TYPES or (is_ours and not self.gpu_layers)
+        return on_gpu or self.value_type not in FLOAT_TYPES or self.has_attention_kernel
+
+    @property
+    def has_attention_kernel(self) -> bool:
+        """Whether our kernels compute flash attention, where it is used."""
+        halves = (self.cache_type, self.value_type) == ("f16", "f16")
+        return self.acceleration in ATTENTION_KERNELS and halves and not self.gpu_layers
 
     @property
     def rows_at_once(self) -> int:

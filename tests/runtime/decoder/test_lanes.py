@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ayaedge import BackendError
+from ayaedge import BackendError, DecoderOptions
 from ayaedge.bundle import Bundle, demo_bundle, read_bundle
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.kv_state import read_state, spread_state, write_state
@@ -149,6 +149,13 @@ def test_lanes_agree_with_four_bit_weights_on_x86(decoder: Decoder) -> None:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         pytest.skip("other processors have kernels of their own for several columns")
     assert lanes_agree(decoder, 4)
+
+
+def test_flash_attention_of_llama_cpp_is_not_taken_for_equal(demo: Bundle) -> None:
+    """A few tokens agree with it; behind 512 keys it computes one token otherwise than several."""
+    flash = DecoderOptions(flash_attention=True, acceleration="off")
+    with Decoder(demo.decoder_path, demo.manifest, flash) as opened:
+        assert not lanes_agree(opened, 4)
 
 
 def test_a_state_that_is_not_as_expected_is_not_taken_over(decoder: Decoder) -> None:
