@@ -29,7 +29,8 @@ class Finished:
 def ayaedge(*arguments: str | Path, typed: bytes = b"") -> Finished:
     """Run a command in this process; `typed` comes through its stdin, which is a pipe."""
     logger, handlers = logging.getLogger("ayaedge"), signal_handlers()
-    before = (sys.argv, sys.stdin, list(logger.handlers), logger.level)
+    before = (sys.argv, sys.stdin, list(logger.handlers))
+    levels = {name: logging.getLogger(name).level for name in loggers()}
     output, code = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), 0
     with redirect_stdout(output), redirect_stderr(io.StringIO()) as errors:
         sys.argv = ["ayaedge", *map(str, arguments)]
@@ -39,11 +40,17 @@ def ayaedge(*arguments: str | Path, typed: bytes = b"") -> Finished:
         except SystemExit as end:
             code = int(end.code or 0)
         finally:
-            sys.argv, sys.stdin, logger.handlers, level = before
-            logger.setLevel(level)
+            sys.argv, sys.stdin, logger.handlers = before
+            for name in loggers():
+                logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     return Finished(code, cast("io.BytesIO", output.buffer).getvalue().decode("utf-8"), errors.getvalue())
+
+
+def loggers() -> list[str]:
+    """Names of ayaedge's loggers, whose levels a command sets."""
+    return [name for name in logging.Logger.manager.loggerDict if name.partition(".")[0] == "ayaedge"]
 
 
 def signal_handlers() -> dict[signal.Signals, Any]:

@@ -77,7 +77,7 @@ def _require_listener(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
     except (OSError, ValueError, OverflowError) as error:
         raise InvalidOptionError(
-            f"no Ray cluster answers at {address}: {error} (ray start --head --port=PORT starts one there)"
+            f"no Ray cluster answers at {address}: {error} (Ray's own command, ray start, starts one)"
         ) from None
 
 
@@ -102,7 +102,7 @@ def _connect(start: Callable[..., None], address: str) -> None:
     except Exception as error:
         raise InvalidOptionError(
             f"no Ray cluster can be used at {address}: {error}; this machine must be a node of it "
-            "(ray start --address=HOST:PORT)"
+            "(Ray's own command, ray start, makes it one)"
         ) from error
 
 

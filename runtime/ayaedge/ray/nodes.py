@@ -111,7 +111,7 @@ def share_out(nodes: Sequence[Node], threads: int | None, device: str) -> Share:
             logger.warning("node %s answers nothing: %s", node.name, _lacks(node, processors, memory))
     if not models:
         raise OutOfMemoryError(
-            f"no node has room for a model: {_lacks(used[0], processors, memory)} (ray start --memory=BYTES says more)"
+            f"no node has room for a model: {_lacks(used[0], processors, memory)} (ray start can be told to give more)"
         )
     logger.info("%d models on %d nodes, each with %d processors", models, len(used), processors)
     return Share(models, processors, int(on_gpus), memory)
