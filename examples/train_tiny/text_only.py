@@ -72,7 +72,8 @@ def train(
 ) -> float:
     """Teach the model to write these texts; returns the last steps' mean loss in nats."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, betas=(0.9, 0.98))
-    source, losses = sequences(tokenizer, seed), []
+    source = sequences(tokenizer, seed)
+    losses: list[float] = []
     model.train()
     for step in range(steps):
         ids = torch.tensor([next(source) for _ in range(ROWS)])
