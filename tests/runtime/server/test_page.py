@@ -371,6 +371,11 @@ def test_everything_is_reached_and_done_with_the_keyboard(page: Page) -> None:
     ended(page)
     expect(page.locator(".asked")).to_have_text("Hello!\none")
     expect(page.get_by_role("status")).to_contain_text("Answer: ")
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#question")).to_be_focused()
+    page.wait_for_timeout(200)
+    expect(page.locator(".asked")).to_have_text("Hello!\none")  # the conversation is still there
 
 
 SIGHTS = [(DESKTOP, "light"), (PHONE, "dark"), (DESKTOP, "dark"), (PHONE, "light")]

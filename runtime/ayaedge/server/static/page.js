@@ -181,6 +181,7 @@ class App {
   async open(id) {
     if (id === this.conversation.id) return;
     const found = id && (await this.store.all()).find((one) => one.id === id);
+    if (id && id !== location.hash.slice(1)) return; // another was opened meanwhile
     this.running?.abort();
     this.conversation = found || newConversation();
     for (const turn of Object.values(this.conversation.turns)) if (turn.state === "running") turn.state = "stopped";
@@ -355,6 +356,10 @@ function buttons(app) {
     void app.ask();
   });
   $("stop").addEventListener("click", () => app.stop());
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // what stands behind the # is a conversation's
+    question.focus();
+  });
   $("json").addEventListener("click", () => {
     $("form").hidden = !$("form").hidden;
     $("scroll").scrollTo(0, $("scroll").scrollHeight);
