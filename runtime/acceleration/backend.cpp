@@ -15,8 +15,6 @@ using ggml::Tensor;
 
 constexpr int fewest_ops = 80;              // that ggml names, at least
 constexpr int64_t fewest_columns = 32;  // fewer are left to llama.cpp: a token of an answer, drafts
-// From so many on llama.cpp computes one token in another way than two, with other last bits.
-constexpr int64_t fewest_keys = 512;
 
 ggml::Functions base;
 OpenMp openmp;
@@ -52,35 +50,45 @@ bool is_ours(const Tensor& t) {
 }
 
 bool is_side_by_side(const Tensor& t, size_t element) {
-  return t.nb[0] == element && t.nb[1] % element == 0 && t.nb[2] % element == 0;
+  return t.nb[0] == element && t.nb[1] % element == 0 && t.nb[2] % element == 0 && t.nb[3] % element == 0;
 }
 
-// Of a FLASH_ATTN_EXT: its result is [1][tokens][heads][depth], its queries [1][heads][tokens][depth].
-Attention attention_of(const Tensor& t) {
+template <typename T>
+T* part(const Tensor& t, int64_t stream) {
+  return reinterpret_cast<T*>(static_cast<char*>(t.data) + stream * t.nb[3]);
+}
+
+// One stream of a FLASH_ATTN_EXT: its result is [streams][tokens][heads][depth], its queries [streams][heads][tokens][depth].
+Attention attention_of(const Tensor& t, int64_t stream) {
   const Tensor &q = *t.src[0], &k = *t.src[1], &v = *t.src[2], *mask = t.src[3];
   float scale;
   std::memcpy(&scale, t.op_params, sizeof scale);
-  return {static_cast<const float*>(q.data), int64_t(q.nb[1] / 4), int64_t(q.nb[2] / 4),
-          static_cast<const uint16_t*>(k.data), int64_t(k.nb[1] / 2), int64_t(k.nb[2] / 2),
-          static_cast<const uint16_t*>(v.data), int64_t(v.nb[1] / 2), int64_t(v.nb[2] / 2),
-          mask ? static_cast<const uint16_t*>(mask->data) : nullptr, mask ? int64_t(mask->nb[1] / 2) : 0,
-          static_cast<float*>(t.data), q.ne[1], k.ne[1], q.ne[2], k.ne[2], q.ne[0], scale};
+  return {part<const float>(q, stream), int64_t(q.nb[1] / 4), int64_t(q.nb[2] / 4),
+          part<const uint16_t>(k, stream), int64_t(k.nb[1] / 2), int64_t(k.nb[2] / 2),
+          part<const uint16_t>(v, stream), int64_t(v.nb[1] / 2), int64_t(v.nb[2] / 2),
+          mask ? part<const uint16_t>(*mask, mask->ne[3] == 1 ? 0 : stream) : nullptr,
+          mask ? int64_t(mask->nb[1] / 2) : 0,
+          part<float>(t, stream), q.ne[1], k.ne[1], q.ne[2], k.ne[2], q.ne[0], scale};
 }
 
-// Attention of many tokens over halves, with a mask for all heads at most: no slopes, caps or sinks.
+// Attention of many tokens over halves, or of a few, with a mask for all heads at most: no slopes, caps or sinks. Streams
+// are attended one after the other, each to the same bits as alone; so a few tokens are taken whatever the number of
+// keys, which is that of the longest stream.
 bool is_our_attention(const Tensor& t) {
   if (t.op != ops.attention || !t.src[0] || !t.src[1] || !t.src[2] || t.src[4]) return false;
   const Tensor &q = *t.src[0], &k = *t.src[1], &v = *t.src[2], *mask = t.src[3];
   if (q.type != ggml::f32 || k.type != ggml::f16 || v.type != ggml::f16 || t.type != ggml::f32) return false;
-  if (t.op_params[1] || t.op_params[2] || q.ne[3] != 1 || k.ne[3] != 1 || v.ne[3] != 1) return false;
+  if (t.op_params[1] || t.op_params[2] || k.ne[3] != q.ne[3] || v.ne[3] != q.ne[3]) return false;
   if (!is_side_by_side(q, 4) || !is_side_by_side(k, 2) || !is_side_by_side(v, 2)) return false;
   const bool one_shape = k.ne[0] == q.ne[0] && v.ne[0] == q.ne[0] && v.ne[1] == k.ne[1] && v.ne[2] == k.ne[2];
-  const bool is_dense = t.ne[0] == q.ne[0] && t.ne[1] == q.ne[2] && t.ne[2] == q.ne[1] && t.ne[3] == 1 &&
-                        t.nb[0] == 4 && t.nb[1] == size_t(4 * t.ne[0]) && t.nb[2] == t.nb[1] * size_t(t.ne[1]);
+  const bool is_dense = t.ne[0] == q.ne[0] && t.ne[1] == q.ne[2] && t.ne[2] == q.ne[1] && t.ne[3] == q.ne[3] &&
+                        t.nb[0] == 4 && t.nb[1] == size_t(4 * t.ne[0]) && t.nb[2] == t.nb[1] * size_t(t.ne[1]) &&
+                        t.nb[3] == t.nb[2] * size_t(t.ne[2]);
   const bool mask_fits = !mask || (mask->type == ggml::f16 && mask->ne[0] == k.ne[1] && mask->ne[1] >= q.ne[1] &&
-                                   is_matrix(*mask) && is_side_by_side(*mask, 2));
-  const bool is_few = q.ne[1] <= few_tokens && k.ne[1] >= fewest_keys;
-  return one_shape && is_dense && mask_fits && (is_few || q.ne[1] >= fewest_columns) && fits(attention_of(t));
+                                   mask->ne[2] == 1 && (mask->ne[3] == 1 || mask->ne[3] == q.ne[3]) &&
+                                   is_side_by_side(*mask, 2));
+  const bool is_taken = q.ne[1] <= few_tokens || q.ne[1] >= fewest_columns;
+  return one_shape && is_dense && mask_fits && is_taken && fits(attention_of(t, 0));
 }
 
 const char* backend_name(Backend*) { return "ayaedge"; }
@@ -99,9 +107,11 @@ ggml::Status compute(Backend* backend, ggml::Graph* graph) {
     const Tensor& t = *base.graph_node(graph, i);
     if (is_view(t.op)) continue;
     if (context.attention && is_our_attention(t)) {
-      const Outcome outcome =
-          run(*context.attention, attention_of(t), context.threads, openmp, context.abort, context.scratch);
-      if (outcome != done) return status_of(outcome);
+      for (int64_t stream = 0; stream < t.ne[3]; ++stream) {
+        const Outcome outcome =
+            run(*context.attention, attention_of(t, stream), context.threads, openmp, context.abort, context.scratch);
+        if (outcome != done) return status_of(outcome);
+      }
       attended.fetch_add(1);
       continue;
     }

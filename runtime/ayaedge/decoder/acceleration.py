@@ -25,7 +25,7 @@ from ayaedge import llama
 from ayaedge.decoder.options import DecoderOptions, Kernel
 from ayaedge.errors import BackendError
 
-VERSION = 2
+VERSION = 3
 """Of the numbers that come out: to be raised whenever a kernel rounds in another way."""
 
 _SUFFIX = {"win32": ".dll"}.get(sys.platform, ".so")  # CMake names a MODULE library .so on macOS too

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from ayaedge import BackendError, DecoderOptions
 from ayaedge.bundle import Bundle, demo_bundle, read_bundle
+from ayaedge.decoder.acceleration import usable_kernels
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.kv_state import read_state, spread_state, write_state
 from ayaedge.decoder.lanes import Lane, Lanes, lanes_agree
+from ayaedge.decoder.options import ATTENTION_KERNELS, Kernel
 
 LARGEST = 0.02
 """Difference of a logit between the same row alone and in a lane: llama.cpp chooses other kernels for several columns
@@ -88,6 +90,27 @@ def test_lanes_of_any_length_have_the_logits_of_one_by_one(decoder: Decoder) -> 
         apart(one.last_logits(), other.last_logits()) > 10 * LARGEST
     )  # the bar catches another lane's numbers
     lanes.close()
+
+
+@pytest.mark.parametrize("kernel", ATTENTION_KERNELS)
+def test_lanes_have_the_logits_of_one_by_one_with_attention_of_ours(demo: Bundle, kernel: Kernel) -> None:
+    """Next to longer ones too, and behind 512 keys, where llama.cpp computes one token otherwise than several."""
+    if kernel not in usable_kernels():
+        pytest.skip(f"this processor does not run {kernel}")
+    lengths = (40, 100, 300, 600)
+    with Decoder(demo.decoder_path, demo.manifest, DecoderOptions(acceleration=kernel)) as decoder:
+        assert decoder.uses_flash
+        lanes = Lanes(decoder, len(lengths), 620)
+        expected = []
+        for length in lengths:
+            expected.append(alone(decoder, length))
+            assert lanes.take_over() is not None
+        for step in range(STEPS):
+            lanes.decode([(lane, expected[lane.number][0][step]) for lane in lanes.live])
+            found = [apart(expected[lane.number][1][step], lane.last_logits()) for lane in lanes.live]
+            assert found[0] == 0  # within the window
+            assert max(found) < LARGEST
+        lanes.close()
 
 
 def test_tokens_of_one_lane_are_decoded_as_alone_and_lanes_grow(decoder: Decoder) -> None:
