@@ -83,8 +83,8 @@ def notes(measured: Measured, others: Sequence[OtherProgram] = ()) -> list[str]:
         f"Measured limits: {limits.read_bandwidth / 1e9:.1f} GB/s read, {', '.join(peaks)}.",
         "Cold, restored: from the start of a process. In brackets: ours divided by the other's.",
     ]
-    if measured.acceleration != "off":
-        found.append(f"Prefill: with our kernel {measured.acceleration}, beside {LLAMA} as it is installed.")
+    kernel = f"our kernel {measured.acceleration}" if measured.acceleration != "off" else "no kernel of ours"
+    found.append(f"Prefill: with {kernel}, beside {LLAMA} as it is installed.")
     for other in others:
         if other.fault is not None:
             found.append(f"{other.name} could not be measured: {other.fault}")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ayaedge.answers import Answer, Timings
-from ayaedge.cli.console import JsonFlag, show_messages, stderr, step_progress, write, write_json
+from ayaedge.cli.console import JsonFlag, accelerated, show_messages, stderr, step_progress, write, write_json
 from ayaedge.cli.options import (
     ChoiceOption,
     GrammarOption,
@@ -82,7 +82,7 @@ def _finish_answer(model: AyaVision, answer: Answer, *, as_json: bool, verbose: 
             f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of images, tiles {list(usage.tiles)}; "
             f"{usage.cached_tokens} known), "
             f"{usage.completion_tokens} answered; vision {timings.vision:.2f} s, prefill {timings.prefill:.2f} s"
-            f"{_accelerated(timings)}, "
+            f"{accelerated(timings)}, "
             f"first token after {timings.first_token:.2f} s"
             f"{_predicted(timings)}, decode {timings.decode:.2f} s",
             style="dim",
@@ -93,7 +93,3 @@ def _finish_answer(model: AyaVision, answer: Answer, *, as_json: bool, verbose: 
 
 def _predicted(timings: Timings) -> str:
     return "" if timings.predicted is None else f" ({timings.predicted:.2f} s were predicted)"
-
-
-def _accelerated(timings: Timings) -> str:
-    return "" if timings.acceleration == "off" else f" ({timings.acceleration})"

@@ -25,7 +25,7 @@ from ayaedge.cli.chat_commands import (
     read_line,
 )
 from ayaedge.cli.chat_input import LineReader
-from ayaedge.cli.console import announce, print_error, stderr, step_progress, write
+from ayaedge.cli.console import accelerated, announce, print_error, stderr, step_progress, write
 from ayaedge.cli.interrupts import Interrupts
 from ayaedge.cli.pasted_paths import find_path, find_paths, is_file, is_image_file
 from ayaedge.conversation import Conversation
@@ -293,7 +293,7 @@ def stats_text(answer: Answer) -> str:
         *(f"image    {image}" for image in usage.images),
         f"answer   {_count(usage.completion_tokens, 'token')}{_speed(answer)}",
         (
-            f"seconds  vision {timings.vision:.2f}, prefill {timings.prefill:.2f}, "
+            f"seconds  vision {timings.vision:.2f}, prefill {timings.prefill:.2f}{accelerated(timings)}, "
             f"first token after {timings.first_token:.2f}, decode {timings.decode:.2f}"
         ),
     ]

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -30,6 +30,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ayaedge.errors import printable
+
+if TYPE_CHECKING:  # answers need numpy, which not every command does
+    from ayaedge.answers import Timings
 
 
 class _Screen(Console):
@@ -127,6 +130,13 @@ def print_warning(
 ) -> None:
     """What Python warns of, on stderr; takes the place of `warnings.showwarning`."""
     stderr.print(f"{filename}:{lineno}: {category.__name__}: {message}")
+
+
+def accelerated(timings: Timings) -> str:
+    """Behind the seconds of a prefill: which kernel ran and what it gains; nothing where none did."""
+    if timings.acceleration == "off":
+        return ""
+    return f" ({timings.acceleration}, {timings.acceleration_gain:.1f} x llama.cpp's products)"
 
 
 def announce(done: str, what: str) -> None:

@@ -264,10 +264,7 @@ def _acceleration(verdict: Verdict) -> str:
         return f"none: {verdict.reason}"
     if verdict.reason:
         return f"none: {_failure(verdict)}"
-    gain = f"{verdict.kernel}, {verdict.gain:.1f} times as fast as llama.cpp's products of a prefill"
-    if verdict.attention_gain:
-        gain += f", {verdict.attention_gain:.1f} times as its attention"
-    found = gain if verdict.is_worth_it else f"not worth it: {gain}"
+    found = verdict.text if verdict.is_worth_it else f"not worth it: {verdict.text}"
     return "; ".join([found, *map(_failure, verdict.passed_over)])
 
 

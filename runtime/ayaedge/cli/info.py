@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.cli.console import JsonFlag, size_text, write_json_text, write_line
+from ayaedge.cache.options import CacheOptions
+from ayaedge.cli.console import JsonFlag, size_text, write_json, write_json_text, write_line
+from ayaedge.decoder.kernel_trial import Verdict, settle_acceleration, verdict_of
+from ayaedge.planning.placement import resolve
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle directory.")]
 
 
-def info(bundle: BundleArgument, as_json: JsonFlag = False) -> None:
+def info(
+    bundle: BundleArgument,
+    verbose: Annotated[
+        bool,
+        typer.Option("-v", "--verbose", help="Show what its prefill runs with here, and what that gains."),
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Show what a bundle is and what it holds."""
     opened = read_bundle(bundle)
-    if as_json:
+    if as_json and not verbose:
         write_json_text(opened.manifest.to_json())
+        return
+    kernel = _kernel(opened) if verbose else None
+    if as_json:
+        manifest: dict[str, Any] = json.loads(opened.manifest.to_json())
+        write_json({**manifest, "acceleration": asdict(kernel) if kernel else None})
         return
     for name, value in _facts(opened):
         write_line(f"{name:<13} {value}")
+    if kernel:
+        write_line(f"{'acceleration':<13} {kernel.text}")
+
+
+def _kernel(bundle: Bundle) -> Verdict:
+    """Of those that a prefill runs with, as `AyaVision.load` chooses; tried first where nothing is known of it."""
+    cache = CacheOptions().settled()
+    placed = resolve(bundle, cache=cache)
+    return verdict_of(settle_acceleration(placed.decoder, cache.root), cache.root)
 
 
 def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.table import Table
@@ -27,7 +27,8 @@ from ayaedge.cli.options import (
     gpu_layers,
     takes_flags,
 )
-from ayaedge.decoder.options import DecoderOptions
+from ayaedge.decoder.kernel_trial import verdict_of
+from ayaedge.decoder.options import Acceleration, DecoderOptions
 from ayaedge.errors import InvalidOptionError
 from ayaedge.images.load import image_size, list_images
 from ayaedge.planning.costs import QuestionCost
@@ -115,9 +116,14 @@ def tune(
         )  # fmt: skip
     if cache.root:
         save_profile(profile_path(cache.root, bundle), profile)
+    kernel = verdict_of(
+        dataclasses.replace(options, acceleration=cast("Acceleration", profile.acceleration)), cache.root
+    )
+    announce("acceleration", kernel.text)
     if as_json:
         values = {
             "profile": dataclasses.asdict(profile),
+            "acceleration": dataclasses.asdict(kernel),
             "trials": [dataclasses.asdict(trial) for trial in trials],
         }
         write_json(values)

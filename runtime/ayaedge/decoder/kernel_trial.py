@@ -71,6 +71,16 @@ class Verdict:
         """Whether `auto` takes it."""
         return self.kernel is not None and not self.reason and self.gain >= MARGIN
 
+    @property
+    def text(self) -> str:
+        """Its name and what it gains, in words; `off` without one."""
+        if self.kernel is None:
+            return "off"
+        if not self.gain:
+            return self.kernel
+        gain = f"{self.kernel}, {self.gain:.1f} times as fast as llama.cpp's products of a prefill"
+        return gain + (f", {self.attention_gain:.1f} times as its attention" if self.attention_gain else "")
+
 
 NO_KERNEL = Verdict(None, reason="nothing is known")
 
@@ -105,6 +115,12 @@ def settle_acceleration(
     slow = wanted in ATTENTION_KERNELS and found.attention_gain < MARGIN
     flash = False if slow and options.flash_attention is None else options.flash_attention
     return replace(options, acceleration=wanted, flash_attention=flash)
+
+
+def verdict_of(settled: DecoderOptions, directory: Path | None) -> Verdict:
+    """What was found out about the kernel of options that `settle_acceleration` gave back; one of None for `off`."""
+    name = acceleration.kernel_of(settled)
+    return NO_KERNEL if name is None else _judged(name, settled, directory, None)
 
 
 def judge(

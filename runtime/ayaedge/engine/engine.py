@@ -62,11 +62,12 @@ class Engine:
         decoder: Decoder,
         cache: CacheOptions,
         profile: Profile | None,
+        gain: float = 1.0,
     ) -> None:
         bundle.check_unchanged()  # since it was verified, and both halves were loaded
         self.bundle, self.vision, self.decoder = bundle, vision, decoder
         self._cache = cache
-        self._kernel = kernel_of(decoder.options) or "off"
+        self._kernel, self._gain = kernel_of(decoder.options) or "off", gain
         self._profile = profile if profile and profile.acceleration == self._kernel else None
         self.prompts = PromptBuilder(bundle.manifest, decoder.vocabulary.tokenize)
         self.prefix = KnownPrefix(decoder, state_store(cache), RecentArrays(cache.turn_bytes))
@@ -264,7 +265,7 @@ class Engine:
         # 4. The rest goes to the decoder.
         self._prefill(fitted.prompt, left, dict(zip(numbers, found, strict=True)), report)
         laps.end("prefill")
-        return ReadyPrompt(question, fitted, left[0].start, laps, predicted, self._kernel)
+        return ReadyPrompt(question, fitted, left[0].start, laps, predicted, self._kernel, self._gain)
 
     def write(self, ready: ReadyPrompt, sampler: Sampler) -> Answer:
         """Write the answer to a prompt that the decoder holds; CancelledError if it is cancelled."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ayaedge.bundle import Bundle
 from ayaedge.cache.options import CacheOptions, prepared_graphs
 from ayaedge.decoder.decoder import Decoder
-from ayaedge.decoder.kernel_trial import settle_acceleration
+from ayaedge.decoder.kernel_trial import settle_acceleration, verdict_of
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.decoder.repacking import require_repacking
 from ayaedge.engine.engine import Engine
@@ -49,7 +49,8 @@ def open_engine(bundle: Bundle, options: EngineOptions) -> Engine:
         with ExitStack() as loaded:
             loaded.callback(_close_result, loading)
             half = loaded.enter_context(Decoder(bundle.decoder_path, bundle.manifest, settled))
-            engine = Engine(bundle, loading.result(), half, cache, placed.profile)
+            gain = verdict_of(settled, cache.root).gain or 1.0
+            engine = Engine(bundle, loading.result(), half, cache, placed.profile, gain)
             loaded.pop_all()
     return engine
 

@@ -25,16 +25,17 @@ class Laps:
         self._seconds[step] += now - self._last
         self._last = now
 
-    def timings(self, asked: float, first: float, predicted: float | None, acceleration: str) -> Timings:
+    def timings(self, asked: float, first: float, prompt: ReadyPrompt) -> Timings:
         """Those of an answer that was asked for at one moment, and whose first token came at another."""
         return Timings(
             vision=self._seconds["vision"],
             prefill=self._seconds["prefill"],
             first_token=first - self._start - self._seconds["measurement"],
             decode=time.perf_counter() - first,
-            predicted=predicted,
+            predicted=prompt.predicted,
             queued=max(self._start - asked, 0.0),
-            acceleration=acceleration,
+            acceleration=prompt.kernel,
+            acceleration_gain=prompt.gain,
         )
 
 
@@ -50,10 +51,12 @@ class ReadyPrompt:
     predicted: float | None
     """Seconds to the first token, as they were expected."""
     kernel: str
+    gain: float
+    """See `Timings.acceleration_gain`."""
 
     def answer(self, written: Written) -> Answer:
         """What the caller gets; CancelledError with it where that ended it."""
-        timings = self.laps.timings(self.question.request.created, written.first, self.predicted, self.kernel)
+        timings = self.laps.timings(self.question.request.created, written.first, self)
         usage = self._usage(len(written.ids))
         answer = written.answer(usage, timings, self.question.options.response_format)
         if answer.stop_reason == "cancelled":

@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import probed
 from ayaedge import Bundle, InvalidOptionError
 from ayaedge.bundle import demo_bundle
 from ayaedge.cache import verified
 from ayaedge.cli import console
 from ayaedge.cli import export as cli_export
+from ayaedge.decoder import kernel_trial
 from ayaedge.decoder.acceleration import usable_kernels
+from ayaedge.decoder.kernel_trial import VARIABLE
 from ayaedge_export.plan import VISION_FORMATS
 from ayaedge_quant.recipes import DECODER_FORMATS
 from command_line import ayaedge
@@ -88,13 +91,14 @@ def test_json_is_one_object_on_stdout(image: Path) -> None:
     data = json.loads(result.stdout)
     assert data["usage"]["tiles"] == [1, 1]
     assert data["usage"]["completion_tokens"] <= 3
-    timings = {"vision", "prefill", "first_token", "decode", "predicted", "queued", "acceleration"}
-    assert set(data["timings"]) == timings
+    timings = {"vision", "prefill", "first_token", "decode", "predicted", "queued"}
+    assert set(data["timings"]) == timings | {"acceleration", "acceleration_gain"}
     assert data["timings"]["acceleration"] in ("off", *usable_kernels()[-1:])
     plain = ayaedge(
         "ask", "--image", image, "--json", "-n", "3", "--max-tiles", "1", "--acceleration", "off", "What?"
     )
     assert json.loads(plain.stdout)["timings"]["acceleration"] == "off"
+    assert json.loads(plain.stdout)["timings"]["acceleration_gain"] == 1
 
 
 def test_verbose_shows_figures_and_messages_on_stderr(image: Path) -> None:
@@ -136,6 +140,27 @@ def test_info_names_what_a_bundle_holds(exact_bundle: Bundle) -> None:
         assert info.sha256 in result.stdout
     data = json.loads(ayaedge("info", exact_bundle.directory, "--json").stdout)
     assert data["formats"] == {"vision": "fp32", "decoder": "f32", "adjustments": []}
+
+
+@pytest.mark.skipif(not usable_kernels(), reason="there is no kernel for this processor")
+def test_answers_and_a_bundles_facts_say_which_kernel_runs_and_what_it_gains(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv("AYAEDGE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(kernel_trial, "try_kernel", probed.find_attention_fast)
+    kernel = usable_kernels()[-1]
+    said = f"{kernel}, 1.5 times as fast as llama.cpp's products of a prefill, 2.5 times as its attention"
+    assert said in ayaedge("info", "-v", demo_bundle()).stdout
+    assert "acceleration" not in ayaedge("info", demo_bundle()).stdout
+    found = json.loads(ayaedge("info", "-v", "--json", demo_bundle()).stdout)["acceleration"]
+    assert (found["kernel"], found["gain"], found["attention_gain"]) == (kernel, 1.5, 2.5)
+    asked = ayaedge("ask", "-v", "-n", "1", "What?")
+    assert f"({kernel}, 1.5 x llama.cpp's products), first token" in asked.stderr
+    timings = json.loads(ayaedge("ask", "--json", "-n", "1", "What?").stdout)["timings"]
+    assert (timings["acceleration"], timings["acceleration_gain"]) == (kernel, 1.5)
+    monkeypatch.setenv(VARIABLE, "off")
+    assert "acceleration  off" in ayaedge("info", "-v", demo_bundle()).stdout
 
 
 def test_verify_accepts_an_intact_bundle_and_refuses_a_damaged_one(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from ayaedge import AyaVision, BackendError, CacheOptions, DecoderOptions
 from ayaedge.bundle import demo_bundle, read_bundle
 from ayaedge.cache.verified import verified
 from ayaedge.cli.plan import _trial_table
+from ayaedge.decoder.acceleration import usable_kernels
 from ayaedge.decoder.repacking import repacking_of
 from ayaedge.hardware.probes import Result, Verdicts
 from ayaedge.hardware.speeds import Speeds
@@ -89,9 +91,8 @@ def test_each_rival_has_a_process_of_its_own_and_one_that_dies_later_counts_as_d
 
 
 def test_the_command_tunes_and_remembers(tmp_path: Path, monkeypatch: object) -> None:
-    import os
-
-    environment = {**os.environ, "AYAEDGE_CACHE_DIR": str(tmp_path)}
+    kernel = (*usable_kernels(), None)[0]
+    environment = {**os.environ, "AYAEDGE_CACHE_DIR": str(tmp_path), "AYAEDGE_ACCELERATION": kernel or "off"}
     command = [sys.executable, "-m", "ayaedge", "tune", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     data = json.loads(done.stdout)
@@ -100,6 +101,9 @@ def test_the_command_tunes_and_remembers(tmp_path: Path, monkeypatch: object) ->
     assert profile.settings is not None
     assert data["profile"]["settings"]["repack"] == profile.settings.repack
     assert len(data["trials"]) >= 2
+    assert data["acceleration"]["kernel"] == kernel
+    assert (data["acceleration"]["gain"] > 0) is bool(kernel)
+    assert f"acceleration {kernel or 'off'}" in done.stderr
     assert "remembered" not in done.stdout
 
 
