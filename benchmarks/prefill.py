@@ -5,7 +5,7 @@
 
 First single products at the widths of Aya Vision 8B with 512 columns: operations per second of llama.cpp and of each
 kernel, on one thread, in turns, also in percent of what the kernel's instructions could do at best (a loop without
-memory). Seconds are those of the processor, so that other programs disturb less. Then whole prompts through decoders
+memory, before and behind each product): run it ahead of other programs. Then whole prompts through decoders
 of that width with few layers and random weights, which differ in nothing but the kernel, in turns, by the clock. The
 best of all rounds counts. Then answers behind the longest prompt, a token in each of them after the other: medians, and
 the median of each token's ratio to llama.cpp's. At last processes with one decoder each: loading, and the memory that
@@ -71,37 +71,33 @@ def main() -> None:
 
 def products(kernels: list[str], rounds: int) -> None:
     """Print a table of single products."""
-    peaks = {name: peak(name) for name in kernels}
     print(f"| one thread, {COLUMNS} columns, GOP/s | llama.cpp | " + " | ".join(kernels) + " |")
     print("|---" * (len(kernels) + 2) + "|")
-    print("| peak | | " + " | ".join(f"{peaks[name] / 1e9:.0f}" for name in kernels) + " |")
     for kind, rows, depth in SHAPES:
+        work, speeds, peaks = 2 * rows * depth * COLUMNS, {"": 0.0}, dict.fromkeys(kernels, 0.0)
         with ExitStack() as stack:
             product = stack.enter_context(
                 Product(kind, rows, depth, np.random.default_rng(0), columns=COLUMNS)
             )
-            backends = {"": stack.enter_context(Backend(processor_backend(), 1))}
-            for name in kernels:
-                backends[name] = stack.enter_context(Backend(make_backend(name), 1))
-            seconds = {name: [] for name in backends}
+            stock = stack.enter_context(Backend(processor_backend(), 1))
+            ours = {name: stack.enter_context(Backend(make_backend(name), 1)) for name in kernels}
             for _ in range(rounds):
-                for name, backend in backends.items():
-                    started = time.process_time()
-                    backend.compute(product)
-                    seconds[name].append(time.process_time() - started)
-        speeds = {name: 2 * rows * depth * COLUMNS / min(times) for name, times in seconds.items()}
-        found = [f"{speeds[name] / 1e9:.0f} ({speeds[name] / peaks[name]:.0%})" for name in kernels]
+                speeds[""] = max(speeds[""], work / stock.seconds(product))
+                for name, backend in ours.items():
+                    before = peak(name)
+                    speeds[name] = max(speeds.get(name, 0.0), work / backend.seconds(product))
+                    peaks[name] = max(peaks[name], before, peak(name))
+        found = [
+            f"{speeds[name] / 1e9:.0f} ({speeds[name] / peaks[name]:.0%} of {peaks[name] / 1e9:.0f})"
+            for name in kernels
+        ]
         print(f"| {kind} {rows} x {depth} | {speeds[''] / 1e9:.0f} | " + " | ".join(found) + " |")
 
 
 def peak(name: str) -> float:
-    """Operations per second of a kernel's instructions, the best of several tries."""
-    best = 0.0
-    for _ in range(9):
-        started = time.process_time()
-        count = compute_peak(name, 2_000_000)
-        best = max(best, count / (time.process_time() - started))
-    return best
+    """Operations per second of a kernel's instructions."""
+    started = time.perf_counter()
+    return compute_peak(name, 2_000_000) / (time.perf_counter() - started)
 
 
 def write_bundle(directory: Path, layers: int) -> Bundle:

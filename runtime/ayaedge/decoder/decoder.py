@@ -10,7 +10,6 @@ import ctypes
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -249,8 +248,13 @@ class Decoder:
 
     @property
     def uses_flash(self) -> bool:
-        """`DecoderOptions.uses_flash`, with the layers that are really on a GPU."""
-        return replace(self.options, gpu_layers=self.gpu_layers).uses_flash
+        """`DecoderOptions.uses_flash`, as it is with these weights."""
+        return self._loaded.uses_flash(self.options)
+
+    @property
+    def attends(self) -> bool:
+        """Whether our kernels compute flash attention, where it is used."""
+        return self._loaded.attends(self.options)
 
     def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The input embeddings of tokens, (len(ids), hidden), as llama.cpp itself would look them up."""
@@ -289,9 +293,8 @@ class Decoder:
         if not np.isfinite(rows).all():  # llama.cpp would take them and answer with NaN
             raise BackendError("embeddings must be finite")
         array = np.ascontiguousarray(rows, np.float32)
-        pointer = ctypes.POINTER(ctypes.c_float)
         for part in self._batches(array):
-            self._decode(len(part), embd=part.ctypes.data_as(pointer))
+            self._decode(len(part), embd=part.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
             if on_batch:
                 on_batch()
 

@@ -214,7 +214,7 @@ def lanes_agree(decoder: Decoder, count: int) -> bool:
     With each number of lanes that there may be, since llama.cpp chooses kernels by it. llama.cpp's own flash attention
     is taken for one that does not agree: behind 512 keys, far more than is tried, it computes one token otherwise.
     """
-    if decoder.uses_flash and not decoder.options.has_attention_kernel:
+    if decoder.uses_flash and not decoder.attends:
         return False
     decoder.clear()
     size = decoder.vocabulary.size

@@ -36,6 +36,10 @@ ATTENTION_KERNELS: tuple[Kernel, ...] = ("avx2", "avx-vnni", "avx512-vnni", "amx
 """Those that compute flash attention as well, over a cache of halves."""
 
 
+HEAD_STEP, LARGEST_HEAD = 32, 256
+"""Values of the heads that they take: a multiple, and at most so many; as in `attention.h`."""
+
+
 MAX_THREADS = 512
 """More than any processor of a laptop or a server has; far more makes each token wait for all of them."""
 
@@ -68,8 +72,8 @@ class DecoderOptions:
     """Number format of its values; by default that of its keys, `cache_type`."""
     flash_attention: bool | None = None
     """Attention without storing its scores. By default on for GPUs, where the cache's format needs it, and where a
-    kernel of ours computes it (`acceleration`); llama.cpp's own is on processors as fast without it during prefill,
-    and slower with each token of an answer behind a long prompt."""
+    kernel of ours computes it (`acceleration`), for heads of a multiple of 32 values; llama.cpp's own is on processors
+    as fast without it during prefill, and slower with each token of an answer behind a long prompt."""
     repack: bool | None = None
     """Arrange 4-bit weights anew for the processor, in memory of their own; by default where it was measured to be
     faster, or on Arm. True is tried in a process of its own first, once for a bundle and machine: some processors end

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,10 @@ from ayaedge.bundle import demo_bundle, read_bundle
 from ayaedge.decoder import acceleration, kernel_trial
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.gguf_header import read_figures
+from ayaedge.decoder.lanes import lanes_agree
 from ayaedge.decoder.options import ATTENTION_KERNELS
 from ayaedge.errors import BackendError
+from ayaedge_export.synthetic.bundle import MODELS, write_random_bundle
 
 KERNELS = [name for name in acceleration.usable_kernels() if acceleration.has_attention(name)]
 DEMO = read_bundle(demo_bundle())
@@ -153,6 +157,39 @@ def test_an_attention_of_another_kind_is_left_to_llama_cpp(options: dict[str, An
 
 def test_the_kernels_that_compute_attention_are_those_that_options_know() -> None:
     assert set(KERNELS) == set(ATTENTION_KERNELS) & set(acceleration.usable_kernels())
+
+
+@pytest.mark.parametrize(("size", "ours"), [(16, False), (32, True), (48, False), (288, False)])
+def test_heads_that_our_attention_does_not_take_are_attended_without_llama_cpps_flash_attention(
+    size: int, ours: bool, tmp_path: Path
+) -> None:
+    model = MODELS["8b"].cut(2)
+    vision = replace(model.vision, hidden_size=48, intermediate_size=96, num_layers=1, num_heads=3)
+    text = replace(
+        model.text, vocab_size=8192, hidden_size=4 * size, intermediate_size=512, num_heads=4, num_kv_heads=2
+    )
+    model = replace(model, vision=replace(vision, adapter_size=64, output_size=4 * size), text=text)
+    bundle = read_bundle(
+        write_random_bundle(
+            tmp_path / "bundle", "heads", model, vision="fp32", quant="f32", threads=None, seed=0,
+            on_progress=None,
+        )
+    )  # fmt: skip
+    for asked, flash in ((None, ours), (True, True), (False, False)):
+        options = DecoderOptions(acceleration=KERNELS[-1], flash_attention=asked)
+        with Decoder(bundle.decoder_path, bundle.manifest, options) as decoder:
+            before = acceleration.attentions()
+            decoder.decode_tokens([5] * 40)
+            attended = acceleration.attentions() - before
+            assert (decoder.uses_flash, attended > 0) == (flash, ours and flash)
+            if flash and not ours:
+                assert not lanes_agree(decoder, 1)
+    q, k = np.zeros((2, 4, size), np.float32), np.zeros((4, 2, size), HALVES)
+    if ours:
+        acceleration.attention(q, k, k, None, KERNELS[-1], scale=1)
+    else:
+        with pytest.raises(ValueError, match="refused"):
+            acceleration.attention(q, k, k, None, KERNELS[-1], scale=1)
 
 
 def test_two_contexts_that_attend_at_once_are_right() -> None:
