@@ -57,7 +57,7 @@ def read_them(whole: bytes, path: Path, seeds: range) -> Counter[str]:
     found: Counter[str] = Counter()
     for seed in seeds:
         path.write_bytes(changed(whole, seed))
-        started = time.perf_counter()
+        started = time.process_time()
         tracemalloc.start()
         try:
             read = read_imatrix(path)
@@ -74,7 +74,7 @@ def read_them(whole: bytes, path: Path, seeds: range) -> Counter[str]:
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
         assert peak < MOST_BYTES, f"seed {seed}: {peak} bytes"
-        assert time.perf_counter() - started < SLOWEST, f"seed {seed}"
+        assert time.process_time() - started < SLOWEST, f"seed {seed}"
     return found
 
 

@@ -156,6 +156,6 @@ def test_a_vocabulary_of_real_size_takes_no_time(tmp_path: Path) -> None:
         writer.add_token_merges(merges)
 
     path = write_file(tmp_path / "a.gguf", change=fill)
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert read_figures(path).vocab_size == 10
-    assert time.perf_counter() - begin < 5  # 0.1 s where nothing else runs
+    assert time.process_time() - begin < 5  # it takes 0.1 s

@@ -425,12 +425,12 @@ def test_little_is_held_however_long_the_answer(kind: str) -> None:
     """Work per token is in proportion to what is held, so it is bounded too."""
     tokens = ENDLESS[kind] * (5000 // len(ENDLESS[kind]))
     stream, given_out, text = TextStream(tokens.__getitem__, stop=["stopstop"]), 0, ""
-    started = time.perf_counter()
+    started = time.process_time()
     for token in range(len(tokens)):
         if piece := stream.push(token):
             text, given_out = text + piece, given_out + len(piece.ids)
         assert token - given_out <= 2 * LONGEST_WAIT
-    assert time.perf_counter() - started < 5  # it takes 0.1 s
+    assert time.process_time() - started < 5  # it takes 0.1 s
     assert text + (stream.finish() or "") == decoded(tokens)
 
 
