@@ -78,10 +78,11 @@ def export_small(
     *,
     quant: DecoderFormat | Recipe = "q4_k_m",
     threads: int | None = None,
+    gptq: GptqOptions | None = None,
 ) -> Bundle:
     return export_checkpoint(
         small, target, quant=quant, vision="fp16", effort="best", calibrate=SHORT, budget=budget or Budget(),
-        gptq=GptqOptions(tokens=FEW), threads=threads,
+        gptq=gptq or GptqOptions(tokens=FEW), threads=threads,
     )  # fmt: skip
 
 
@@ -212,9 +213,8 @@ def test_decoders_of_any_width_are_exported(
 def test_errors_can_be_compensated_within_all_columns(tiny: Path, tmp_path: Path) -> None:
     shape = Shape(text={**SMALL.text, "intermediate_size": 512}, vision=SMALL.vision)
     checkpoint = write_random_checkpoint(tmp_path / "c", tiny, shape)
-    options = {"effort": "best", "calibrate": SHORT, "vision": "fp16"}
     bundles = [
-        export_checkpoint(checkpoint, tmp_path / str(block), gptq=GptqOptions(block=block, tokens=FEW), **options)  # type: ignore[arg-type]
+        export_small(checkpoint, tmp_path / str(block), gptq=GptqOptions(block=block, tokens=FEW))
         for block in (0, 512, 256)
     ]
     whole, widest, narrow = (bundle.decoder_path.read_bytes() for bundle in bundles)

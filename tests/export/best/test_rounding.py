@@ -34,9 +34,7 @@ MIXED = Recipe.parse(
     "q4_k_m", ["ffn_gate=q5_k", "attn_k=q8_0", "attn_output=iq4_xs", r"blk\.1\.ffn_up=f16"], "q5_k"
 )
 LAYERS = 2
-WIDE = Shape(
-    text={"hidden_size": 256, "intermediate_size": 1280, "num_hidden_layers": 3}, dtype="bfloat16"
-)
+WIDE = Shape(text={"hidden_size": 256, "intermediate_size": 1280, "num_hidden_layers": 3}, dtype="bfloat16")
 """More inner columns than the 1024 that go through the MLP at a time, and an uneven rest."""
 SHORT = CalibrationText("short", {language: BUILTIN.passages[language][:2] for language in ("en", "ja")})
 FEW = 400
