@@ -38,6 +38,7 @@ from ayaedge_export.evaluation.reference import Reference
 from ayaedge_export.exporter import export_checkpoint
 from random_checkpoint import write_shrunk_release
 
+gc.disable()  # of what is made while tests are collected nothing is garbage; see `pytest_collection_finish`
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs in the background
 
 WIDE_WINDOW = 512
@@ -238,6 +239,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Leave the modules, which live until the end, out of the hundreds of searches for what has died."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 

@@ -86,6 +86,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AyaVision]:
     cache = CacheOptions(directory=tmp_path_factory.mktemp("fuzz"), disk_bytes=20_000_000)
     with AyaVision.load(cache=cache) as model:
         model.ask(QUESTION, images=[SIX])  # what is opened once is open now
+        gc.collect()
+        gc.freeze()  # what earlier files loaded, so that each search of a test is short
         yield model
 
 
