@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 BUNDLE := build/tiny-aya-vision-q4_k_m-int8
 PICTURE := examples/pictures/six-cells.png
 QUESTION := What number is at the bottom left?
+WORKERS ?= 2
 NATIVE := CMakeLists.txt $(wildcard quant/kernels/* runtime/acceleration/*)
 # A wheel of llama-cpp-python is taken where pip finds one: PIP_EXTRA_INDEX_URL may name its author's index.
 INSTALL := $(BIN)/python -m pip install --quiet --prefer-binary
@@ -21,9 +22,9 @@ demo: $(BUNDLE)/manifest.json
 	@$(BIN)/ayaedge ask -m $(BUNDLE) --image $(PICTURE) "$(QUESTION)"
 	@echo "In a browser, at http://127.0.0.1:8080: $(BIN)/ayaedge serve -m $(BUNDLE)" >&2
 
-## All tests but the slow ones; a file's tests stay on one core.
+## All tests but the slow ones; a file's tests stay on one core. WORKERS is how many at a time.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 ## Style, types and the documents' links.
 lint: $(VENV)/.dev

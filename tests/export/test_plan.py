@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import gguf
 import onnx
@@ -15,10 +16,11 @@ from rich.console import Console
 
 from ayaedge import InvalidOptionError
 from ayaedge_export import plan
+from ayaedge_export.calibration.text import BUILTIN, CalibrationText
 from ayaedge_export.checkpoint import config
 from ayaedge_export.checkpoint.config import ModelConfig, parse_config
 from ayaedge_export.decoder.gguf_writer import plan_tensors
-from ayaedge_export.effort import Budget, Effort
+from ayaedge_export.effort import Budget, Effort, GptqOptions
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.plan import (
     VISION_FORMATS,
@@ -97,8 +99,11 @@ def test_names_shapes_and_types_are_decided_once_in_an_export(
         counted(plan, name)
     checkpoint = write_random_checkpoint(tmp_path / "c", tiny, Shape())
     asked.clear()
-    budget = Budget(nbytes=10**6) if effort == "best" else Budget()
-    export_checkpoint(checkpoint, tmp_path / "b", effort=effort, budget=budget)
+    options: dict[str, Any] = {}
+    if effort == "best":
+        text = CalibrationText("short", {"en": BUILTIN.passages["en"][:2]})
+        options = {"budget": Budget(nbytes=10**6), "calibrate": text, "gptq": GptqOptions(tokens=200)}
+    export_checkpoint(checkpoint, tmp_path / "b", effort=effort, **options)
     assert set(asked.values()) == {1}
     assert len(asked) == (4 if effort == "best" else 3)
 
