@@ -47,7 +47,7 @@ def main() -> None:
     samples = scenes.held_out(chosen.count, SEED)
     print("| | KL mean | KL most | same first token | right answers |\n|---|---|---|---|---|")
     for name, (found, same) in divergences.items():
-        with AyaVision.load(decoder=DecoderOptions(acceleration=name)) as model:
+        with AyaVision.load(decoder=DecoderOptions(acceleration=name, repack=False)) as model:
             report = evaluate(
                 samples, lambda asked: [model.ask(one.question, images=[one.picture]).text for one in asked]
             )

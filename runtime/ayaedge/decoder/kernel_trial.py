@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,10 +95,7 @@ def settle_acceleration(
     `auto` is `off`. On GPUs and with repacked weights nothing is accelerated. Where a kernel's attention is not faster
     by `MARGIN`, flash attention is off unless it was asked for.
     """
-    wanted, found = options.acceleration, NO_KERNEL
-    if wanted == "auto" and (named := os.environ.get(VARIABLE)):
-        check_options(one_of(VARIABLE, named, get_args(Acceleration)))
-        wanted = named  # type: ignore[assignment]
+    wanted, found = asked_acceleration(options), NO_KERNEL
     elsewhere = bool(options.gpu_layers) or repacks(options)
     if wanted == "auto":
         found = NO_KERNEL if elsewhere or directory is None else judge(options, directory, attempt)
@@ -115,6 +112,15 @@ def settle_acceleration(
     slow = wanted in ATTENTION_KERNELS and found.attention_gain < MARGIN
     flash = False if slow and options.flash_attention is None else options.flash_attention
     return replace(options, acceleration=wanted, flash_attention=flash)
+
+
+def asked_acceleration(options: DecoderOptions) -> Acceleration:
+    """What options ask for, or for `auto` the environment; InvalidOptionError for what that should not say."""
+    named = os.environ.get(VARIABLE)
+    if options.acceleration != "auto" or not named:
+        return options.acceleration
+    check_options(one_of(VARIABLE, named, get_args(Acceleration)))
+    return cast("Acceleration", named)
 
 
 def verdict_of(settled: DecoderOptions, directory: Path | None) -> Verdict:
@@ -213,20 +219,33 @@ def _gain(ours: Backend, stock: Backend, graph: Product | AttentionGraph) -> flo
 
 
 class Product:
-    """A graph of ggml with one product of random weights; a context manager."""
+    """A graph of ggml with one product, by default of random weights; a context manager."""
 
     def __init__(
         self, kind: str, rows: int, depth: int, rng: np.random.Generator, *, columns: int = _COLUMNS
     ):
-        number, block, self._decoder = _TYPES[kind]
-        self._base = _base()
+        block = _TYPES[kind][1]
         blocks = rng.integers(0, 256, (rows, depth // 256, block), np.uint8)
         scales = rng.uniform(1e-3, 1e-2, (*blocks.shape[:2], 2)).astype(np.float16)
         at = slice(0, 4) if kind == "Q4_K" else slice(208, 210)
         blocks[..., at] = scales.view(np.uint8)[..., : at.stop - at.start]
-        self._x = rng.standard_normal((columns, depth)).astype(np.float32)
-        self._x[:, rng.integers(0, depth, depth // 64)] *= 12  # some channels of a decoder stand out
-        self._blocks, self._shape = blocks, (columns, rows)
+        x = rng.standard_normal((columns, depth)).astype(np.float32)
+        x[:, rng.integers(0, depth, depth // 64)] *= 12  # some channels of a decoder stand out
+        self._build(kind, blocks, x)
+
+    @classmethod
+    def of(cls, kind: str, blocks: NDArray[np.uint8], x: NDArray[np.float32]) -> Product:
+        """That of weights, bytes (rows, row_bytes), and activations (columns, depth)."""
+        product = cls.__new__(cls)
+        product._build(kind, np.ascontiguousarray(blocks), np.ascontiguousarray(x, np.float32))
+        return product
+
+    def _build(self, kind: str, blocks: NDArray[np.uint8], activations: NDArray[np.float32]) -> None:
+        number, _, self._decoder = _TYPES[kind]
+        self._base = _base()
+        self._x, self._blocks = activations, blocks
+        (columns, depth), rows = activations.shape, len(blocks)
+        self._shape = columns, rows
         room = blocks.nbytes + self._x.nbytes + 4 * columns * rows + (1 << 20)
         self._memory = self._base.ggml_init(acceleration.Memory(room, None, False))
         weights = self._base.ggml_new_tensor_2d(self._memory, number, depth, rows)

@@ -14,6 +14,7 @@ from typing import Any
 from ayaedge.bundle import Bundle
 from ayaedge.cache.verified import verified
 from ayaedge.checks import check_options, instance, real_number, whole_number
+from ayaedge.decoder.kernel_trial import asked_acceleration
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.files import write_private
 from ayaedge.hardware.machine import processor
@@ -50,12 +51,14 @@ class Profile:
     """The kernel that the speeds were measured with; with another they say nothing."""
 
     def apply(self, options: DecoderOptions) -> DecoderOptions:
-        """`options` with the tuned value wherever they leave one open."""
+        """`options` with the tuned value wherever they leave one open; no repacked weights for a kernel by name."""
         if self.settings is None:
             return options
         tuned = dataclasses.asdict(self.settings)
         if options.threads is not None:  # given for both kinds of work
             tuned["threads_batch"] = options.threads
+        if asked_acceleration(options) not in ("auto", "off"):
+            del tuned["repack"]
         left = {name: value for name, value in tuned.items() if getattr(options, name) is None}
         return dataclasses.replace(options, **left)
 

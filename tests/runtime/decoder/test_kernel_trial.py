@@ -13,7 +13,15 @@ import pytest
 import probed
 from ayaedge import DecoderOptions
 from ayaedge.decoder import acceleration, kernel_trial
-from ayaedge.decoder.kernel_trial import VARIABLE, judge, settle_acceleration, try_kernel
+from ayaedge.decoder.kernel_trial import (
+    VARIABLE,
+    Backend,
+    Product,
+    judge,
+    processor_backend,
+    settle_acceleration,
+    try_kernel,
+)
 from ayaedge.errors import BackendError, InvalidOptionError
 
 AUTO = DecoderOptions(acceleration="auto")
@@ -49,6 +57,20 @@ def test_the_kernels_of_this_processor_are_as_exact_as_llama_cpp(name: Any) -> N
     else:
         assert all(abs(error - 1) < 0.02 for error in errors.values())
     assert gain > 0
+
+
+def test_a_product_of_weights_that_are_given_is_theirs() -> None:
+    rng = np.random.default_rng(0)
+    blocks, x = (
+        rng.integers(0, 256, (64, 2 * 144), np.uint8),
+        rng.standard_normal((40, 512)).astype(np.float32),
+    )
+    blocks.reshape(64, 2, 144)[..., :4] = np.float16([0.01, 0.02]).view(np.uint8)
+    with Product.of("Q4_K", blocks, x) as product, Backend(processor_backend(), 1) as backend:
+        found, exact = backend.compute(product), product.exact()
+    ours = acceleration.product(blocks, 12, x, "scalar")
+    assert np.linalg.norm(found - exact) < 0.02 * np.linalg.norm(exact)
+    assert np.linalg.norm(ours - exact) < 0.02 * np.linalg.norm(exact)
 
 
 @needs_a_kernel

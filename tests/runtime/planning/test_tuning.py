@@ -60,6 +60,21 @@ def test_settings_fill_what_the_options_leave_open(tmp_path: Path) -> None:
         assert model.ask("Hi", max_tokens=2).text is not None
 
 
+def test_a_kernel_by_name_is_not_refused_for_weights_that_tuning_would_repack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = Settings(repack=True, threads=1, threads_batch=1, ubatch_size=512)
+    profile = Profile(Speeds(1, 1, 0, 1, 0), settings)
+    monkeypatch.setenv("AYAEDGE_ACCELERATION", "off")
+    assert profile.apply(DecoderOptions()).repack
+    assert profile.apply(DecoderOptions(acceleration="off")).repack
+    named = profile.apply(DecoderOptions(acceleration="scalar"))
+    assert (named.repack, named.threads, named.ubatch_size) == (None, 1, 512)
+    monkeypatch.setenv("AYAEDGE_ACCELERATION", "scalar")
+    assert profile.apply(DecoderOptions()).repack is None
+    assert profile.apply(DecoderOptions(acceleration="off")).repack
+
+
 def test_a_trial_that_died_is_shown_and_never_chosen() -> None:
     mapped, repacked = (
         Settings(repack=repack, threads=2, threads_batch=2, ubatch_size=256) for repack in (False, True)
