@@ -42,7 +42,10 @@ SHORT = CalibrationText("short", {language: BUILTIN.passages[language][:2] for l
 @pytest.fixture(scope="module")
 def checkpoint(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As a fine-tuner leaves it: written by a transformers that leaves the scale out, with another scale than 1."""
-    shape = Shape(text={"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 3})
+    shape = Shape(
+        text={"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2},
+        vision={"num_hidden_layers": 1},
+    )
     return write_random_checkpoint(tmp_path_factory.mktemp("scale") / "c", tiny, shape)
 
 
