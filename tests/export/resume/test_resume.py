@@ -30,8 +30,8 @@ from random_checkpoint import Shape, write_random_checkpoint
 
 KILLS = 30
 SHAPE = Shape(
-    text={"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6},
-    vision={"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4},
+    text={"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6},
+    vision={"num_hidden_layers": 1},
     dtype="bfloat16",
     shard_size="10MB",
 )
