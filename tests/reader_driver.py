@@ -53,6 +53,7 @@ class Person:
         self.app = Application(self.meter)
         self.app.setOrganizationName("ayaedge")
         self.app.setApplicationName("reader")
+        put_bundle(folder, "aya-vision-8b")
         self.folder, self.window = folder, Reader()
         self.seen: dict[str, Any] = {}
         self.window.resize(1000, 640)
@@ -69,6 +70,17 @@ class Person:
     def look(self, name: str) -> None:
         self.app.processEvents()
         self.window.grab().save(str(self.folder / f"{name}.png"))
+
+    def bundles(self) -> list[str]:
+        """Names on the first page."""
+        assert self.window.start.isVisible()
+        names = self.window.start.bundles
+        return [names.item(row).text() for row in range(names.count())]
+
+    def note_blocked(self, doing: str) -> None:
+        """Note how long the window's thread was blocked since the last time."""
+        self.seen.setdefault("blocked", {})[doing] = self.meter.figures()
+        self.meter.reset()
 
     def ask(self, question: str) -> str:
         self.window.question.setText(question)  # letters that no keyboard here has
@@ -98,6 +110,11 @@ class Person:
             modifiers |= one
         QTest.keyClick(self.window, key, modifiers)
 
+    def choose(self, name: str) -> None:
+        """In the menu."""
+        (action,) = (one for one in self.window.findChildren(QtGui.QAction) if one.text() == name)
+        action.trigger()
+
     def choose_file(self, path: Path) -> None:
         """In the dialog that is open."""
         dialogs = [one for one in self.window.findChildren(QtWidgets.QFileDialog) if one.isVisible()]
@@ -123,18 +140,26 @@ class Person:
         QTest.mouseRelease(view.viewport(), left, keys, places[1])
 
 
+def put_bundle(folder: Path, name: str) -> None:
+    """Where bundles of this user are, as far as a list of names goes."""
+    bundle = folder / "share" / "ayaedge" / "bundles" / name
+    bundle.mkdir(parents=True)
+    (bundle / "manifest.json").write_text("{}")
+
+
 def use(person: Person) -> None:
     window, folder, seen = person.window, person.folder, person.seen
     # 1. There is no model yet.
-    seen["names"] = [window.start.bundles.item(row).text() for row in range(window.start.bundles.count())]
+    seen["names"] = [person.bundles()]
     person.look("start")
     window.start.chosen.emit("nothing")
     person.wait("a note", lambda: "no bundle at nothing" in window.start.note.text())
     person.look("no-model")
+    person.meter.reset()
     QTest.mouseClick(window.start.demo, QtCore.Qt.MouseButton.LeftButton)
     person.wait("a model", lambda: window.model is not None and window.speeds is not None)
+    person.note_blocked("loading a model")
     # 2. A picture, what it costs, and fewer tiles.
-    person.meter.reset()
     person.drop(IMAGES / "six-cells.png")
     person.wait("a picture", lambda: window.attached)
     seen["cost"] = [window.cost.text()]
@@ -154,7 +179,7 @@ def use(person: Person) -> None:
         seen["directions"].append([block.text(), block.textDirection().name])
         block = block.next()
     person.look("answers")
-    seen["asking"] = person.meter.figures()
+    person.note_blocked("asking")
     # 3. Copy, save, begin anew, open again.
     person.app.clipboard().clear()
     person.press(QtCore.Qt.Key.Key_C, QtCore.Qt.KeyboardModifier.ShiftModifier)
@@ -167,11 +192,13 @@ def use(person: Person) -> None:
     person.press(QtCore.Qt.Key.Key_N)
     assert not window.talk.toPlainText()
     person.wait("the picture for the new conversation", lambda: window.attached)
+    person.note_blocked("copying and saving")
     window.recent.actions()[0].trigger()
     person.wait("a conversation", lambda: window.chat.turns and "右下" in window.talk.toPlainText())
     person.wait("its picture", lambda: not isinstance(window.sheets[0], str) and not window.attached)
     seen["reopened"] = person.ask("What shape is at the top right?")
     seen["shown_again"] = len(window.chat.turns[-1].images)
+    person.note_blocked("opening a conversation")
     # 4. A document, page by page, and a part of a page.
     person.press(QtCore.Qt.Key.Key_O)
     person.choose_file(folder / "scan.pdf")
@@ -179,6 +206,7 @@ def use(person: Person) -> None:
     before = window.image
     QTest.keyClick(window.number, QtCore.Qt.Key.Key_Up)
     person.wait("the second page", lambda: window.image is not before)
+    person.note_blocked("opening a document")
     seen["page"] = person.ask("What number is at the bottom left?")
     person.look("page")
     before = window.image
@@ -199,7 +227,13 @@ def use(person: Person) -> None:
     person.wait("the screen", lambda: window.image is not before)
     seen["screen"] = [window.image.width(), window.image.height()]
     person.look("screen")
+    person.note_blocked("the rest")
     seen["recent"] = [Path(one.text()).name for one in window.recent.actions()]
+    # 7. The first page again, which lists what has come meanwhile.
+    put_bundle(folder, "aya-vision-32b")
+    person.choose("Another model")
+    seen["names"].append(person.bundles())
+    person.note_blocked("another model")
 
 
 def main() -> None:

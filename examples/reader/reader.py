@@ -53,7 +53,7 @@ class Reader(QtWidgets.QMainWindow):
         self.number.valueChanged.connect(self.turn)
         self.budget.valueChanged.connect(lambda: self.show_sheet(again=True))
         self.question.returnPressed.connect(self.ask)
-        self.stop.clicked.connect(self.cancel)
+        self.stop.clicked.connect(lambda: self.work.cancel() if self.work else None)
 
     def fill_menus(self) -> None:
         opening = Dialog(self, fileMode=Dialog.FileMode.ExistingFiles)
@@ -220,10 +220,6 @@ class Reader(QtWidgets.QMainWindow):
                 on_progress=lambda *steps: self.news.emit(partial(self.move_on, *steps)),
             )  # fmt: skip
             self.work.add_done_callback(lambda work: self.news.emit(partial(self.finish, work)))
-
-    def cancel(self) -> None:
-        if self.work:
-            self.work.cancel()
 
     def write(self, piece: str) -> None:
         end = QtGui.QTextCursor(self.talk.document())  # not the person's, whose selection stays

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from PySide6 import QtCore, QtWidgets
+from PySide6 import QtCore, QtGui, QtWidgets
 
 from ayaedge import known_bundles
 
@@ -26,5 +26,9 @@ class Start(QtWidgets.QWidget):
         dialog.fileSelected.connect(self.chosen)
         self.folder.clicked.connect(dialog.open)
         self.bundles.itemActivated.connect(lambda item: self.chosen.emit(item.text()))
-        self.bundles.addItems(list(known_bundles()))
         self.demo.clicked.connect(lambda: self.chosen.emit(""))
+
+    def showEvent(self, _event: QtGui.QShowEvent) -> None:
+        """List the bundles anew: one may have come since the page was last seen."""
+        self.bundles.clear()
+        self.bundles.addItems(list(known_bundles()))

@@ -80,6 +80,11 @@ def test_a_library_below_us_brings_its_parts_and_no_framework(package: str, part
     assert "torch" in found["excludedimports"]
 
 
+def test_llama_cpp_brings_no_clients_of_the_network_and_what_they_know() -> None:
+    """Its chats in OpenAI's form would bring openai along, which brings pandas, which brings Arrow: 400 MB."""
+    assert {"openai", "requests", "huggingface_hub"} <= set(hook("llama_cpp")["excludedimports"])
+
+
 def test_a_program_without_a_console_answers(tmp_path: Path) -> None:
     code = (
         "import sys; sys.stdin = sys.stdout = sys.stderr = None\n"

@@ -3,4 +3,4 @@
 from PyInstaller.utils.hooks import collect_dynamic_libs
 
 binaries = collect_dynamic_libs("llama_cpp")
-excludedimports = ["huggingface_hub", "PIL", "torch", "transformers"]
+excludedimports = ["huggingface_hub", "openai", "PIL", "requests", "torch", "transformers"]
