@@ -344,6 +344,7 @@ class AyaVision:
         max_error_rate: float = 0.5,
         overwrite: bool = False,
         parallel: int | None = None,
+        ahead: bool | None = None,
         local_files: Path | Sequence[Path] = (),
         **options: Unpack[AnswerKeywords],
     ) -> Iterator[BatchRow]:
@@ -352,12 +353,13 @@ class AyaVision:
         In `prompt`, `{name}`, `{stem}`, `{directory}` and `{page}` stand for those of the file. `journal` is a file of
         JSON lines, only appended to: what it answers is not computed again, unless `overwrite`. A row is tried again
         `retries` times where the model failed; BatchError where more than `max_error_rate` of them failed. `parallel`
-        answers are written at once; None means 4, as far as memory lasts and if that changes no answer. `options` are
-        those of `stream`; `local_files` is for requests in OpenAI's form. InvalidOptionError for a bad journal.
+        answers are written at once; None means 4, as far as memory lasts and if that changes no answer. `ahead` encodes
+        the next image meanwhile; None means where that pays. `options` are those of `stream`; `local_files` is for
+        requests in OpenAI's form. InvalidOptionError for a bad journal.
         """
         from ayaedge.batch.asking import ask_all
 
-        how = (retries, max_error_rate, overwrite, parallel)
+        how = (retries, max_error_rate, overwrite, parallel, ahead)
         return ask_all(self._service, items, prompt, system, local_files, options, journal, *how)
 
     def tile_options(

@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ayaedge.answers import Answer
 from ayaedge.batch.journal import BatchRow
 from ayaedge.batch.runner import BatchOptions, Waiting, Work, run_batch
 from ayaedge.checks import path_of
 from ayaedge.engine.dialogue import Dialogue, chat_dialogue
-from ayaedge.engine.interface import USUAL_LANES, AnyEngine, no_progress
+from ayaedge.engine.interface import USUAL_LANES
 from ayaedge.engine.joint import JointAnswers
 from ayaedge.engine.service import Service
 from ayaedge.engine.streams import AnswerRequest
@@ -44,7 +43,7 @@ def ask_all(
     going_on = BatchOptions(*how)
     parallel = going_on.parallel
     settled, bundle = answer_options(**options), service.engine.bundle
-    start: _Start = partial(_ask_alone, service) if parallel == 1 else JointAnswers(service, parallel).ask
+    start: _Start = JointAnswers(service, parallel, going_on.ahead).ask
     work = Work(
         bundle.identity, prompt, system, settled,
         partial(_ask, start, system, settled), partial(_complete, start, bundle.name, local_files),
@@ -82,11 +81,3 @@ class _Completion:
     def cancel(self) -> None:
         """See `Waiting`."""
         self.request.cancel()
-
-
-def _ask_alone(service: Service, dialogue: Dialogue, options: AnswerOptions) -> AnswerRequest:
-    return service.request(partial(_answer, dialogue, options))
-
-
-def _answer(dialogue: Dialogue, options: AnswerOptions, engine: AnyEngine, request: AnswerRequest) -> Answer:
-    return engine.answer(request, dialogue, options, no_progress)

@@ -79,12 +79,15 @@ class BatchOptions:
     """Whether rows that are known are computed anew."""
     parallel: int | None = None
     """Answers that are written side by side; None means as many as pay and fit, if that changes none."""
+    ahead: bool | None = None
+    """Whether the next image is encoded while others are answered; None means where that pays."""
 
     def __post_init__(self) -> None:
         check_options(
             whole_number("retries", self.retries, least=0, most=100),
             real_number("max_error_rate", self.max_error_rate, least=0, most=1, limits="from 0 to 1"),
             instance("overwrite", self.overwrite, bool),
+            instance("ahead", self.ahead, bool, optional=True),
             whole_number("parallel", self.parallel, least=1, most=_MOST_PARALLEL, optional=True),
         )
 

@@ -27,7 +27,7 @@ from ayaedge.batch.outputs import (
 )
 from ayaedge.batch.runner import BatchOptions
 from ayaedge.bundle import demo_bundle, read_bundle
-from ayaedge.cli.batch_rows import Asked, BatchCommand, ParallelOption, RayOption
+from ayaedge.cli.batch_rows import AheadOption, Asked, BatchCommand, ParallelOption, RayOption
 from ayaedge.cli.console import announce, count_progress, print_error, show_messages, stderr, write_line
 from ayaedge.cli.options import (
     JsonSchemaOption,
@@ -133,9 +133,9 @@ class FailureFlags:
         bool, typer.Option("--redo", rich_help_panel=_FAILING, help="Compute known rows anew.")
     ] = False
 
-    def options(self, parallel: int | None) -> BatchOptions:
-        """What they say, with so many answers at once."""
-        return BatchOptions(self.retries, self.max_error_rate, self.redo, parallel)
+    def options(self, parallel: int | None, ahead: bool | None) -> BatchOptions:
+        """What they say, with how the work is done."""
+        return BatchOptions(self.retries, self.max_error_rate, self.redo, parallel, ahead)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -168,6 +168,7 @@ def batch(
     json_schema: JsonSchemaOption = None,
     ray: RayOption = None,
     parallel: ParallelOption = None,
+    ahead: AheadOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say tiles, tokens and hours, and do nothing.")
     ] = False,
@@ -189,7 +190,7 @@ def batch(
         max_tokens=max_tokens, stop=stop or (), response_format=schema_of(json_schema), **tiles.keywords(),
         **sampling.keywords(),
     )  # fmt: skip
-    files, going_on = tuple(source.media_path or ()), failing.options(parallel)
+    files, going_on = tuple(source.media_path or ()), failing.options(parallel, ahead)
     asked = Asked(items, prompt, system, files, options, target.output, going_on)
     with asked.rows(model, loading, ray, verbose=verbose) as rows:
         done = _followed(rows, items, target)

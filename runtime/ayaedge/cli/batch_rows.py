@@ -28,6 +28,12 @@ ParallelOption = Annotated[
     int | None,
     typer.Option(metavar="N", help="Answers at once. [default: 4 where they fit and stay the same]"),
 ]
+AheadOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--ahead/--no-ahead", help="Encode the next image meanwhile. [default: where both halves run apart]"
+    ),
+]
 _ADDRESS = re.compile(r"local|auto|[^/\\]+:\d+")
 """Of a cluster; what else stands behind --ray is an input, or an option."""
 
@@ -84,5 +90,6 @@ class Asked:
         job = Job(
             settled_bundle(bundle), self.prompt, self.system, self.options, loading.engine(verbose=verbose),
             self.going_on.retries, tuple(path.absolute() for path in self.local_files), self.going_on.parallel,
+            self.going_on.ahead,
         )  # fmt: skip
         return answer_items(self.items, job, self.journal, self.going_on)

@@ -25,9 +25,10 @@ from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.gguf_header import DecoderFigures, read_figures
 from ayaedge.decoder.lanes import lanes_agree
 from ayaedge.decoder.sampling import Sampler
+from ayaedge.engine.ahead import Ahead
 from ayaedge.engine.dialogue import Dialogue, fit_prompt
 from ayaedge.engine.generation import generate
-from ayaedge.engine.interface import OnProgress, Question, Take
+from ayaedge.engine.interface import OnProgress, Question, Questions, no_progress
 from ayaedge.engine.prefix_cache import KnownPrefix
 from ayaedge.engine.ready_prompt import Laps, ReadyPrompt
 from ayaedge.engine.segments import Segment, split_prompt
@@ -75,6 +76,7 @@ class Engine:
         self.encoder = bundle.identity + vision.identity
         """Identifies what decides about an image's embeddings."""
         self._preamble = self.prompts.preamble()
+        self.ahead, self._present = Ahead(self._encode_ahead), list[Segment]()
         vocabulary = decoder.vocabulary
         self._agreed: bool | None = None
         self._forms = GrammarVocabulary(
@@ -109,6 +111,7 @@ class Engine:
 
     def close(self) -> None:
         """Free the weights and caches of both halves."""
+        self.ahead.close()
         self.prefix.close()
         self.vision.close()
         self.decoder.close()
@@ -210,9 +213,14 @@ class Engine:
             ready = self.prepare(Question(request, dialogue, options), report, laps, on_read)
             return self.write(ready, sampler)
 
-    def answer_together(self, take: Take, most: int | None) -> None:
+    def answer_together(self, questions: Questions, most: int | None, ahead: bool | None) -> None:
         """See `AnyEngine`."""
-        answer_together(self, take, most)
+        answer_together(self, questions, most, ahead)
+
+    @property
+    def encodes_ahead(self) -> bool:
+        """Whether both halves gain by working at the same time: on different devices."""
+        return (self.vision.device is None) == (self.decoder.gpu_layers > 0)
 
     def lanes_agree(self, count: int) -> bool:
         """Whether answers side by side are those one by one, to the bit: tried once, with a few tokens."""
@@ -238,8 +246,12 @@ class Engine:
         report: OnProgress,
         laps: Laps,
         on_read: Callable[[tuple[EncodedImage, ...]], None] | None = None,
+        on_encoded: Callable[[], None] | None = None,
     ) -> ReadyPrompt:
-        """Let the decoder hold a question's prompt, with nothing of the answer yet."""
+        """Let the decoder hold a question's prompt, with nothing of the answer yet.
+
+        `on_encoded` is called when the vision tower has nothing more to do for it.
+        """
         flag, dialogue, options = question.request.cancellation, question.dialogue, question.options
         self._watch(flag)
         laps.end("vision")
@@ -249,7 +261,7 @@ class Engine:
         # 1. Images are cut into tiles, and the prompt is built.
         dialogue = self._in_tiles(dialogue, options, flag)
         fitted = fit_prompt(dialogue, self.prompts, self.context_size, options, flag)
-        segments = self._split(fitted.prompt, fitted.images)
+        segments = self._present = self._split(fitted.prompt, fitted.images)
         if on_read:
             on_read(fitted.images)
         laps.end("vision")
@@ -262,9 +274,12 @@ class Engine:
         numbers = [segment.image for segment in left if segment.image is not None]
         found = self._embeddings([fitted.images[number] for number in numbers], flag, report)
         laps.end("vision")
+        if on_encoded:
+            on_encoded()
         # 4. The rest goes to the decoder.
         self._prefill(fitted.prompt, left, dict(zip(numbers, found, strict=True)), report)
         laps.end("prefill")
+        fitted = replace(fitted, images=tuple(replace(image, embeddings=None) for image in fitted.images))
         return ReadyPrompt(question, fitted, left[0].start, laps, predicted, self._kernel, self._gain)
 
     def write(self, ready: ReadyPrompt, sampler: Sampler) -> Answer:
@@ -280,6 +295,23 @@ class Engine:
             self.prefix.forget()  # NaN stays in the cache, and zero times NaN would spoil the next prompt too
             raise
         return ready.answer(written)
+
+    def _encode_ahead(self, question: Question) -> Question:
+        """The same with its images in tiles, and with embeddings as far as its prompt is likely to need them.
+
+        On a thread of its own, while the decoder works on a prompt of which `_present` are the segments.
+        """
+        flag, options = question.request.cancellation, question.options
+        if options.tiles.policy == "auto" and self._profile is None:
+            return question  # the machine is measured first
+        dialogue = self._in_tiles(question.dialogue, options, flag)
+        fitted = fit_prompt(dialogue, self.prompts, self.context_size, options, flag)
+        left = self.prefix.foresee(self._split(fitted.prompt, fitted.images), self._present)
+        needed = [fitted.images[segment.image] for segment in left if segment.image is not None]
+        self.vision.watch(flag)
+        found = dict(zip(map(id, needed), self._embeddings(needed, flag, no_progress), strict=True))
+        images = (replace(one, embeddings=found.get(id(one))) for one in dialogue.read_images)
+        return replace(question, dialogue=replace(dialogue, images=tuple(images)))
 
     def _in_tiles(self, dialogue: Dialogue, options: AnswerOptions, flag: Cancellation) -> Dialogue:
         room = None if options.overflow == "drop_oldest" else self.context_size

@@ -41,8 +41,14 @@ class Question:
     options: AnswerOptions
 
 
-Take: TypeAlias = Callable[[], Question | None]
-"""Gives the next question that may begin, on the model's thread; None where none waits."""
+class Questions(Protocol):
+    """Questions that wait for their turn; used on the model's thread."""
+
+    def take(self) -> Question | None:
+        """The next one that may begin; None where none waits."""
+
+    def peek(self) -> Question | None:
+        """The one that `take` will give unless it is cancelled, which goes on waiting; None where none waits."""
 
 
 class AnyEngine(Protocol):
@@ -82,11 +88,12 @@ class AnyEngine(Protocol):
         CancelledError.
         """
 
-    def answer_together(self, take: Take, most: int | None) -> None:
-        """Answer questions side by side, up to `most` at once, until `take` gives no more and none is left.
+    def answer_together(self, questions: Questions, most: int | None, ahead: bool | None) -> None:
+        """Answer questions side by side, up to `most` at once, until none is left and none may begin.
 
         Each request ends with its own answer or error. None for `most` means as many as pay and fit, and none at once
-        whose answers would not be those one by one to the bit.
+        whose answers would not be those one by one to the bit. `ahead` says whether the next question's images are
+        encoded meanwhile; None leaves that to the engine.
         """
 
     def encode(

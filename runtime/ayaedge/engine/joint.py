@@ -18,11 +18,12 @@ from ayaedge.options import AnswerOptions
 class JointAnswers:
     """Takes questions from any thread, and has up to `most` answered at once; None leaves that to the engine.
 
-    Other requests for the model get their turn when as many as that were begun.
+    `ahead` is whether the next one's images are encoded meanwhile; None as above. Other requests for the model get
+    their turn when as many as `most` were begun.
     """
 
-    def __init__(self, service: Service, most: int | None) -> None:
-        self._service, self._most = service, most
+    def __init__(self, service: Service, most: int | None, ahead: bool | None = None) -> None:
+        self._service, self._most, self._ahead = service, most, ahead
         self._lock = threading.Lock()
         self._waiting: deque[Question] = deque()
         self._turn: Request[None, None] | None = None
@@ -45,9 +46,11 @@ class JointAnswers:
         return request
 
     def _work(self, engine: AnyEngine, turn: Request[None, None]) -> None:
-        taking = _Taking(self._next, turn, lambda: self._service.is_wanted, self._most or USUAL_LANES)
+        taking = _Taking(
+            self._next, self._first, turn, lambda: self._service.is_wanted, self._most or USUAL_LANES
+        )
         with turn.cancellation.ending(taking.abandon):
-            engine.answer_together(taking.take, self._most)
+            engine.answer_together(taking, self._most, self._ahead)
 
     def _next(self) -> Question | None:
         with self._lock:
@@ -56,6 +59,10 @@ class JointAnswers:
                 if question.request.start():
                     return question
         return None
+
+    def _first(self) -> Question | None:
+        with self._lock:
+            return next((question for question in self._waiting if not question.request.over), None)
 
     def _over(self) -> None:
         """The turn has ended: what has come meanwhile, or had to let others go first, gets the next one."""
@@ -79,33 +86,45 @@ class JointAnswers:
 
 
 class _Taking:
-    """Questions that one turn has begun."""
+    """Questions that one turn begins: `Questions` for the engine."""
 
     def __init__(
         self,
         following: Callable[[], Question | None],
+        first: Callable[[], Question | None],
         turn: Request[None, None],
         is_wanted: Callable[[], bool],
         least: int,
     ) -> None:
-        self._following, self._turn, self._is_wanted = following, turn, is_wanted
+        self._following, self._first, self._turn, self._is_wanted = following, first, turn, is_wanted
         self._left = least
         """Questions to be begun before others get their turn."""
         self._begun: list[AnswerRequest] = []
 
     def take(self) -> Question | None:
-        """See `Take`."""
-        if self._turn.cancellation.is_set or (self._left <= 0 and self._is_wanted()):
-            return None
-        question = self._following()
+        """See `Questions`."""
+        question = None if self._is_over else self._noted(self._following())
+        self._left -= question is not None
+        return question
+
+    def peek(self) -> Question | None:
+        """See `Questions`."""
+        return None if self._is_over else self._noted(self._first())
+
+    @property
+    def _is_over(self) -> bool:
+        return self._turn.cancellation.is_set or (self._left <= 0 and self._is_wanted())
+
+    def _noted(self, question: Question | None) -> Question | None:
+        """The same, which is being worked for from now on."""
         if question is not None:
-            self._left -= 1
-            self._begun = [*(one for one in self._begun if not one.over), question.request]
+            request = question.request
+            self._begun = [*(one for one in self._begun if one is not request and not one.over), request]
             if self._turn.cancellation.is_set:  # perhaps before this one was there
                 self.abandon()
         return question
 
     def abandon(self) -> None:
-        """End what is being answered, as the model is being closed; on any thread."""
+        """End what is being worked for, as the model is being closed; on any thread."""
         for request in self._begun:
             request.abandon()

@@ -57,6 +57,16 @@ class KnownPrefix:
         self._decoder.clear()
         return list(segments)
 
+    def foresee(self, segments: Sequence[Segment], present: Sequence[Segment]) -> list[Segment]:
+        """What is likely to be left of a prompt behind another one, the present one. Safe on any thread."""
+        shared = _shared(present, segments)
+        for count in range(len(segments) - 1, 0, -1):
+            chain = [segment for segment in segments[:count] if segment.keepable]
+            stored = chain and chain[-1] == segments[count - 1] and self._holds(chain)
+            if count <= shared or stored:
+                return list(segments[count:])
+        return list(segments)
+
     def snapshot(self, segments: Sequence[Segment]) -> tuple[Segment, State] | None:
         """The state of as many of these segments as are known, and the last of them.
 
@@ -172,7 +182,7 @@ class KnownPrefix:
         return bool(chain) and chain[-1] == segments[-1] and self._restore_chain(chain)
 
     def _restore_chain(self, chain: Sequence[Segment]) -> bool:
-        if not all(self._states.holds(one.key) for one in chain):
+        if not self._holds(chain):
             return False
         self._decoder.clear()
         for segment in chain:
@@ -180,6 +190,9 @@ class KnownPrefix:
             if state is None or not self._decoder.append_state(state, segment.stop):
                 return False
         return True
+
+    def _holds(self, chain: Sequence[Segment]) -> bool:
+        return all(self._states.holds(one.key) for one in chain)
 
 
 def _shared(live: Sequence[Segment], segments: Sequence[Segment]) -> int:

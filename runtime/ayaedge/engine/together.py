@@ -10,13 +10,13 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ayaedge.decoder.lanes import Lane, Lanes, rounded
 from ayaedge.decoder.sampling import Sampler
 from ayaedge.engine.generation import AnswerWriter, decode_demanded, demanded
-from ayaedge.engine.interface import USUAL_LANES, Question, Take, no_progress
+from ayaedge.engine.interface import USUAL_LANES, Question, Questions, no_progress
 from ayaedge.engine.ready_prompt import Laps, ReadyPrompt
 from ayaedge.errors import BackendError, CancelledError, OutOfMemoryError
 from ayaedge.hardware.machine import memory
@@ -29,17 +29,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def answer_together(engine: Engine, take: Take, most: int | None) -> None:
+def answer_together(engine: Engine, questions: Questions, most: int | None, ahead: bool | None) -> None:
     """See `AnyEngine`."""
-    together = _Together(engine, most)
+    together = _Together(engine, questions, most, engine.encodes_ahead if ahead is None else ahead)
     try:
         while True:
             # 1. Lanes that are free get the next questions.
-            while together.has_room and (question := take()) is not None:
+            while together.has_room and (question := questions.take()) is not None:
                 together.begin(question)
             if not together.rows:
                 return
-            # 2. All answers get their next token; those that end with it leave.
+            # 2. The images of the question that comes next are encoded meanwhile.
+            together.look_ahead()
+            # 3. All answers get their next token; those that end with it leave.
             together.step()
     finally:
         together.close()
@@ -106,9 +108,10 @@ class _Row:
 
 
 class _Together:
-    def __init__(self, engine: Engine, most: int | None) -> None:
+    def __init__(self, engine: Engine, questions: Questions, most: int | None, ahead: bool) -> None:
         self.rows: list[_Row] = []
         self._engine, self._decoder = engine, engine.decoder
+        self._questions, self._looks_ahead = questions, ahead
         self._most, self._exact = most or USUAL_LANES, most is None
         self._lanes: Lanes | None = None
         if self._exact and not engine.lanes_agree(self._most):
@@ -125,6 +128,12 @@ class _Together:
             row.fail(CancelledError())
         self._part()
         self._close_lanes()
+        self._engine.ahead.wait()
+
+    def look_ahead(self) -> None:
+        """Have the next question's images encoded, if that is wanted and one waits."""
+        if self._looks_ahead and (question := self._questions.peek()) is not None:
+            self._engine.ahead.begin(question)
 
     def begin(self, question: Question) -> None:
         """Compute a prompt, and its answer's first token; whatever goes wrong is that question's alone."""
@@ -134,8 +143,11 @@ class _Together:
                 sampler = held.enter_context(
                     self._engine.open_sampler(question.options, request.cancellation)
                 )
-                ready = self._engine.prepare(question, no_progress, laps)
+                encoded = self._engine.ahead.take(question)
+                ready = self._engine.prepare(encoded, no_progress, laps, on_encoded=self.look_ahead)
+                ready = replace(ready, question=question)  # without embeddings, which are many
                 if (lane := self._lane_for(ready)) is None:
+                    self.look_ahead()
                     request.end(self._engine.write(ready, sampler), None)
                 else:
                     self._join(ready, sampler, lane, held.pop_all())

@@ -66,6 +66,26 @@ class _Call:
         self.server.wire.send({"call": self.number, **outcome}, arrays or ())
 
 
+class _Questions:
+    """See `Questions`."""
+
+    def __init__(self, following: Callable[[], Question | None]) -> None:
+        self._following = following
+        self._held: Question | None = None
+        """The next one, if it was looked at."""
+
+    def take(self) -> Question | None:
+        """See `Questions`."""
+        question, self._held = self.peek(), None
+        return question
+
+    def peek(self) -> Question | None:
+        """See `Questions`."""
+        if self._held is None:
+            self._held = self._following()
+        return self._held
+
+
 class _Server:
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
@@ -130,7 +150,7 @@ class _Server:
             if call.name == "answer" and call.value["together"] is not None:
                 queue.put(call)
                 logging.getLogger("ayaedge").setLevel(call.level)
-                self.engine.answer_together(partial(self._take, queue), *call.value["together"])
+                self.engine.answer_together(_Questions(partial(self._take, queue)), *call.value["together"])
                 del call  # and its images
                 continue
             self._here.call = call.number

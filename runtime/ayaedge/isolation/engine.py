@@ -16,7 +16,7 @@ from ayaedge.bundle import Bundle
 from ayaedge.cache.stores import State
 from ayaedge.cancellation import Cancellation
 from ayaedge.engine.dialogue import Dialogue
-from ayaedge.engine.interface import USUAL_LANES, OnProgress, Question, Take, no_progress
+from ayaedge.engine.interface import USUAL_LANES, OnProgress, Question, Questions, no_progress
 from ayaedge.engine.loading import EngineOptions
 from ayaedge.engine.streams import AnswerRequest
 from ayaedge.errors import CancelledError
@@ -62,22 +62,22 @@ class IsolatedEngine:
         """See `AnyEngine`."""
         return self._answer(Question(request, dialogue, options), report, on_read)
 
-    def answer_together(self, take: Take, most: int | None) -> None:
+    def answer_together(self, questions: Questions, most: int | None, ahead: bool | None) -> None:
         """See `AnyEngine`: the process has as many calls at once, and one more, so that it never waits for the next."""
         count = 1 + (most or USUAL_LANES)
         with ThreadPoolExecutor(count) as pool:
             running: set[Future[None]] = set()
             while True:
-                while len(running) < count and (question := take()) is not None:
-                    running.add(pool.submit(self._answer_one, question, most))
+                while len(running) < count and (question := questions.take()) is not None:
+                    running.add(pool.submit(self._answer_one, question, (most, ahead)))
                 if not running:
                     return
                 running = wait(running, _SLICE, FIRST_COMPLETED).not_done
 
-    def _answer_one(self, question: Question, most: int | None) -> None:
+    def _answer_one(self, question: Question, together: tuple[int | None, bool | None]) -> None:
         """Answer one of several questions; whatever goes wrong is its own."""
         try:
-            question.request.end(self._answer(question, no_progress, None, (most,)), None)
+            question.request.end(self._answer(question, no_progress, None, together), None)
         except BaseException as error:  # noqa: BLE001 - it is raised where the answer is asked for
             question.request.fail(error)
 
@@ -86,9 +86,9 @@ class IsolatedEngine:
         question: Question,
         report: OnProgress,
         on_read: Callable[[tuple[EncodedImage, ...]], None] | None,
-        together: tuple[int | None] | None = None,
+        together: tuple[int | None, bool | None] | None = None,
     ) -> Answer:
-        """An answer; `together` holds how many the process may write side by side, if it may."""
+        """An answer; `together` holds `most` and `ahead` of `answer_together`, if that is to write it."""
         request, dialogue, options = question.request, question.dialogue, question.options
         request.cancellation.check()
         began, pieces, arrays = time.perf_counter(), list[Piece](), Arrays()

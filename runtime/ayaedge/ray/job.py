@@ -30,6 +30,8 @@ class Job:
     local_files: tuple[Path, ...] = ()
     parallel: int | None = None
     """Answers that an actor writes side by side."""
+    ahead: bool | None = None
+    """Whether it encodes the next image meanwhile."""
 
     def load(self, processors: int) -> AyaVision:
         """The model, on so many processors; with all of a machine's it is loaded as anywhere else."""
@@ -60,5 +62,5 @@ class Answerer:
         job = self._job
         return self._model.batch(
             items, job.prompt, system=job.system, retries=job.retries, max_error_rate=1,
-            local_files=job.local_files, parallel=job.parallel, **job.options,
+            local_files=job.local_files, parallel=job.parallel, ahead=job.ahead, **job.options,
         )  # fmt: skip

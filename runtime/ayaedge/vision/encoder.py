@@ -52,7 +52,8 @@ class VisionEncoder:
         self._seen = RecentArrays(keep_bytes)
         opened = open_session(path, manifest, options or VisionOptions(), prepared)
         self._session: Any = opened.session
-        self._device, self._format = opened.device, opened.format
+        self.device, self._format = opened.device, opened.format
+        """A GPU, or None for the processor, and the number format of the graph there."""
         expected = (manifest.image_prompt.tokens_per_tile, manifest.decoder.hidden_size)
         found = tuple(self._session.get_outputs()[0].shape[1:])
         if found != expected:
@@ -73,14 +74,14 @@ class VisionEncoder:
     @property
     def place(self) -> str:
         """What the graph runs on, with its number format: `cpu, int8`, `webgpu:0, fp16`."""
-        return f"{self._device.name if self._device else 'cpu'}, {self._format}"
+        return f"{self.device.name if self.device else 'cpu'}, {self._format}"
 
     @property
     def identity(self) -> bytes:
         """What decides about the embeddings beside the bundle and the pixels, for keys."""
         cpu = processor()
         facts = (self.provider, ort.library().__version__, cpu.name, sorted(cpu.features))
-        on_gpu = (self._device, self._format) if self._device else ()
+        on_gpu = (self.device, self._format) if self.device else ()
         return repr((*facts, *on_gpu)).encode()
 
     def watch(self, flag: Cancellation) -> None:

@@ -264,9 +264,9 @@ class TestTheSameApi:
         rows, expected = (
             [
                 (row.path, row.answer, row.error)
-                for row in model.batch(images, QUESTION, parallel=count, max_tokens=12)
+                for row in model.batch(images, QUESTION, parallel=count, ahead=ahead, max_tokens=12)
             ]
-            for model, count in ((apart, 3), (demo_model, 1))
+            for model, count, ahead in ((apart, 3, True), (demo_model, 1, False))
         )
         assert rows == expected
         assert apart.ask("What is it?", max_tokens=4).text == demo_model.ask("What is it?", max_tokens=4).text
