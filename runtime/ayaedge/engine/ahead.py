@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from threading import Thread
 
 from ayaedge.engine.interface import Question
-from ayaedge.errors import OutOfMemoryError
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Ahead:
         job, self._job = self._job, None
         try:
             return job.done.result()
-        except OutOfMemoryError:
+        except MemoryError:
             return question
 
     def wait(self) -> None:
