@@ -38,7 +38,6 @@ from ayaedge_export.evaluation.reference import Reference
 from ayaedge_export.exporter import export_checkpoint
 from random_checkpoint import write_shrunk_release
 
-gc.disable()  # of what is made while tests are collected nothing is garbage; see `pytest_collection_finish`
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs in the background
 
 WIDE_WINDOW = 512
@@ -229,6 +228,11 @@ def shrunk_release(
 def shrunk_release_bundle(shrunk_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     export = partial(export_checkpoint, shrunk_release, quant="f16", vision="fp32")
     return read_bundle(made_once(tmp_path_factory, f"{shrunk_release.name}-bundle", export))
+
+
+def pytest_collection() -> None:
+    """Search for nothing that has died while tests are collected: all of it lives."""
+    gc.disable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
