@@ -493,4 +493,6 @@ def allowed(own: set[str]) -> set[str]:
     """What the process of a model may hold open: the way to and from it, its stderr, and the bundle."""
     ways = [name for name in own if name.startswith(("pipe", "socket"))]
     files = {name for name in own if "deleted" in name or "/demo/" in name or name.startswith("/dev/")}
-    return {*ways[:2], *files}
+    # libffi 3.5 keeps its own file open, for ctypes' callbacks
+    trampolines = {name for name in own if "/libffi.so" in name}
+    return {*ways[:2], *files, *trampolines}
