@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
+import os
 import struct
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ayaedge import OutOfMemoryError, llama
 from ayaedge.bundle import read_bundle
 from ayaedge.cache.options import NO_CACHE
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.gguf_header import read_figures
 from ayaedge.decoder.options import DecoderOptions
-from ayaedge.hardware.devices import decoder_gpus
+from ayaedge.hardware.devices import decoder_gpus, device_list
 from ayaedge.planning.gpu_plan import gpu_bytes
 from ayaedge.planning.placement import resolve
 from on_vulkan import divergence, sizes_in_the_log, tokens
@@ -82,11 +86,49 @@ def small_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallDevice
     return counted
 
 
+def hold(size: int) -> Iterator[int]:
+    """Take `size` bytes of the device, as another program would, until asked a second time."""
+    handle = ctypes.c_void_p
+    base = llama.native_library(
+        "ggml-base",
+        ggml_backend_dev_buffer_type=(handle, [handle]),
+        ggml_backend_buft_alloc_buffer=(handle, [handle, ctypes.c_size_t]),
+        ggml_backend_buffer_free=(None, [handle]),
+    )
+    device = device_list(decoder_gpus())[0]
+    taken = base.ggml_backend_buft_alloc_buffer(base.ggml_backend_dev_buffer_type(device), size)
+    assert taken
+    yield size
+    base.ggml_backend_buffer_free(taken)
+    yield 0
+
+
+def load_and_wait(directory: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Load a decoder with its layers on the device; then decode a prompt as often as asked.
+
+    Yields the decoder's layers and warnings, then what is wrong, or the KL divergence to the processor.
+    """
+    bundle = read_bundle(directory)
+    with Decoder(bundle.decoder_path, bundle.manifest, DecoderOptions(gpu_layers=0)) as decoder:
+        exact = _logits(decoder)
+    with (
+        warnings_of("ayaedge.decoder.decoder") as warned,
+        Decoder(bundle.decoder_path, bundle.manifest, DecoderOptions(**options)) as decoder,
+    ):
+        yield {"layers": decoder.gpu_layers, "warned": warned}
+        while True:
+            decoder.clear()
+            try:
+                yield {"kl": divergence(exact, _logits(decoder)), "fault": ""}
+            except OutOfMemoryError as error:
+                yield {"fault": str(error)}
+
+
 def load_and_answer(directory: str, choices: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Load a decoder with each of these options, and decode a prompt of six tokens and two more.
 
-    Yields layers that are on the device, warnings, KL divergence to the processor, and MiB: planned, by the log, free
-    afterwards. Of options without `gpu_layers` as many as the plan says.
+    Yields layers that are on the device, warnings, KL divergence to the processor, and MiB: planned, by the log, taken
+    of the device when loaded and in use, free afterwards. Of options without `gpu_layers` as many as the plan says.
     """
     bundle = read_bundle(directory)
     figures = read_figures(bundle.decoder_path)
@@ -100,19 +142,26 @@ def load_and_answer(directory: str, choices: list[dict[str, Any]]) -> Iterator[d
             sizes_in_the_log() as sizes,
             Decoder(bundle.decoder_path, bundle.manifest, options) as decoder,
         ):
+            loaded = _taken()
             logits = _logits(decoder)
-            layers = decoder.gpu_layers
+            layers, used = decoder.gpu_layers, _taken()
         if exact is None:
             with Decoder(bundle.decoder_path, bundle.manifest, DecoderOptions(gpu_layers=0)) as decoder:
                 exact = _logits(decoder)
         planned = gpu_bytes(
             figures, layers, context=options.context_of(bundle.manifest.decoder.context_length),
-            batch=options.rows_at_once,
+            batch=options.rows_at_once, flash_attention=replace(options, gpu_layers=-1).uses_flash,
+            prompts=bool(options.offload_prompts),
         )  # fmt: skip
         yield {
             "asked": options.gpu_layers, "layers": layers, "warned": warned, "kl": divergence(exact, logits),
-            "planned": planned / 2**20, "sizes": sizes, "free": decoder_gpus()[0].free_bytes / 2**20,
+            "planned": planned / 2**20, "sizes": sizes,
+            "loaded": loaded / 2**20, "used": used / 2**20, "free": decoder_gpus()[0].free_bytes / 2**20,
         }  # fmt: skip
+
+
+def _taken() -> int:
+    return int(_FIELDS.unpack(Path(os.environ["AYAEDGE_SMALL_DEVICE"]).read_bytes())[1])
 
 
 def _logits(decoder: Decoder) -> Any:

@@ -162,3 +162,17 @@ def find_only_avx2_right(name: str, threads: int) -> tuple[dict[str, float], flo
 
 def find_no_kernel_twice(name: str, threads: int) -> None:
     raise AssertionError("it is known already")
+
+
+def measure_by_place(directory: str, options: dict[str, Any], sample: int) -> Iterator[list[float]]:
+    """Seconds of a prompt's token and of an answer's, as if a GPU were quick with prompts and slow with answers."""
+    del directory, sample
+    there = options["gpu_layers"] or 0
+    quick = there or options["offload_prompts"]
+    while True:
+        yield [0.001 if quick else 0.1, 0.01 + 0.02 * there]
+
+
+def measure_growth_of_nothing(directory: str, options: dict[str, Any]) -> list[float]:
+    del directory, options
+    return [0.001, 0.0, 0.01]

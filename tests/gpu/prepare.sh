@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # prepare.sh PYTHON FOLDER: makes what `make gpu` needs, once: software drivers of Debian (12 or 13), and a
-# llama-cpp-python with Vulkan in FOLDER/site, which stands before the ordinary one on PYTHONPATH. 15 minutes on two
-# cores; nothing outside FOLDER but Debian's own packages is touched.
+# llama-cpp-python with Vulkan in FOLDER/site, which stands before the ordinary one on PYTHONPATH. Its wheel is built
+# once for a user (15 minutes on two cores) and kept in ~/.cache/ayaedge-gpu; nothing else outside FOLDER is touched
+# but Debian's own packages.
 set -euo pipefail
 python=$1 folder=$2
 mkdir -p "$folder"
@@ -45,13 +46,24 @@ fi
 version=$("$python" -c 'from importlib.metadata import version; print(version("llama-cpp-python"))')
 site=$folder/site
 if [ ! -e "$site/llama_cpp_python-$version.dist-info" ] || [ ! -e "$site/llama_cpp/lib/libggml-vulkan.so" ]; then
+    # What the wheel depends on is in the folder's name: processor, compiler and glibc (pip's own cache would hand
+    # out a build without Vulkan).
+    kept=${XDG_CACHE_HOME:-$HOME/.cache}/ayaedge-gpu/$version-$(printf '%s\n' \
+        "$(grep -m1 '^flags' /proc/cpuinfo)" "$(c++ --version)" "$(ldd --version)" | sha256sum | cut -c1-16)
+    if ! compgen -G "$kept/*.whl" >/dev/null; then
+        include=$headers/usr/include
+        loader=$(dpkg -L libvulkan1 | grep 'libvulkan\.so\.1$')
+        rm -rf "$folder/wheel"
+        CMAKE_ARGS="-DGGML_VULKAN=on -DVulkan_INCLUDE_DIR=$include -DVulkan_LIBRARY=$loader" \
+            CFLAGS="-I$include" CXXFLAGS="-I$include" CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) \
+            "$python" -m pip wheel --quiet --no-deps --no-cache-dir --no-binary llama-cpp-python \
+            --wheel-dir "$folder/wheel" "llama-cpp-python==$version"
+        mkdir -p "$(dirname "$kept")"
+        rm -rf "$kept"
+        mv "$folder/wheel" "$kept"
+    fi
     rm -rf "$site" "$site.new"
-    include=$headers/usr/include
-    loader=$(dpkg -L libvulkan1 | grep 'libvulkan\.so\.1$')
-    CMAKE_ARGS="-DGGML_VULKAN=on -DVulkan_INCLUDE_DIR=$include -DVulkan_LIBRARY=$loader" \
-        CFLAGS="-I$include" CXXFLAGS="-I$include" CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) \
-        "$python" -m pip install --quiet --no-deps --no-cache-dir --no-binary llama-cpp-python --target "$site.new" \
-        "llama-cpp-python==$version" # pip's cache would hand out a build without Vulkan
+    "$python" -m pip install --quiet --no-deps --no-index --target "$site.new" "$kept"/*.whl
     test -e "$site.new/llama_cpp/lib/libggml-vulkan.so"
     mv "$site.new" "$site"
 fi

@@ -10,7 +10,7 @@ import pytest
 
 from ayaedge.hardware.probes import Probe
 from ayaedge_export.synthetic.bundle import MODELS, write_random_bundle
-from on_small_device import SmallDevice, load_and_answer, small_device
+from on_small_device import SmallDevice, hold, load_and_answer, load_and_wait, small_device
 
 __all__ = ["small_device"]
 pytestmark = pytest.mark.gpu
@@ -34,6 +34,23 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = replace(model.text, context_length=LONG, vocab_size=32768)
     return write_random_bundle(
         tmp_path_factory.mktemp("wide") / "bundle", "wide", replace(model, vision=vision, text=text),
+        vision="int8", quant="q4_k_m", threads=None, seed=0, on_progress=None,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def slim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four layers of a quarter of that width."""
+    model = MODELS["8b"].cut(4)
+    vision = replace(
+        model.vision, hidden_size=64, intermediate_size=96, num_layers=1, num_heads=4, adapter_size=128
+    )
+    text = replace(
+        model.text, context_length=LONG, vocab_size=8192, hidden_size=1024, intermediate_size=3584, num_heads=8,
+        num_kv_heads=2,
+    )  # fmt: skip
+    return write_random_bundle(
+        tmp_path_factory.mktemp("slim") / "bundle", "slim", replace(model, vision=vision, text=text),
         vision="int8", quant="q4_k_m", threads=None, seed=0, on_progress=None,
     )  # fmt: skip
 
@@ -73,3 +90,85 @@ def test_a_plan_is_what_the_device_gives_and_memory_that_runs_out_means_fewer_la
         planned = ask(child)
         assert planned["asked"] == planned["layers"] > 0
         assert (planned["warned"], small_device.refused) == ([], 0)
+
+
+@pytest.mark.parametrize("context", [512, SHORT, LONG])
+@pytest.mark.parametrize("options", [{}, {"ubatch_size": 512}, {"flash_attention": False}], ids=str)
+def test_a_plan_of_any_part_is_what_llama_cpp_takes_and_never_less(
+    slim: Path, small_device: SmallDevice, context: int, options: dict[str, Any]
+) -> None:
+    if options.get("flash_attention") is False and context == LONG:
+        context = SHORT * 2  # scores of all heads
+    small_device.set(2048 * MIB)
+    parts: list[dict[str, Any]] = [{"gpu_layers": layers} for layers in (ALL, 3, 2, 1)]
+    parts.append({"gpu_layers": 0, "offload_prompts": True, "device": "vulkan"})
+    choices = [{"context_size": context, **options, **part} for part in parts]
+    with Probe(load_and_answer, str(slim), choices) as child:
+        for choice in choices:
+            found = ask(child)
+            taken = sum(found["sizes"].get(kind, 0.0) for kind in ("model", "KV", "compute"))
+            print(f"{choice}: planned {found['planned']:.1f} MiB, taken {taken:.1f}")
+            assert (found["layers"], found["warned"]) == (choice["gpu_layers"], [])
+            assert taken <= found["planned"] + 0.1
+            assert taken == pytest.approx(found["planned"], rel=0.1, abs=2)
+
+
+def test_a_device_that_has_no_room_to_work_in_never_ends_the_process(
+    slim: Path, small_device: SmallDevice
+) -> None:
+    small_device.set(2048 * MIB)
+    every = {"gpu_layers": -1, "context_size": SHORT}
+    with Probe(load_and_answer, str(slim), [every] * 3) as child:
+        whole = ask(child)
+        assert (whole["layers"], whole["warned"]) == (ALL, [])
+        assert whole["used"] > whole["loaded"] + 1, "llama.cpp takes something with its first batch"
+        left = small_device.taken
+
+        small_device.set(
+            round((whole["loaded"] + 1) * MIB)
+        )  # weights, KV cache and work space fit, and no more
+        tight = ask(child)
+        assert tight["layers"] < ALL
+        assert len(tight["warned"]) == 1
+        assert small_device.taken == left
+
+        small_device.set(2048 * MIB)
+        assert ask(child)["layers"] == ALL
+
+
+def test_room_that_another_program_took_after_loading_is_an_error_and_room_again_an_answer(
+    slim: Path, small_device: SmallDevice
+) -> None:
+    small_device.set(2048 * MIB)
+    with Probe(load_and_wait, str(slim), {"gpu_layers": -1, "context_size": SHORT}) as child:
+        assert child.ask(SECONDS).value == {"layers": ALL, "warned": []}
+        with Probe(hold, 2048 * MIB - small_device.taken - MIB // 2) as other:
+            assert other.ask(SECONDS).death is None
+            refused = child.ask(SECONDS)
+            assert refused.death is None, refused.said
+            assert "graphics memory are left" in refused.value["fault"]
+            assert other.ask(SECONDS).value == 0
+        found = child.ask(SECONDS)
+        assert found.death is None, found.said
+        assert (found.value["fault"], found.value["kl"] <= NEAR) == ("", True)
+
+
+def test_another_program_that_came_first_means_fewer_layers(slim: Path, small_device: SmallDevice) -> None:
+    small_device.set(2048 * MIB)
+    every, planned = ({"gpu_layers": layers, "context_size": SHORT} for layers in (-1, None))
+    with Probe(load_and_answer, str(slim), [every, every, planned, every]) as child:
+        whole = ask(child)
+        left = small_device.taken
+        size = round((2048 - whole["used"] / 2) * MIB)
+        with Probe(hold, 1000 * MIB) as first, Probe(hold, size - 1000 * MIB) as second:
+            assert [other.ask(SECONDS).death for other in (first, second)] == [None, None]
+            beside = ask(child)
+            assert beside["layers"] < ALL
+            assert len(beside["warned"]) == 1
+            by_plan = ask(child)  # sees what is free, and leaves some for others
+            assert by_plan["asked"] == by_plan["layers"] < ALL
+            assert by_plan["warned"] == []
+            assert [other.ask(SECONDS).value for other in (first, second)] == [0, 0]
+        again = ask(child)
+        assert (again["layers"], again["warned"]) == (ALL, [])
+    assert small_device.taken == left

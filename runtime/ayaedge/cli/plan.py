@@ -32,7 +32,7 @@ from ayaedge.decoder.options import Acceleration, DecoderOptions
 from ayaedge.errors import InvalidOptionError
 from ayaedge.images.load import image_size, list_images
 from ayaedge.planning.costs import QuestionCost
-from ayaedge.planning.profile import Profile, profile_path, save_profile
+from ayaedge.planning.profile import Profile, Settings, profile_path, save_profile
 from ayaedge.planning.question_plan import plan_question
 from ayaedge.planning.tuning import Trial
 from ayaedge.planning.tuning import tune as tune_bundle
@@ -184,16 +184,28 @@ def _rate(seconds: float | None) -> str:
 
 
 def _outcome(trial: Trial) -> str:
+    if trial.fault:
+        return f"left alone: {trial.fault}"
     return f"died: {trial.death}" if trial.work_seconds is None else f"{trial.work_seconds:.1f}"
 
 
 def _line(trial: Trial) -> str:
-    return f"{_settings_text(trial)}: {_outcome(trial)}{'' if trial.death else ' s'}"
+    return f"{_settings_text(trial)}: {_outcome(trial)}{'' if trial.work_seconds is None else ' s'}"
 
 
 def _settings_text(trial: Trial) -> str:
     settings = trial.settings
-    return (
+    where = ""
+    if settings.device is not None:
+        where = f"{_place_text(settings)}, "
+    return where + (
         f"{'repacked' if settings.repack else 'mapped'}, {settings.threads}/{settings.threads_batch} threads, "
         f"ubatch {settings.ubatch_size}"
     )
+
+
+def _place_text(settings: Settings) -> str:
+    """Where the decoder runs, as `--device` and `--n-gpu-layers` say it."""
+    if settings.gpu_layers:
+        return f"{settings.device}, {settings.gpu_layers} layers"
+    return f"cpu, prompts on {settings.device}" if settings.offload_prompts else "cpu"

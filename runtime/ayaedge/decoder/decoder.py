@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from ayaedge import llama
 from ayaedge.cancellation import Cancellation
 from ayaedge.decoder.acceleration import contexts_with, kernel_identity, kernel_of
-from ayaedge.decoder.context import context_parameters
+from ayaedge.decoder.context import sequence_parameters
 from ayaedge.decoder.gguf_check import check_decoder
 from ayaedge.decoder.kv_state import (
-    SCRATCH,
     append_tail,
     check_cache_types,
     read_state,
@@ -34,6 +33,7 @@ from ayaedge.decoder.kv_state import (
 )
 from ayaedge.decoder.logits import read_logits
 from ayaedge.decoder.options import DecoderOptions
+from ayaedge.decoder.scratch import Scratch
 from ayaedge.decoder.token_embeddings import TokenEmbeddings
 from ayaedge.decoder.vocabulary import Vocabulary
 from ayaedge.decoder.weights import Weights, choose_layers, repacks
@@ -274,8 +274,7 @@ class Decoder:
         size = self.vocabulary.size
         if outside := [token for token in ids if not 0 <= token < size]:
             raise BackendError(f"token ids must lie between 0 and {size - 1}, not {outside[0]}")
-        array = np.asarray(ids, np.int32)
-        pointer = ctypes.POINTER(self._llama.llama_token)
+        array, pointer = np.asarray(ids, np.int32), ctypes.POINTER(self._llama.llama_token)
         for part in self._batches(array):
             self._decode(len(part), token=part.ctypes.data_as(pointer), all_logits=all_logits)
             if on_batch:
@@ -328,6 +327,7 @@ class Decoder:
     def _decode(self, count: int, *, token: Any = None, embd: Any = None, all_logits: bool = False) -> None:
         """One llama_decode call: positions continue by themselves, logits for the last row unless all are kept."""
         all_logits = all_logits or self.options.all_logits
+        self._scratch.require(min(count, self.options.rows_at_once), self.position + count)
         flags = (ctypes.c_int8 * count)(*([1] * count)) if all_logits else None
         llama.forget_errors()
         batch = self._llama.llama_batch(n_tokens=count, token=token, embd=embd, logits=flags)
@@ -357,20 +357,24 @@ class Decoder:
             try:
                 self._weights = Weights(path, repack=repacks(self.options), gpus=gpus, gpu_layers=layers)
                 # on a GPU all of it at once: what fits is decided now
-                self._capacity = self.context_size if layers else min(_CAPACITY_STEP, self.context_size)
+                self._capacity = self.context_size if gpus else min(_CAPACITY_STEP, self.context_size)
+                self._scratch = Scratch(path, self.options, gpus)
                 self._context = self._make_context()
                 break
-            except (BundleError, BackendError):
-                if layers == 0:
+            except (BundleError, BackendError) as error:
+                if not (layers or gpus):
                     raise
                 self.close()
-                reason = llama.recent_errors()
+                reason = str(error)
+                gpus = gpus if layers > 1 or (layers and self.options.offload_prompts) else []
                 layers = fewer_layers(layers)
         if layers != asked:
             logger.warning(
                 "%s layers did not fit into graphics memory: %s are there now, the others run on the processor (%s)",
-                asked, layers, reason,
-            )  # fmt: skip
+                *(asked, layers, reason),
+            )
+        elif reason:
+            logger.warning("prompts did not fit into graphics memory and run on the processor (%s)", reason)
 
     def new_context(self, parameters: Any) -> Any:
         """A llama_context over these weights, for the caller to free; OutOfMemoryError if there is no room for it."""
@@ -382,19 +386,12 @@ class Decoder:
                 f"llama.cpp could not make a context of {parameters.n_ctx} tokens ({llama.recent_errors()}): "
                 "lower context_size, or free memory"
             )
-        return context
+        return self._scratch.afresh().checked(context, parameters)
 
     def _make_context(self) -> Any:
-        context = self.new_context(self._context_parameters())
+        context, self._scratch = self.new_context(self._context_parameters()), self._scratch.afresh()
         self._set_abort_callback(context)
         return context
 
     def _context_parameters(self) -> Any:
-        options, parameters = self.options, context_parameters(self.options, flash=self.uses_flash)
-        parameters.n_ctx = self._capacity
-        parameters.n_batch = options.batch_size
-        parameters.n_ubatch = options.rows_at_once
-        rows = options.batch_size if options.all_logits else 1 + options.draft_tokens
-        parameters.n_outputs_max = max(rows, 1 + SCRATCH)  # llama.cpp wants one for each sequence at least
-        parameters.n_seq_max, parameters.kv_unified = 1 + SCRATCH, True
-        return parameters
+        return sequence_parameters(self.options, self._capacity, flash=self.uses_flash)

@@ -30,9 +30,8 @@ def try_layers(directory: str, options: dict[str, Any]) -> dict[str, float]:
     context = min(_CONTEXT, bundle.manifest.decoder.context_length)
     asked = replace(asked, context_size=context, draft_tokens=0, all_logits=False, acceleration="off")
     found = []
-    for layers in (0, asked.gpu_layers):
-        flash = asked.flash_attention if layers else None
-        chosen = replace(asked, gpu_layers=layers, flash_attention=flash)
+    without = replace(asked, gpu_layers=0, offload_prompts=None, flash_attention=None)
+    for chosen in (without, asked):
         with Decoder(bundle.decoder_path, bundle.manifest, chosen) as decoder:
             found.append((*_use(decoder), decoder.gpu_layers))
     (exact, usual, _), (logits, seconds, there) = found

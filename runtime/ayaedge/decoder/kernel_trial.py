@@ -96,7 +96,7 @@ def settle_acceleration(
     by `MARGIN`, flash attention is off unless it was asked for.
     """
     wanted, found = asked_acceleration(options), NO_KERNEL
-    elsewhere = bool(options.gpu_layers) or repacks(options)
+    elsewhere = options.uses_gpu or repacks(options)
     if wanted == "auto":
         found = NO_KERNEL if elsewhere or directory is None else judge(options, directory, attempt)
         wanted = found.kernel if found.is_worth_it and found.kernel else "off"

@@ -87,6 +87,10 @@ class DecoderOptions:
     """`auto`, the default, takes the best that this build of llama.cpp sees."""
     gpu_layers: int | None = None
     """Layers on the GPU: -1 for all, 0 for none, by default as many as its memory holds (`planning.placement`)."""
+    offload_prompts: bool | None = None
+    """Compute prompts on the GPU for layers too that are not there: their weights are copied for each batch of 32
+    tokens and more. By default where at least one layer is there; with `gpu_layers=0`, True means prompts on the GPU
+    and answers on the processor, which `ayaedge tune` chooses where it is faster."""
     draft_tokens: int = 0
     """Most tokens that are tried in one step when an answer seems to copy (`decoder.prompt_lookup`); 0 for never."""
     all_logits: bool = False
@@ -109,6 +113,7 @@ class DecoderOptions:
             one_of("acceleration", self.acceleration, get_args(Acceleration)),
             instance("flash_attention", self.flash_attention, bool, optional=True),
             instance("repack", self.repack, bool, optional=True),
+            instance("offload_prompts", self.offload_prompts, bool, optional=True),
             instance("all_logits", self.all_logits, bool),
         )
         if self.value_type not in FLOAT_TYPES and not self.uses_flash:
@@ -128,7 +133,11 @@ class DecoderOptions:
     def is_usual(self) -> bool:
         """Whether speeds with these options say something about the defaults."""
         usual = replace(
-            DecoderOptions(), device=self.device, gpu_layers=self.gpu_layers, acceleration=self.acceleration
+            DecoderOptions(),
+            device=self.device,
+            gpu_layers=self.gpu_layers,
+            offload_prompts=self.offload_prompts,
+            acceleration=self.acceleration,
         )
         return self == replace(usual, context_size=self.context_size, draft_tokens=self.draft_tokens)
 
@@ -138,18 +147,23 @@ class DecoderOptions:
         return self.cache_type_v or self.cache_type
 
     @property
+    def uses_gpu(self) -> bool:
+        """Whether a GPU holds layers or computes prompts."""
+        return bool(self.gpu_layers or self.offload_prompts)
+
+    @property
     def uses_flash(self) -> bool:
         """Whether attention is computed without storing its scores."""
         if self.flash_attention is not None:
             return self.flash_attention
-        on_gpu = bool(self.gpu_layers) and "f32" not in (self.cache_type, self.value_type)
+        on_gpu = self.uses_gpu and "f32" not in (self.cache_type, self.value_type)
         return on_gpu or self.value_type not in FLOAT_TYPES or self.has_attention_kernel
 
     @property
     def has_attention_kernel(self) -> bool:
         """Whether our kernels compute flash attention, where it is used."""
         halves = (self.cache_type, self.value_type) == ("f16", "f16")
-        return self.acceleration in ATTENTION_KERNELS and halves and not self.gpu_layers
+        return self.acceleration in ATTENTION_KERNELS and halves and not self.uses_gpu
 
     @property
     def rows_at_once(self) -> int:

@@ -21,7 +21,10 @@ class Weights:
     """A llama_model with its vocabulary; `close()` frees both."""
 
     def __init__(self, path: Path, *, repack: bool, gpus: Sequence[Gpu] = (), gpu_layers: int = 0):
-        """Load a file that was checked, with `gpu_layers` of its layers on `gpus`; BundleError if llama.cpp cannot."""
+        """Load a file that was checked, with `gpu_layers` of its layers on `gpus`; BundleError if llama.cpp cannot.
+
+        With `gpus` and no layers, contexts can let them compute batches.
+        """
         self.gpus = list(gpus)
         self.gpu_layers = gpu_layers
         """Layers that are on a GPU."""
@@ -33,8 +36,7 @@ class Weights:
         parameters = self._llama.llama_model_default_params()
         parameters.n_gpu_layers = self.gpu_layers
         if self._llama.llama_supports_gpu_offload():
-            # without layers there must be no device either: llama.cpp would still copy weights there for batches
-            devices = device_list(self.gpus if self.gpu_layers else [])
+            devices = device_list(self.gpus)
             parameters.devices = ctypes.cast(devices, ctypes.c_void_p)
         parameters.use_extra_bufts = repack
         llama.forget_errors()
@@ -73,7 +75,8 @@ class Weights:
         """
         if options.flash_attention is None and options.has_attention_kernel and not self.attends(options):
             return False
-        return replace(options, gpu_layers=self.gpu_layers).uses_flash
+        there = replace(options, gpu_layers=self.gpu_layers, offload_prompts=bool(self.gpus))
+        return there.uses_flash
 
     @property
     def handle(self) -> Any:
@@ -87,16 +90,20 @@ def repacks(options: DecoderOptions) -> bool:
 
 
 def choose_layers(path: Path, options: DecoderOptions) -> tuple[int, list[Gpu]]:
-    """How many layers go to which graphics processors; InvalidOptionError if there are none and some were wanted."""
-    wanted, device = options.gpu_layers, options.device or "auto"
-    if not wanted:
+    """How many layers go to which graphics processors; InvalidOptionError if there are none and some were wanted.
+
+    No processors at all where they are for nothing: llama.cpp would copy weights there for batches.
+    """
+    wanted, device = options.gpu_layers or 0, options.device or "auto"
+    if not options.uses_gpu:
         return 0, []
+    asked = f"gpu_layers is {wanted}" if wanted else "offload_prompts is True"
     if device == "cpu":
-        raise InvalidOptionError(f"gpu_layers is {wanted}, but the device is cpu: give one of them only")
+        raise InvalidOptionError(f"{asked}, but the device is cpu: give one of them only")
     gpus = choose_decoder(device, decoder_gpus())
     if not gpus:
         raise InvalidOptionError(
-            f"gpu_layers is {wanted}, but this build of llama-cpp-python sees no GPU; `ayaedge doctor` shows what "
+            f"{asked}, but this build of llama-cpp-python sees no GPU; `ayaedge doctor` shows what "
             "it was built for, and how to install another one"
         )
     most = read_figures(path).layers + 1

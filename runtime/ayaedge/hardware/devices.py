@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda", "metal", "vulkan", "webgpu", "coreml", "openvino"]
 
-BACKENDS = ("cuda", "metal", "vulkan")
+BACKENDS: tuple[Device, ...] = ("cuda", "metal", "vulkan")
 """The decoder's devices that can be asked for by name, the best first."""
 _WHEELS = {"cuda": "cu124"}
 """The author's index of wheels for a backend, where it is not called like it; CUDA 12.4 runs on every driver since."""
@@ -69,6 +69,17 @@ def device_list(gpus: Sequence[Gpu]) -> Any:
     names = [gpu.name for gpu in gpus]
     chosen = [device for device in devices if base.ggml_backend_dev_name(device).decode() in names]
     return (ctypes.c_void_p * (len(chosen) + 1))(*chosen, None)
+
+
+def has_room(gpus: Sequence[Gpu], size: int) -> bool:
+    """Whether each of these has `size` bytes left: they are taken, and given back."""
+    _, base = _registry()
+    for device in device_list(gpus)[:-1]:
+        taken = base.ggml_backend_buft_alloc_buffer(base.ggml_backend_dev_buffer_type(device), size)
+        if not taken:
+            return False
+        base.ggml_backend_buffer_free(taken)
+    return True
 
 
 def decoder_backends() -> list[str]:
@@ -127,7 +138,7 @@ def fewer_layers(layers: int) -> int:
 def _best(gpus: Sequence[Gpu]) -> list[Gpu]:
     """All of the best kind; integrated ones only where there are no others, as llama.cpp itself would choose."""
     candidates = [gpu for gpu in gpus if not gpu.integrated] or list(gpus)
-    ranks = {backend: rank for rank, backend in enumerate(BACKENDS)}
+    ranks: dict[str, int] = {backend: rank for rank, backend in enumerate(BACKENDS)}
     kinds = sorted({gpu.backend for gpu in candidates}, key=lambda kind: (ranks.get(kind, len(ranks)), kind))
     return [gpu for gpu in candidates if gpu.backend == kinds[0]]
 
@@ -170,6 +181,9 @@ def _registry() -> tuple[Any, Any]:
         ggml_backend_dev_memory=(None, [handle, sizes, sizes]),
         ggml_backend_dev_type=(ctypes.c_int, [handle]),
         ggml_backend_dev_backend_reg=(handle, [handle]),
+        ggml_backend_dev_buffer_type=(handle, [handle]),
+        ggml_backend_buft_alloc_buffer=(handle, [handle, size]),
+        ggml_backend_buffer_free=(None, [handle]),
         ggml_backend_reg_name=(text, [handle]),
     )
     return registry, base

@@ -72,6 +72,8 @@ class _Trial:
     """What decides about the outcome beside the driver."""
     named: bool
     """Whether the device was asked for by name."""
+    measured: bool
+    """Whether it was measured to be the fastest, by more than is tried here."""
     attempt: Callable[..., Any]
     arguments: tuple[Any, ...]
 
@@ -87,7 +89,7 @@ def check_devices(bundle: Bundle, placed: Placement, directory: Path | None) -> 
     BackendError for a device that was named and is not right.
     """
     for trial in _trials(bundle, placed):
-        if not _accepts(_verdict(trial, directory), named=trial.named):
+        if not _accepts(_verdict(trial, directory), trial):
             placed = _without(placed, trial.half)
     return placed
 
@@ -105,7 +107,7 @@ def recall_devices(bundle: Bundle, placed: Placement, directory: Path | None) ->
             continue
         verdict = _judged(trial.half, trial.device, known)
         said.append(str(verdict))
-        if not _accepts(verdict, named=trial.named):
+        if not _accepts(verdict, trial):
             placed = _without(placed, trial.half)
     return placed, said
 
@@ -114,7 +116,7 @@ def uses_devices(bundle: Bundle, placed: Placement) -> bool:
     """Whether a half would run on a device; that alone needs a bundle that was verified, for `check_devices`."""
     device = placed.vision.device or "auto"
     on_gpu = bundle.manifest.gpu_graphs and device != "cpu" and choose_vision(device, vision_devices())
-    return bool(placed.decoder.gpu_layers or on_gpu)
+    return bool(placed.decoder.uses_gpu or on_gpu)
 
 
 def known_verdicts(directory: Path | None) -> list[DeviceVerdict]:
@@ -133,15 +135,20 @@ def known_verdicts(directory: Path | None) -> list[DeviceVerdict]:
 def _trials(bundle: Bundle, placed: Placement) -> Iterator[_Trial]:
     """Of each half that would not run on the processor."""
     options = placed.decoder
-    if options.gpu_layers:
+    if options.uses_gpu:
         layers, gpus = choose_layers(bundle.decoder_path, options)
         facts = [(gpu.name, gpu.description) for gpu in gpus]
-        formats = (layers, options.cache_type, options.value_type, options.uses_flash, options.rows_at_once)
+        formats: tuple[Any, ...] = (
+            layers, options.cache_type, options.value_type, options.uses_flash, options.rows_at_once,
+        )  # fmt: skip
+        if options.offload_prompts is not None:
+            formats = (*formats, options.offload_prompts)
         yield _Trial(
             "decoder", ",".join(gpu.name for gpu in gpus),
             f"{facts} {formats} {bundle.hashes[bundle.decoder_path.name]}",
-            options.device not in (None, "auto") or placed.gpu is None,
-            try_layers, (str(bundle.directory), dataclasses.asdict(replace(options, gpu_layers=layers))),
+            not placed.measured and (options.device not in (None, "auto") or placed.gpu is None),
+            placed.measured, try_layers,
+            (str(bundle.directory), dataclasses.asdict(replace(options, gpu_layers=layers))),
         )  # fmt: skip
     device = placed.vision.device or "auto"
     if device == "cpu" or not bundle.manifest.gpu_graphs:
@@ -149,7 +156,7 @@ def _trials(bundle: Bundle, placed: Placement) -> Iterator[_Trial]:
     for chosen in choose_vision(device, vision_devices())[:1]:
         about = f"{chosen.name} {chosen.description} {chosen.version}, {sorted(bundle.manifest.gpu_graphs)}"
         yield _Trial(
-            "vision", chosen.name, f"{about}, {bundle.hashes}", device != "auto",
+            "vision", chosen.name, f"{about}, {bundle.hashes}", device != "auto", False,
             try_tower, (str(bundle.directory), chosen.name),
         )  # fmt: skip
 
@@ -157,17 +164,17 @@ def _trials(bundle: Bundle, placed: Placement) -> Iterator[_Trial]:
 def _without(placed: Placement, half: str) -> Placement:
     """With this half on the processor."""
     if half == "decoder":
-        return replace(placed, decoder=replace(placed.decoder, gpu_layers=0))
+        return replace(placed, decoder=replace(placed.decoder, gpu_layers=0, offload_prompts=None))
     return replace(placed, vision=replace(placed.vision, device="cpu"))
 
 
-def _accepts(verdict: DeviceVerdict, *, named: bool) -> bool:
-    if verdict.fault and named:
+def _accepts(verdict: DeviceVerdict, trial: _Trial) -> bool:
+    if verdict.fault and trial.named:
         raise BackendError(
             f"{verdict.device} does not work for the {verdict.half} on this machine: {verdict.fault}; "
             "choose another device, or cpu"
         )
-    if named or verdict.is_worth_it:
+    if trial.named or verdict.is_worth_it or (trial.measured and not verdict.fault):
         return True
     logger.log(logging.WARNING if verdict.fault else logging.INFO, "%s; the CPU is used", verdict)
     return False

@@ -43,6 +43,8 @@ class GpuPlan:
     reason: str
     shared: bool = False
     """Whether it is main memory: what is used there is not free for the processor."""
+    prompts: bool = False
+    """Whether prompts are computed there for layers that are not."""
 
 
 def plan_gpu(
@@ -55,11 +57,14 @@ def plan_gpu(
     flash_attention: bool = True,
     vision_bytes: int | None,
     vision_first: bool = False,
+    most: int | None = None,
+    prompts: bool = False,
 ) -> GpuPlan:
     """As many layers as the free memory holds with their KV cache and work space; the vision tower if it fits beside.
 
     `context` and `batch` are in tokens; `vision_bytes` are the vision graph's weights, None if it stays on the
-    processor anyway; `vision_first` sets its memory aside before layers are counted.
+    processor anyway; `vision_first` sets its memory aside before layers are counted. No more than `most` layers; with
+    `prompts` those of none are computed there if there is room for that.
 
     Layers come first where not everything fits. They pay with every token of every answer; the tower pays once for a
     image that was never seen before, since embeddings and decoder states are kept. For 8B its 1.8 GB are worth 11
@@ -69,17 +74,20 @@ def plan_gpu(
     needs = [
         gpu_bytes(
             figures, layers, context=context, cache_element_bytes=cache_element_bytes, batch=batch,
-            flash_attention=flash_attention,
+            flash_attention=flash_attention, prompts=prompts,
         )
-        for layers in range(of + 1)
+        for layers in range((of if most is None else min(of, most)) + 1)
     ]  # fmt: skip
     tower = None if vision_bytes is None else vision_bytes + _VISION_WORK
     left = room - tower if tower and vision_first else room
-    layers = max(count for count, need in enumerate(needs) if need <= max(left, 0))
+    fitting = [count for count, need in enumerate(needs) if need <= max(left, 0)]
+    if not fitting:
+        prompts, needs[0], fitting = False, 0, [0]
+    layers = fitting[-1]
     vision = tower is not None and needs[layers] + tower <= room
     used = needs[layers] + (tower if tower and vision else 0)
-    reason = _reason(layers, of, vision, tower, free_bytes)
-    return GpuPlan(layers, of, vision, used, free_bytes, reason)
+    reason = _reason(layers, of, vision, tower, free_bytes, prompts=prompts, wanted=layers == most)
+    return GpuPlan(layers, of, vision, used, free_bytes, reason, prompts=prompts)
 
 
 def gpu_bytes(
@@ -90,16 +98,17 @@ def gpu_bytes(
     cache_element_bytes: float = _F16,
     batch: int = 512,
     flash_attention: bool = True,
+    prompts: bool = False,
 ) -> int:
-    """Bytes of graphics memory that `layers` layers take with KV cache and work space.
+    """Bytes of graphics memory that `layers` layers take with KV cache and work space; 0 for none without `prompts`.
 
     With fewer than all, llama.cpp copies matrices of the others there during prefill; the largest block is counted
     for them, which is more than its largest matrix.
     """
-    if layers == 0:
+    if layers == 0 and not prompts:
         return 0
-    blocks = min(layers, figures.layers + 1) - 1
-    weights = figures.other_bytes + sum(figures.layer_bytes[figures.layers - blocks :])
+    blocks = max(min(layers, figures.layers + 1) - 1, 0)
+    weights = (figures.other_bytes if layers else 0) + sum(figures.layer_bytes[figures.layers - blocks :])
     cached = figures.kv_bytes(context, cache_element_bytes) * blocks // max(figures.layers, 1)
     copies = 0 if blocks == figures.layers else max(figures.layer_bytes)
     work = work_bytes(figures, context=context, batch=batch, flash_attention=flash_attention)
@@ -126,12 +135,18 @@ def reserve(free_bytes: int) -> int:
     return max(_LEAST_RESERVE, int(_RESERVE * free_bytes))
 
 
-def _reason(layers: int, of: int, vision: bool, tower: int | None, free_bytes: int) -> str:
+def _reason(
+    layers: int, of: int, vision: bool, tower: int | None, free_bytes: int, *, prompts: bool, wanted: bool
+) -> str:
     free = f"{free_bytes / 1e9:.1f} GB of graphics memory"
     if layers == of:
         decoder = f"the whole decoder fits in {free}"
+    elif layers and wanted:
+        decoder = f"{layers} of {of} layers, which was measured to be fastest, fit in {free}"
     elif layers:
         decoder = f"{layers} of {of} layers fit in {free}"
+    elif prompts:
+        decoder = f"prompts are computed in {free}, answers by the processor"
     else:
         decoder = f"no layer fits in {free}"
     if tower is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ayaedge.bundle import Bundle
 from ayaedge.cache.options import NO_CACHE, CacheOptions
@@ -11,13 +13,13 @@ from ayaedge.decoder.gguf_header import read_figures
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import BackendError, InvalidOptionError
 from ayaedge.files import can_read
-from ayaedge.hardware.devices import Device, Gpu, choose_decoder, decoder_gpus
+from ayaedge.hardware.devices import BACKENDS, Device, Gpu, choose_decoder, decoder_gpus
 from ayaedge.hardware.driver_trial import settle_drivers
 from ayaedge.hardware.machine import memory
 from ayaedge.hardware.vision_devices import choose_vision, vision_devices
 from ayaedge.planning.costs import cache_element_bytes
 from ayaedge.planning.gpu_plan import GpuPlan, plan_gpu
-from ayaedge.planning.profile import MACHINE, Profile, load_profile, profile_path
+from ayaedge.planning.profile import MACHINE, Profile, Settings, load_profile, profile_path
 from ayaedge.vision.session import VisionOptions
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ class Placement:
     """What was measured of the bundle on this machine before."""
     gpu: GpuPlan | None
     """What goes to graphics memory; None where there is none, or the options say it."""
+    measured: bool = False
+    """Whether `ayaedge tune` found the decoder's device and layers to be the fastest."""
 
 
 def resolve(
@@ -61,21 +65,60 @@ def resolve(
     profile = load_profile(profile_path(root, bundle)) if root and known else None
     decoder = profile.apply(decoder) if profile else decoder
     decoder = replace(decoder, device=decoder.device or device)
+    tuned = _tuned_places(profile, decoder)
+    decoder = tuned.places(decoder) if tuned else decoder
     named = vision.device not in (None, "auto")
     vision = replace(vision, device=vision.device or _vision_device(device, bundle))
-    gpus = choose_decoder(decoder.device or "auto", decoder_gpus()) if decoder.gpu_layers is None else []
+    open_places = decoder.gpu_layers is None or (tuned is not None and decoder.uses_gpu)
+    gpus = choose_decoder(decoder.device or "auto", decoder_gpus()) if open_places else []
     if not gpus:
-        return Placement(decoder, vision, profile, None)
-    plan = _plan(bundle, decoder, vision, gpus)
+        return Placement(decoder, vision, profile, None, tuned is not None)
+    plan = plan_decoder(bundle, decoder, vision, gpus)
     logger.info("%s", plan.reason)
-    if plan.layers == 0 and decoder.device != "auto":
+    if plan.layers == 0 and not plan.prompts and decoder.device != "auto":
         logger.warning("the decoder runs on the processor: %s", plan.reason)
     if not plan.vision and not named:
         vision = replace(vision, device="cpu")
-    return Placement(replace(decoder, gpu_layers=plan.layers), vision, profile, plan)
+    prompts = decoder.offload_prompts and (plan.prompts or plan.layers > 0)
+    decoder = replace(decoder, gpu_layers=plan.layers, offload_prompts=prompts)
+    return Placement(decoder, vision, profile, plan, tuned is not None)
 
 
-def _plan(bundle: Bundle, decoder: DecoderOptions, vision: VisionOptions, gpus: list[Gpu]) -> GpuPlan:
+def other_places(bundle: Bundle, placed: Placement, options: DecoderOptions) -> Iterator[dict[str, Any]]:
+    """Where the decoder could run beside the processor, as far as there is room and `options` leave it open.
+
+    Gives `device`, `gpu_layers` and `offload_prompts` for each kind of device: as many layers as it holds, half of all,
+    and prompts alone.
+    """
+    asked = placed.decoder.device or "auto"
+    if options.gpu_layers is not None or options.offload_prompts is not None or asked == "cpu":
+        return
+    there = decoder_gpus()
+    for backend in BACKENDS:
+        if asked not in ("auto", backend) or backend not in [gpu.backend for gpu in there]:
+            continue
+        gpus = choose_decoder(backend, there)
+        plan = plan_decoder(bundle, replace(options, device=backend), placed.vision, gpus)
+        for layers in sorted({plan.layers, min(plan.layers, plan.of // 2)} - {0}, reverse=True):
+            yield {"device": backend, "gpu_layers": layers, "offload_prompts": False}
+        prompts = replace(options, device=backend, gpu_layers=0, offload_prompts=True)
+        if plan_decoder(bundle, prompts, placed.vision, gpus).prompts:
+            yield {"device": backend, "gpu_layers": 0, "offload_prompts": True}
+
+
+def _tuned_places(profile: Profile | None, decoder: DecoderOptions) -> Settings | None:
+    """What was measured to be fastest, if the options leave open where layers and prompts go."""
+    settings = profile.settings if profile else None
+    if settings is None or settings.device is None or decoder.gpu_layers is not None:
+        return None
+    if decoder.offload_prompts is not None or decoder.device not in ("auto", settings.device):
+        return None
+    there = settings.device == "cpu" or settings.device in [gpu.backend for gpu in decoder_gpus()]
+    return settings if there else None
+
+
+def plan_decoder(bundle: Bundle, decoder: DecoderOptions, vision: VisionOptions, gpus: list[Gpu]) -> GpuPlan:
+    """How many layers these processors hold, at most those that the options name, and whether the tower fits beside."""
     manifest = bundle.manifest
     device = vision.device or "auto"
     graphs = list(manifest.gpu_graphs.values())
@@ -90,6 +133,8 @@ def _plan(bundle: Bundle, decoder: DecoderOptions, vision: VisionOptions, gpus: 
         flash_attention=replace(decoder, gpu_layers=-1).uses_flash,
         vision_bytes=manifest.graph_bytes(graphs[0]) if tower else None,
         vision_first=tower and device != "auto",
+        most=decoder.gpu_layers,
+        prompts=bool(decoder.offload_prompts),
     )
     return replace(plan, shared=shared)
 

@@ -30,6 +30,9 @@ _MOST_SECONDS = 1e6
 """That a tile or a token takes, on the slowest machine: days."""
 
 
+_FOR_ANY_DEVICE = ("repack", "threads", "threads_batch", "ubatch_size")
+
+
 @dataclass(frozen=True)
 class Settings:
     """What is tuned; the names are those of `DecoderOptions`."""
@@ -38,6 +41,22 @@ class Settings:
     threads: int
     threads_batch: int
     ubatch_size: int
+    device: str | None = None
+    """`cpu`, or what holds the layers or computes prompts; None if devices were not compared."""
+    gpu_layers: int | None = None
+    offload_prompts: bool | None = None
+
+    def places(self, options: DecoderOptions) -> DecoderOptions:
+        """`options` with device, layers and prompts as these are."""
+        if self.device is None:
+            return options
+        device, layers, prompts = self.device, self.gpu_layers, self.offload_prompts
+        return dataclasses.replace(options, device=device, gpu_layers=layers, offload_prompts=prompts)  # type: ignore[arg-type]
+
+    def apply(self, options: DecoderOptions) -> DecoderOptions:
+        """`options` with all of it; devices as they were if these were not compared."""
+        tuned = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return dataclasses.replace(options, **tuned)
 
 
 @dataclass(frozen=True)
@@ -51,10 +70,13 @@ class Profile:
     """The kernel that the speeds were measured with; with another they say nothing."""
 
     def apply(self, options: DecoderOptions) -> DecoderOptions:
-        """`options` with the tuned value wherever they leave one open; no repacked weights for a kernel by name."""
+        """`options` with the tuned value wherever they leave one open; no repacked weights for a kernel by name.
+
+        Devices are for `placement` to choose.
+        """
         if self.settings is None:
             return options
-        tuned = dataclasses.asdict(self.settings)
+        tuned = {name: getattr(self.settings, name) for name in _FOR_ANY_DEVICE}
         if options.threads is not None:  # given for both kinds of work
             tuned["threads_batch"] = options.threads
         if asked_acceleration(options) not in ("auto", "off"):
@@ -113,6 +135,7 @@ def _profile(values: Any) -> Profile:
             whole_number("threads_batch", profile.settings.threads_batch, least=1),
             whole_number("ubatch_size", profile.settings.ubatch_size, least=1),
         )
+        profile.settings.apply(DecoderOptions())
     profile.apply(DecoderOptions())  # which knows how many there may be
     return profile
 

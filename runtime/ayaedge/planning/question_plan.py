@@ -95,7 +95,7 @@ def _placed(
     known, said = recall_devices(verified(bundle, cache.root), placed, cache.root)
     if known != placed:  # what is left alone takes no graphics memory
         placed = resolve(
-            bundle, device, decoder if known.decoder.gpu_layers else known.decoder, known.vision, cache
+            bundle, device, decoder if known.decoder.uses_gpu else known.decoder, known.vision, cache
         )
     return placed, said
 

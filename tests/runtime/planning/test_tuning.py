@@ -16,11 +16,17 @@ from ayaedge import AyaVision, BackendError, CacheOptions, DecoderOptions
 from ayaedge.bundle import demo_bundle, read_bundle
 from ayaedge.cache.verified import verified
 from ayaedge.cli.plan import _trial_table
+from ayaedge.decoder import weights
 from ayaedge.decoder.acceleration import usable_kernels
+from ayaedge.decoder.gguf_header import read_figures
 from ayaedge.decoder.repacking import repacking_of
+from ayaedge.hardware.devices import Device, Gpu
 from ayaedge.hardware.probes import Result, Verdicts
 from ayaedge.hardware.speeds import Speeds
-from ayaedge.planning import tuning
+from ayaedge.planning import device_check, placement, tuning
+from ayaedge.planning.device_check import check_devices
+from ayaedge.planning.gpu_plan import gpu_bytes, reserve
+from ayaedge.planning.placement import other_places, resolve
 from ayaedge.planning.profile import Profile, Settings, load_profile, profile_path, save_profile
 from ayaedge.planning.tuning import Trial, _fastest, tune
 
@@ -134,3 +140,102 @@ def test_speeds_of_another_kernel_are_measured_anew(tmp_path: Path) -> None:
         known = load_profile(path)
         assert known is not None
         assert (known.speeds == slow, known.acceleration) == (believed, "off")
+
+
+GPU = Gpu("CUDA0", "made up", "cuda", 9 * 10**9, 8 * 10**9)
+
+
+@pytest.fixture
+def made_up_gpu(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
+    """What trials of it give, in turns; its speeds are made up as well."""
+    verdicts: list[Result] = [Result({"kl": 1e-7, "gain": 0.5})]
+    for module in (placement, weights):
+        monkeypatch.setattr(module, "decoder_gpus", lambda: [GPU])
+    monkeypatch.setattr(tuning, "measure", probed.measure_by_place)
+    monkeypatch.setattr(tuning, "measure_growth", probed.measure_growth_of_nothing)
+    monkeypatch.setattr(device_check, "probe", lambda *_, seconds: verdicts[0])
+    return verdicts
+
+
+def places(trials: list[Trial]) -> dict[tuple[str | None, int | None, bool | None], Trial]:
+    found = [(trial.settings, trial) for trial in trials]
+    return {(one.device, one.gpu_layers, one.offload_prompts): trial for one, trial in found}
+
+
+def test_devices_layers_and_prompts_alone_are_compared_and_the_fastest_is_used(
+    made_up_gpu: list[Result], tmp_path: Path
+) -> None:
+    cache = CacheOptions(directory=tmp_path)
+    profile, trials = tune(DEMO, DecoderOptions(), cache=cache)
+    every = read_figures(DEMO.decoder_path).layers + 1
+    assert set(places(trials)) == {
+        ("cpu", 0, False), ("cuda", every, False), ("cuda", every // 2, False), ("cuda", 0, True),
+    }  # fmt: skip
+    assert profile.settings is not None
+    best = profile.settings
+    assert (best.device, best.gpu_layers, best.offload_prompts) == ("cuda", 0, True), (
+        "prompts there, answers here"
+    )
+    assert profile.acceleration == "off"
+
+    assert cache.root is not None
+    save_profile(profile_path(cache.root, DEMO), profile)
+    placed = check_devices(DEMO, resolve(DEMO, cache=cache), cache.root)
+    used = placed.decoder
+    assert (used.device, used.gpu_layers, used.offload_prompts) == ("cuda", 0, True)
+    assert placed.gpu is not None
+    assert placed.gpu.bytes_used > 0
+    assert "prompts are computed in 8.0 GB of graphics memory" in placed.gpu.reason
+    for device, options in (("cpu", None), ("auto", DecoderOptions(gpu_layers=2))):
+        chosen = resolve(DEMO, device, options, cache=cache).decoder  # type: ignore[arg-type]
+        assert chosen.offload_prompts is None
+        assert chosen.gpu_layers == (2 if options else None)
+
+
+def test_a_device_that_is_wrong_is_not_measured_and_one_that_breaks_later_is_left_alone(
+    made_up_gpu: list[Result], tmp_path: Path
+) -> None:
+    made_up_gpu[0] = Result({"kl": 1.0, "gain": 9.0})
+    profile, trials = tune(DEMO, DecoderOptions(), cache=CacheOptions(directory=tmp_path / "another"))
+    assert profile.settings is not None
+    assert profile.settings.device == "cpu"
+    refused = [trial for trial in trials if trial.fault]
+    assert len(refused) == 3
+    assert all("results are wrong" in str(trial.fault) for trial in refused)
+
+    other = CacheOptions(directory=tmp_path / "broken")
+    assert other.root is not None
+    right = Settings(False, 1, 1, 256, "cuda", 0, True)
+    save_profile(profile_path(other.root, DEMO), Profile(Speeds(1, 1, 0, 1, 0), right))
+    used = check_devices(DEMO, resolve(DEMO, cache=other), other.root).decoder
+    assert (used.gpu_layers, used.uses_gpu) == (0, False)
+
+
+def test_what_was_tuned_takes_no_more_than_is_free_now(
+    made_up_gpu: list[Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = CacheOptions(directory=tmp_path)
+    settings = Settings(False, 1, 1, 256, "cuda", 5, False)
+    assert cache.root is not None
+    save_profile(profile_path(cache.root, DEMO), Profile(Speeds(1, 1, 0, 1, 0), settings))
+    assert resolve(DEMO, cache=cache).decoder.gpu_layers == 5
+    figures = read_figures(DEMO.decoder_path)
+    context = DecoderOptions().context_of(DEMO.manifest.decoder.context_length)
+    room = reserve(0) + gpu_bytes(figures, 3, context=context, batch=256)
+    cramped = dataclasses.replace(GPU, free_bytes=room)
+    monkeypatch.setattr(placement, "decoder_gpus", lambda: [cramped])
+    assert resolve(DEMO, cache=cache).decoder.gpu_layers == 3
+    monkeypatch.setattr(placement, "decoder_gpus", list)
+    assert resolve(DEMO, cache=cache).decoder.gpu_layers is None, (
+        "without the device as if nothing was measured"
+    )
+
+
+def test_layers_or_a_device_by_name_leave_nothing_else_to_compare(made_up_gpu: list[Result]) -> None:
+    def compared(device: Device, options: DecoderOptions) -> set[str]:
+        return {place["device"] for place in other_places(DEMO, resolve(DEMO, device, options), options)}
+
+    assert compared("auto", DecoderOptions()) == compared("cuda", DecoderOptions()) == {"cuda"}
+    assert compared("cpu", DecoderOptions()) == set()
+    assert compared("auto", DecoderOptions(gpu_layers=2)) == set()
+    assert compared("auto", DecoderOptions(gpu_layers=0, offload_prompts=True)) == set()
