@@ -9,7 +9,6 @@ import os
 import struct
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +123,21 @@ def load_and_wait(directory: str, options: dict[str, Any]) -> Iterator[dict[str,
                 yield {"fault": str(error)}
 
 
+def plan_and_load(directory: str, choices: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """MiB that a plan says of each of these options, and llama.cpp's log, when a decoder is loaded with them."""
+    bundle = read_bundle(directory)
+    figures = read_figures(bundle.decoder_path)
+    for choice in choices:
+        options = DecoderOptions(**choice)
+        with sizes_in_the_log() as sizes, Decoder(bundle.decoder_path, bundle.manifest, options) as decoder:
+            layers = decoder.gpu_layers
+        planned = gpu_bytes(
+            figures, layers, context=options.context_of(bundle.manifest.decoder.context_length),
+            batch=options.rows_at_once, prompts=bool(options.offload_prompts),
+        )  # fmt: skip
+        yield {"layers": layers, "planned": planned / 2**20, "taken": sum(sizes.values())}
+
+
 def load_and_answer(directory: str, choices: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Load a decoder with each of these options, and decode a prompt of six tokens and two more.
 
@@ -150,8 +164,7 @@ def load_and_answer(directory: str, choices: list[dict[str, Any]]) -> Iterator[d
                 exact = _logits(decoder)
         planned = gpu_bytes(
             figures, layers, context=options.context_of(bundle.manifest.decoder.context_length),
-            batch=options.rows_at_once, flash_attention=replace(options, gpu_layers=-1).uses_flash,
-            prompts=bool(options.offload_prompts),
+            batch=options.rows_at_once,
         )  # fmt: skip
         yield {
             "asked": options.gpu_layers, "layers": layers, "warned": warned, "kl": divergence(exact, logits),

@@ -35,7 +35,9 @@ def tokens(decoder: Decoder, count: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(count).integers(0, decoder.vocabulary.size, count)]
 
 
-def compare(directory: str, layers: list[int], count: int) -> Iterator[dict[str, Any]]:
+def compare(
+    directory: str, layers: list[int], count: int, options: dict[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
     """Of each number of layers: layers that are there, KL divergence to the processor, and whether greedy tokens agree.
 
     Logits of `count` tokens in one prompt, and of eight that are chosen greedily behind them.
@@ -43,7 +45,7 @@ def compare(directory: str, layers: list[int], count: int) -> Iterator[dict[str,
     with open_decoder(directory, 0) as decoder:
         exact, chosen = _answer(decoder, count, None)
     for number in layers:
-        with open_decoder(directory, number) as decoder:
+        with open_decoder(directory, number, **options or {}) as decoder:
             logits, _ = _answer(decoder, count, chosen)
             greedy = [int(row.argmax()) for row in logits[:-1]]
             clear = [_margin(row) > 0.02 for row in exact[:-1]]  # ties may fall either way

@@ -28,6 +28,7 @@ static PFN_vkGetDeviceProcAddr next_device;
 static PFN_vkAllocateMemory next_allocate;
 static PFN_vkFreeMemory next_free;
 static PFN_vkGetPhysicalDeviceMemoryProperties2 next_properties;
+static PFN_vkEnumerateDeviceExtensionProperties next_extensions;
 static VkInstance instance;
 
 static struct device *counts(void) {
@@ -88,6 +89,20 @@ static void properties(VkPhysicalDevice device, VkPhysicalDeviceMemoryProperties
         }
 }
 
+/* The budget is an extension that real drivers have, and this one has not. */
+static VkResult extensions(VkPhysicalDevice device, const char *layer, uint32_t *count, VkExtensionProperties *found) {
+    uint32_t own = 0, room = *count;
+    VkResult result = next_extensions(device, layer, &own, NULL);
+    if (result != VK_SUCCESS || layer) return layer ? next_extensions(device, layer, count, found) : result;
+    *count = own + 1;
+    if (!found) return VK_SUCCESS;
+    if (room <= own) return VK_INCOMPLETE;
+    result = next_extensions(device, NULL, &own, found);
+    strcpy(found[own].extensionName, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
+    found[own].specVersion = 1;
+    return result;
+}
+
 static VkResult make_instance(const VkInstanceCreateInfo *info, const VkAllocationCallbacks *calls, VkInstance *made) {
     VkLayerInstanceCreateInfo *chain = (void *)info->pNext;
     while (chain->sType != VK_STRUCTURE_TYPE_LOADER_INSTANCE_CREATE_INFO || chain->function != VK_LAYER_LINK_INFO)
@@ -98,6 +113,8 @@ static VkResult make_instance(const VkInstanceCreateInfo *info, const VkAllocati
     instance = *made;
     next_properties = (PFN_vkGetPhysicalDeviceMemoryProperties2)next_instance(
         *made, "vkGetPhysicalDeviceMemoryProperties2"); /* now: later the loader would give this layer's own */
+    next_extensions = (PFN_vkEnumerateDeviceExtensionProperties)next_instance(
+        *made, "vkEnumerateDeviceExtensionProperties");
     return result;
 }
 
@@ -133,5 +150,6 @@ PFN_vkVoidFunction small_device_instance(VkInstance of, const char *name) {
     if (!strcmp(name, "vkFreeMemory")) return (PFN_vkVoidFunction)release;
     if (!strcmp(name, "vkGetPhysicalDeviceMemoryProperties2") || !strcmp(name, "vkGetPhysicalDeviceMemoryProperties2KHR"))
         return (PFN_vkVoidFunction)properties;
+    if (!strcmp(name, "vkEnumerateDeviceExtensionProperties")) return (PFN_vkVoidFunction)extensions;
     return next_instance ? next_instance(of, name) : NULL;
 }

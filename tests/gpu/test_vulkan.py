@@ -15,8 +15,9 @@ from typing import Any, get_args
 
 import pytest
 
-from ayaedge import BackendError
-from ayaedge.bundle import Bundle, demo_bundle
+from ayaedge import BackendError, CacheOptions
+from ayaedge.bundle import Bundle, demo_bundle, read_bundle
+from ayaedge.cache.verified import verified
 from ayaedge.decoder.device_trial import try_layers
 from ayaedge.decoder.gguf_file import read_header
 from ayaedge.decoder.gguf_header import read_figures
@@ -24,8 +25,11 @@ from ayaedge.decoder.options import FLOAT_TYPES, CacheType, DecoderOptions
 from ayaedge.hardware.devices import decoder_gpus
 from ayaedge.hardware.probes import Probe, probe
 from ayaedge.manifest import EmbeddingTable, Manifest
-from ayaedge.planning.device_check import LARGEST_KL
+from ayaedge.planning.device_check import LARGEST_KL, check_devices
 from ayaedge.planning.gpu_plan import gpu_bytes
+from ayaedge.planning.placement import resolve
+from ayaedge.planning.profile import profile_path, save_profile
+from ayaedge.planning.tuning import tune
 from ayaedge_export.exporter import export_checkpoint
 from on_vulkan import (
     answer_at_once,
@@ -245,3 +249,40 @@ def test_a_driver_that_ends_the_process_is_an_error_if_named(
     with pytest.raises(BackendError, match="ended the process that tried it"):
         probe(answers, None, str(IMAGE), "vulkan", 0, seconds=SECONDS)
     assert probe(answers, None, str(IMAGE), "auto", 0, seconds=SECONDS).value[0] == "2675"
+
+
+def test_tune_compares_the_device_with_all_half_and_prompts_alone_and_the_fastest_answers(
+    tmp_path: Path,
+) -> None:
+    cache = CacheOptions(directory=tmp_path)
+    bundle = verified(read_bundle(demo_bundle()), cache.root)
+    profile, trials = tune(bundle, DecoderOptions(), cache=cache)
+    every = read_figures(bundle.decoder_path).layers + 1
+    measured = {
+        (one.settings.device, one.settings.gpu_layers, one.settings.offload_prompts): one.work_seconds
+        for one in trials
+        if one.fault is None and one.death is None
+    }
+    print(measured)
+    assert set(measured) == {
+        ("cpu", 0, False), ("vulkan", every, False), ("vulkan", every // 2, False), ("vulkan", 0, True),
+    }  # fmt: skip
+    last = trials[-2:]  # batches of two sizes, in the best place
+    assert profile.settings == min(last, key=lambda trial: trial.work_seconds or 0.0).settings
+    assert profile.settings is not None
+    assert cache.root is not None
+    save_profile(profile_path(cache.root, bundle), profile)
+    placed = check_devices(bundle, resolve(bundle, cache=cache), cache.root).decoder
+    assert placed.uses_gpu == (profile.settings.device != "cpu")
+
+
+@pytest.mark.parametrize("count", [20, 300])
+def test_prompts_alone_on_the_device_give_the_processors_answers(count: int) -> None:
+    options = {"offload_prompts": True, "flash_attention": False}  # as on the processor
+    with Probe(compare, str(demo_bundle()), [0], count, options) as child:
+        result = child.ask(SECONDS)
+    assert result.death is None, result.said
+    print(count, result.value)
+    assert result.value["layers"] == 0
+    assert (result.value["kl"] <= QUANTIZED, result.value["same"]) == (True, True)
+    assert (result.value["kl"] > 0) == (count >= 32), "shorter batches stay on the processor"

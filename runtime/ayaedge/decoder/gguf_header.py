@@ -42,6 +42,8 @@ class DecoderFigures:
     """Weights of each block."""
     other_bytes: int
     """Token embeddings, which are the output head too, and the last norm."""
+    largest_bytes: int = 0
+    """The largest matrix of a block; 0 if that is not known."""
 
     @property
     def weight_bytes(self) -> int:
@@ -89,7 +91,7 @@ class _Figures:
         layers, hidden = self._layers(arch), self._number(f"{arch}.embedding_length")
         heads = self._number(f"{arch}.attention.head_count")
         window = self._optional(f"{arch}.attention.sliding_window") or None
-        blocks, other = self._weights(layers)
+        blocks, other, largest = self._weights(layers)
         return DecoderFigures(
             architecture=arch, layers=layers, hidden=hidden, heads=heads,
             kv_heads=self._optional(f"{arch}.attention.head_count_kv") or heads,
@@ -97,7 +99,7 @@ class _Figures:
             feed_forward=self._number(f"{arch}.feed_forward_length"),
             vocab_size=self._vocabulary(arch),
             window=window, window_pattern=self._pattern(arch, layers, sliding=window is not None),
-            layer_bytes=blocks, other_bytes=other,
+            layer_bytes=blocks, other_bytes=other, largest_bytes=largest,
         )  # fmt: skip
 
     def _layers(self, arch: str) -> int:
@@ -144,9 +146,9 @@ class _Figures:
         step = self._optional(key) or _DEFAULT_PATTERN
         return tuple(block % step < step - 1 for block in range(layers))
 
-    def _weights(self, layers: int) -> tuple[tuple[int, ...], int]:
-        """Bytes of each block's tensors, and of all others."""
-        blocks, other = [0] * layers, 0
+    def _weights(self, layers: int) -> tuple[tuple[int, ...], int, int]:
+        """Bytes of each block's tensors, of all others, and of the largest of a block."""
+        blocks, other, largest = [0] * layers, 0, 0
         for tensor in self._header.tensors:
             size = tensor.nbytes
             block = re.match(r"blk\.(\d{1,9})\.", tensor.name)
@@ -156,8 +158,9 @@ class _Figures:
                 other += size
             elif int(block[1]) < layers:
                 blocks[int(block[1])] += size
+                largest = max(largest, size)
             else:
                 self.faults.append(f"{tensor.name} belongs to none of {layers} blocks")
         if 0 in blocks:
             self.faults.append(f"block {blocks.index(0)} has no weights")
-        return tuple(blocks), other
+        return tuple(blocks), other, largest

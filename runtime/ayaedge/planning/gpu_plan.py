@@ -25,6 +25,10 @@ _MASK = 2
 """Bytes of an element of an attention mask."""
 
 
+_PIECES = 1.1
+"""By how much a compute buffer grows that is used in more than one piece."""
+
+
 _F16 = 2.0
 
 
@@ -102,17 +106,44 @@ def gpu_bytes(
 ) -> int:
     """Bytes of graphics memory that `layers` layers take with KV cache and work space; 0 for none without `prompts`.
 
-    With fewer than all, llama.cpp copies matrices of the others there during prefill; the largest block is counted
-    for them, which is more than its largest matrix.
+    With fewer than all, llama.cpp computes prompts there too, and copies what the others need: one matrix after the
+    other, and one layer's KV cache.
     """
     if layers == 0 and not prompts:
         return 0
     blocks = max(min(layers, figures.layers + 1) - 1, 0)
     weights = (figures.other_bytes if layers else 0) + sum(figures.layer_bytes[figures.layers - blocks :])
     cached = figures.kv_bytes(context, cache_element_bytes) * blocks // max(figures.layers, 1)
-    copies = 0 if blocks == figures.layers else max(figures.layer_bytes)
     work = work_bytes(figures, context=context, batch=batch, flash_attention=flash_attention)
-    return weights + cached + copies + work
+    if blocks < figures.layers:
+        layer = figures.kv_bytes(context, cache_element_bytes) // max(figures.layers, 1)
+        work = _copying_bytes(figures, blocks, work, layer, context, batch, flash_attention=flash_attention)
+    return weights + cached + work
+
+
+def _copying_bytes(
+    figures: DecoderFigures,
+    blocks: int,
+    work: int,
+    layer: int,
+    context: int,
+    batch: int,
+    *,
+    flash_attention: bool,
+) -> int:
+    """Bytes of the compute buffer where some blocks are in main memory, and `layer` is the KV cache of one of those.
+
+    Fitted as `work_bytes`: what is there at once is a matrix with the activations of its product, or a layer's KV
+    cache with one mask; where blocks are on the device, their own work space, which falls into more pieces.
+    """
+    matrix = figures.largest_bytes or max(figures.layer_bytes)
+    if not flash_attention:
+        return work + matrix
+    masks, mask = (1 if figures.window is None else 2), _MASK * batch * context
+    hidden = _ACTIVATIONS * batch * figures.hidden
+    product = matrix + _ACTIVATIONS * batch * figures.feed_forward + 5 * hidden + masks * mask
+    attention = layer + mask + 5 * hidden
+    return max(product, attention, int(_PIECES * work) if blocks else 0) + _ACTIVATIONS * figures.vocab_size
 
 
 def work_bytes(

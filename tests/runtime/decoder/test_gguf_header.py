@@ -43,6 +43,7 @@ def test_the_figures_are_those_of_the_file(tmp_path: Path) -> None:
     assert read_figures(write_file(tmp_path / "a.gguf")) == DecoderFigures(
         architecture="cohere2", layers=4, hidden=64, heads=4, kv_heads=2, head_dim=16, feed_forward=128,
         vocab_size=10, window=16, window_pattern=(True, True, True, False), layer_bytes=(24,) * 4, other_bytes=40,
+        largest_bytes=16,
     )  # fmt: skip
 
 
