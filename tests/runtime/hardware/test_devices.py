@@ -202,7 +202,7 @@ class TestPlan:
             assert gpu_bytes(AYA_8B, plan.layers + 1, context=context) > room
 
     @pytest.mark.parametrize(
-        ("size", "layers", "vision"), [(4, 16, False), (6, 28, False), (8, 33, False), (16, 33, True)]
+        ("size", "layers", "vision"), [(4, 17, False), (6, 29, False), (8, 33, False), (16, 33, True)]
     )
     def test_devices_of_usual_sizes_hold_what_can_be_reckoned_by_hand(
         self, size: int, layers: int, vision: bool
@@ -264,7 +264,7 @@ class TestPlan:
         assert reason(16 * GB) == (
             "the whole decoder fits in 16.0 GB of graphics memory; the vision tower (1.8 GB) fits beside it"
         )
-        assert reason(4 * GB).startswith("16 of 33 layers fit in 4.0 GB")
+        assert reason(4 * GB).startswith("17 of 33 layers fit in 4.0 GB")
         assert reason(4 * GB).endswith("(1.8 GB) does not fit beside it")
         assert reason(0).startswith("no layer fits in 0.0 GB")
         assert reason(8 * GB, None).endswith("the vision tower runs elsewhere")
