@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ayaedge.checks import check_options, instance, make_plain
 from ayaedge_export.decoder.gguf_writer import Advance, BlockSource
 from ayaedge_export.plan import ExportPlan
 from ayaedge_export.resume.journal import Journal
@@ -45,6 +46,10 @@ class Budget:
     choose_types: bool = True
     """Whether tensors may get other types than the format has for them; without it there is no size to aim at."""
 
+    def __post_init__(self) -> None:
+        make_plain(self)
+        check_options(instance("choose_types", self.choose_types, bool))
+
     @property
     def has_size(self) -> bool:
         """Whether it is the user's own."""
@@ -68,6 +73,10 @@ class GptqOptions:
     """Whether Hessians are those of the rounded model's activations, and matmuls aim at the exact model's."""
     tokens: int = MAX_TOKENS
     """Most positions of text and images that are calibrated on."""
+
+    def __post_init__(self) -> None:
+        make_plain(self)
+        check_options(instance("rounded_inputs", self.rounded_inputs, bool))
 
     def settled(self, widest: int) -> GptqOptions:
         """The same for a decoder whose widest linear has so many columns."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ayaedge.bundle import Bundle, read_bundle
-from ayaedge.checks import check_options, whole_number
+from ayaedge.checks import check_options, instance, whole_number
 from ayaedge.decoder.options import MAX_THREADS
 from ayaedge.errors import CheckpointError, ExportError, InvalidOptionError
 from ayaedge.hardware.machine import usable_threads
@@ -108,6 +108,7 @@ def plan_sweep(
 
 def check_plans(plans: Sequence[ExportPlan], *, force: bool = False) -> None:
     """Raise ExportError unless all these bundles can be written, one after the other."""
+    check_options(instance("force", force, bool))
     for plan in plans:
         check_target(plan.target, force=force)
     check_disk(plans[0], extra=sum(plan.disk_bytes for plan in plans[1:]))
@@ -161,7 +162,11 @@ def write_bundle(
     exists, another export writes it, its disk is too small, or the export could not be finished. Nothing is ever left
     under the target's name; what is finished lies next to it for the next try, unless the checkpoint is at fault.
     """
-    check_options(whole_number("threads", threads, least=1, most=MAX_THREADS, optional=True))
+    check_options(
+        instance("force", force, bool),
+        instance("resume", resume, bool),
+        whole_number("threads", threads, least=1, most=MAX_THREADS, optional=True),
+    )
     advance = advance or _ignore
     with (
         _explained(plan, resume=resume),

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import gguf
 from rich.table import Table
 
-from ayaedge.checks import check_options, one_of
+from ayaedge.checks import check_options, instance, one_of
 from ayaedge.errors import ExportError, InvalidOptionError
 from ayaedge.hardware.machine import processor
 from ayaedge.manifest import ON_PROCESSORS_ONLY
@@ -227,7 +227,7 @@ def plan_export(
     override in `quant` that does not fit its tensor or matches none.
     """
     recipe = as_recipe(quant)
-    check_options(scale_fault(logit_scale))
+    check_options(scale_fault(logit_scale), instance("trace", trace, bool))
     vision, *further = _vision_formats(vision, trace=trace)
     if trace and vision != "fp32":
         raise ExportError(

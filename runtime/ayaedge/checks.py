@@ -111,8 +111,8 @@ def one_of(name: str, value: object, choices: Sequence[str], *, optional: bool =
 
 
 def instance(name: str, value: object, kind: type, *, optional: bool = False) -> str | None:
-    """An object of a class."""
-    if (optional and value is None) or isinstance(value, kind):
+    """An object of a class, or numpy's of the same kind."""
+    if (optional and value is None) or isinstance(plain(value), kind):
         return None
     return f"{name} must be a {kind.__name__}, not {shown(value)}"
 

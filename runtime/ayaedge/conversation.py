@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from ayaedge.answers import Answer, StopReason
-from ayaedge.checks import check_options, earlier_name, function, path_of
+from ayaedge.checks import check_options, earlier_name, function, instance, path_of
 from ayaedge.engine.dialogue import Dialogue
 from ayaedge.engine.interface import AnyEngine, OnProgress, no_progress
 from ayaedge.engine.service import Service
@@ -159,6 +159,7 @@ class Conversation:
         from ayaedge.chat_file.archive import write_chat
 
         target = path_of("the file of a conversation", path)
+        check_options(instance("state", state, bool))
 
         def work(engine: AnyEngine, _request: Request[None, None]) -> None:
             root = engine.cache_root

@@ -5,12 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ayaedge import CheckpointError, ExportError, read_bundle
+from ayaedge import CheckpointError, ExportError, InvalidOptionError, read_bundle
 from ayaedge.bundle import check_hashes, demo_bundle
+from ayaedge_export.effort import Budget, GptqOptions
+from ayaedge_export.evaluation.evaluate import evaluate_bundle
+from ayaedge_export.evaluation.verify import verify_bundle
 from ayaedge_export.exporter import export_checkpoint
 from ayaedge_export.manifest import describe_writers
 from ayaedge_export.plan import VISION_FORMATS, plan_export
@@ -55,6 +60,26 @@ def test_a_traced_bundle_is_a_bundle(tiny: Path, tmp_path: Path) -> None:
     assert bundle.manifest.formats.vision == "fp32"
     with pytest.raises(ExportError, match="fp32, not int8"):
         export_checkpoint(tiny, tmp_path / "c", vision="int8", trace=True)
+
+
+@pytest.mark.parametrize("word", ["no", 0])
+def test_what_is_no_truth_value_never_replaces_a_bundle(tiny: Path, tmp_path: Path, word: Any) -> None:
+    bundle = read_bundle(shutil.copytree(demo_bundle(), tmp_path / "b"))
+    before = contents(bundle.directory)
+    calls: dict[str, Callable[[], object]] = {
+        "force": lambda: export_checkpoint(tiny, bundle.directory, force=word),
+        "resume": lambda: export_checkpoint(tiny, tmp_path / "c", resume=word),
+        "trace": lambda: export_checkpoint(tiny, tmp_path / "c", trace=word),
+        "trace ": lambda: verify_bundle(bundle, tiny, trace=word),
+        "images": lambda: evaluate_bundle(bundle, tiny, images=word),
+        "choose_types": lambda: Budget(choose_types=word),
+        "rounded_inputs": lambda: GptqOptions(rounded_inputs=word),
+    }
+    for name, call in calls.items():
+        with pytest.raises(InvalidOptionError, match=f"{name.strip()} must be a bool, not {word!r}"):
+            call()
+    assert contents(bundle.directory) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"b"}
 
 
 def test_progress_covers_every_byte(tiny: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,6 +89,37 @@ def test_truth_values_of_numpy_are_stored_as_pythons_own(kind: Any) -> None:
     for name in FLAGS[kind]:
         assert getattr(kind(**{name: np.True_}), name) is True
         assert getattr(kind(**{name: np.False_}), name) is False
+
+
+NO_TRUTH_VALUES = [np.zeros(3), "no", 1, 0.0]
+"""Python takes each for true or false, or raises an error of numpy's."""
+
+
+@pytest.mark.parametrize("value", NO_TRUTH_VALUES, ids=repr)
+def test_what_is_no_truth_value_is_refused_by_every_option(
+    value: Any, demo_model: AyaVision, tmp_path: Path
+) -> None:
+    """Taken for true, the word "no" would replace what is there."""
+    tried = 0
+    for kind in (getattr(ayaedge, name) for name in ayaedge.__all__):
+        if not (dataclasses.is_dataclass(kind) and isinstance(kind, type)):
+            continue
+        wanted = [field for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+        for field in dataclasses.fields(kind):
+            if str(field.type) in ("bool", "bool | None") and not [one for one in wanted if one.init]:
+                tried += 1
+                with pytest.raises(InvalidOptionError, match=f"{field.name} must be"):
+                    kind(**{field.name: value})
+    assert tried >= 5
+    calls: list[Callable[[], object]] = [
+        lambda: demo_model.chat().save(tmp_path / "a.chat", state=value),
+        lambda: list(demo_model.batch([], "x", overwrite=value)),
+        lambda: list(demo_model.batch([], "x", ahead=value)),
+        lambda: AyaVision.load(isolated=value),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidOptionError, match="must be a bool"):
+            call()
 
 
 WRONG = [

@@ -18,6 +18,7 @@ import numpy as np
 
 from ayaedge.bundle import MANIFEST, Bundle, read_bundle
 from ayaedge.cache.verified import verified
+from ayaedge.checks import check_options, instance
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import BundleError, InvalidOptionError, list_faults
@@ -118,6 +119,7 @@ def evaluate_bundle(
     wholly by transformers; both compute in float32. Raises BundleError, CheckpointError, InvalidOptionError (also for
     a journal of another evaluation) and MissingExtraError.
     """
+    check_options(instance("images", images, bool))
     if not isinstance(against, (Bundle, Checkpoint)):
         against = open_reference(against)
     if isinstance(against, Checkpoint):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ayaedge import ort
 from ayaedge.bundle import Bundle
+from ayaedge.checks import check_options, instance
 from ayaedge.decoder.decoder import Decoder
 from ayaedge.decoder.options import DecoderOptions
 from ayaedge.errors import InvalidOptionError
@@ -83,6 +84,7 @@ def verify_bundle(bundle: Bundle, against: Checkpoint | str | Path, *, trace: bo
     compared with the one that is traced from PyTorch. A bundle whose decoder was merged is compared with the
     checkpoint that `merge_like` gives. Raises CheckpointError, BundleError, MissingExtraError and InvalidOptionError.
     """
+    check_options(instance("trace", trace, bool))
     checkpoint = against if isinstance(against, Checkpoint) else open_checkpoint(against)
     merge = bundle.manifest.source.merge
     if merge and not isinstance(checkpoint, MergedCheckpoint):

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from ayaedge.checks import check_options, instance
 from ayaedge.errors import ImageError, InvalidOptionError
 from ayaedge.files import read_text
 from ayaedge.images.load import count_pages
@@ -41,6 +42,9 @@ class BatchItem:
     """The body of a chat completion; the other fields but `custom_id` are not looked at then."""
     skip: bool = False
     """Whether it is not asked where no answer is known; its row has the stop reason `skipped` then."""
+
+    def __post_init__(self) -> None:
+        check_options(instance("skip", self.skip, bool))
 
     @property
     def file(self) -> Path | None:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from ayaedge import ort
 from ayaedge.cache.prepared_graphs import DATA, GRAPH, PreparedGraphs
 from ayaedge.cancellation import interruptible
-from ayaedge.checks import check_options, make_plain, whole_number
+from ayaedge.checks import check_options, instance, make_plain, whole_number
 from ayaedge.decoder.options import MAX_THREADS
 from ayaedge.errors import BackendError, BundleError, InvalidOptionError
 from ayaedge.hardware.devices import Device
@@ -80,6 +80,7 @@ class VisionOptions:
         check_options(
             whole_number("threads", self.threads, least=1, most=MAX_THREADS, optional=True),
             device_fault("device", self.device, get_args(Device)),
+            instance("verbose", self.verbose, bool),
         )
 
 
