@@ -591,7 +591,7 @@ def test_a_completion_has_our_own_figures_beside_openais() -> None:
     assert result["tiles"] == [5, 1]
     assert result["timings"] == {
         "vision": 0.5, "prefill": 0.25, "first_token": 0.8, "decode": 1.5, "predicted": None, "queued": 0.125,
-        "acceleration": "off",
+        "acceleration": "off", "acceleration_gain": 1.0,
     }  # fmt: skip
 
 
