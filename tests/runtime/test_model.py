@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from ayaedge import (
+    NO_CACHE,
     Answer,
     AnswerStream,
     AyaEdgeError,
@@ -188,6 +192,23 @@ def test_a_closed_model_says_so() -> None:
     model.close()
     with pytest.raises(AyaEdgeError, match="closed"):
         model.ask(QUESTION, images=[SQUARE])
+
+
+def test_a_closed_model_leaves_no_file_and_no_memory_to_garbage_collection() -> None:
+    """A bundle that is still open cannot be removed on Windows, and nobody knows when garbage is collected."""
+    AyaVision.load(cache=NO_CACHE).close()  # what is opened once is open now
+    gc.collect()
+    gc.disable()
+    try:
+        before = psutil.Process().num_fds() if os.name == "posix" else 0
+        model = AyaVision.load(cache=NO_CACHE)
+        engine = weakref.ref(model._engine)
+        model.close()
+        del model
+        assert engine() is None
+        assert (psutil.Process().num_fds() if os.name == "posix" else 0) == before
+    finally:
+        gc.enable()
 
 
 def test_closing_while_another_thread_iterates_is_safe() -> None:

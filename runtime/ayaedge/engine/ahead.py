@@ -27,21 +27,20 @@ class _Job:
 
 
 class Ahead:
-    """Does `encode` for the next question; every method is for the model's thread.
+    """Works for the next question; every method is for the model's thread.
 
     While it works the vision tower is its own: before the model's thread uses it, it calls `take` or `wait`.
     """
 
-    def __init__(self, encode: Callable[[Question], Question]) -> None:
-        self._encode = encode
+    def __init__(self) -> None:
         self._job: _Job | None = None
 
-    def begin(self, question: Question) -> None:
-        """Start with a question, unless another one is being worked for, or has been and is still wanted."""
+    def begin(self, question: Question, encode: Callable[[Question], Question]) -> None:
+        """Start to `encode` a question, unless another one is being worked for, or has been and is still wanted."""
         if self._job is None or self._job.is_for_nothing:
             self._job = _Job(question, Future())
             # a daemon, as the interpreter's exit ends it through its question
-            Thread(target=_work, args=(self._encode, self._job), name="ayaedge ahead", daemon=True).start()
+            Thread(target=_work, args=(encode, self._job), name="ayaedge ahead", daemon=True).start()
 
     def take(self, question: Question) -> Question:
         """A question that begins now, with its images encoded if they are; what went wrong with them is raised.

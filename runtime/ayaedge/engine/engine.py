@@ -76,7 +76,7 @@ class Engine:
         self.encoder = bundle.identity + vision.identity
         """Identifies what decides about an image's embeddings."""
         self._preamble = self.prompts.preamble()
-        self.ahead, self._present = Ahead(self._encode_ahead), list[Segment]()
+        self.ahead, self._present = Ahead(), list[Segment]()
         vocabulary = decoder.vocabulary
         self._agreed: bool | None = None
         self._forms = GrammarVocabulary(
@@ -295,6 +295,10 @@ class Engine:
             self.prefix.forget()  # NaN stays in the cache, and zero times NaN would spoil the next prompt too
             raise
         return ready.answer(written)
+
+    def look_ahead(self, question: Question) -> None:
+        """Have the images of a question that comes next encoded, while the decoder works on the present one."""
+        self.ahead.begin(question, self._encode_ahead)
 
     def _encode_ahead(self, question: Question) -> Question:
         """The same with its images in tiles, and with embeddings as far as its prompt is likely to need them.

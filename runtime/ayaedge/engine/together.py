@@ -133,7 +133,7 @@ class _Together:
     def look_ahead(self) -> None:
         """Have the next question's images encoded, if that is wanted and one waits."""
         if self._looks_ahead and (question := self._questions.peek()) is not None:
-            self._engine.ahead.begin(question)
+            self._engine.look_ahead(question)
 
     def begin(self, question: Question) -> None:
         """Compute a prompt, and its answer's first token; whatever goes wrong is that question's alone."""

@@ -242,21 +242,21 @@ def test_one_question_at_a_time_is_worked_for_ahead() -> None:
             raise OutOfMemoryError("there is not memory enough")
         return question()
 
-    ahead = Ahead(encode)
+    ahead = Ahead()
     for one in asked:
-        ahead.begin(one)
+        ahead.begin(one, encode)
     assert ahead.take(asked[3]) is asked[3]
     assert ahead.take(asked[0]) is not asked[0]
     assert begun == asked[:1]
-    ahead.begin(asked[1])
+    ahead.begin(asked[1], encode)
     with pytest.raises(ImageError):
         ahead.take(asked[1])
-    ahead.begin(asked[2])
+    ahead.begin(asked[2], encode)
     assert ahead.take(asked[2]) is asked[2]  # in its turn there may be
-    ahead.begin(asked[0])
+    ahead.begin(asked[0], encode)
     asked[0].request.cancel()
     ahead.wait()
-    ahead.begin(asked[3])
+    ahead.begin(asked[3], encode)
     assert ahead.take(asked[3]) is not asked[3]
     assert begun == [asked[0], asked[1], asked[2], asked[0], asked[3]]
 
