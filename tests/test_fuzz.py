@@ -67,8 +67,8 @@ SHORT: dict[str, Any] = {"max_tokens": 2}
 LIBTIFF = re.compile(
     r"[\w.]+: |Apparently should be |libtiff should be able |  (Value|-> NumberOfInks|It is not|which is different) "
 )
-"""How the lines begin that libtiff 4.7, inside Pillow, writes to stderr about broken files; some messages have more than
-one. To be mended."""
+"""How the lines begin that libtiff 4.7, inside Pillow, writes to stderr about broken files; some messages have several.
+To be mended."""
 
 FuzzTest = Callable[..., None]
 
