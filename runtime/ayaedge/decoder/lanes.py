@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -213,6 +214,7 @@ def lanes_agree(decoder: Decoder, count: int) -> bool:
 
     With each number of lanes that there may be, since llama.cpp chooses kernels by it. llama.cpp's own flash attention
     is taken for one that does not agree: behind 512 keys, far more than is tried, it computes one token otherwise.
+    OutOfMemoryError if there is no memory for them.
     """
     if decoder.uses_flash and not decoder.attends:
         return False
@@ -222,11 +224,10 @@ def lanes_agree(decoder: Decoder, count: int) -> bool:
     decoder.decode_tokens([_TRIAL % size])
     expected = decoder.last_logits()
     decoder.cut(_TRIAL)
-    lanes = Lanes(decoder, count, _TRIAL + 1)
     try:
-        return all(lanes.agrees_with_one_more(_TRIAL % size, expected) for _ in range(count))
+        with closing(Lanes(decoder, count, _TRIAL + 1)) as lanes:
+            return all(lanes.agrees_with_one_more(_TRIAL % size, expected) for _ in range(count))
     finally:
-        lanes.close()
         decoder.clear()
 
 

@@ -114,7 +114,7 @@ class _Together:
         self._questions, self._looks_ahead = questions, ahead
         self._most, self._exact = most or USUAL_LANES, most is None
         self._lanes: Lanes | None = None
-        if self._exact and not engine.lanes_agree(self._most):
+        if self._exact and not self._agree():
             self._most = 1
 
     @property
@@ -172,6 +172,13 @@ class _Together:
             for row in rows:
                 row.attempt(row.choose)
         self._part()
+
+    def _agree(self) -> bool:
+        try:
+            return self._engine.lanes_agree(self._most)
+        except OutOfMemoryError as error:  # there may be some the next time
+            logger.warning("answers are written one by one: %s", error)
+            return False
 
     def _join(self, ready: ReadyPrompt, sampler: Sampler, lane: Lane, held: ExitStack) -> None:
         """Choose the first token by the decoder's logits; the others are the lane's."""

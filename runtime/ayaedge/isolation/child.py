@@ -150,7 +150,7 @@ class _Server:
             if call.name == "answer" and call.value["together"] is not None:
                 queue.put(call)
                 logging.getLogger("ayaedge").setLevel(call.level)
-                self.engine.answer_together(_Questions(partial(self._take, queue)), *call.value["together"])
+                self._answer_together(_Questions(partial(self._take, queue)), *call.value["together"])
                 del call  # and its images
                 continue
             self._here.call = call.number
@@ -162,6 +162,13 @@ class _Server:
             del self._calls[call.number]
             self._here.call = None
             del call  # and its images
+
+    def _answer_together(self, questions: _Questions, most: int | None, ahead: bool | None) -> None:
+        try:
+            self.engine.answer_together(questions, most, ahead)
+        except BaseException as error:  # noqa: BLE001 - raised on the other side, where one waits for each question
+            while (question := questions.take()) is not None:
+                question.request.fail(error)
 
     def _take(self, queue: SimpleQueue[_Call | None]) -> Question | None:
         """The next question whose answer may be written beside others, if that is what comes next."""

@@ -17,6 +17,7 @@ from ayaedge import (
     CancelledError,
     ClosedError,
     InvalidOptionError,
+    OutOfMemoryError,
 )
 from ayaedge.decoder.lanes import Lane, Lanes
 from ayaedge.engine import together
@@ -249,6 +250,26 @@ def test_where_memory_is_short_there_are_fewer_answers_at_once(
         assert [row.error for row in rows] == [None] * 4
         assert max(widths, default=0) == most
     assert "there is memory for 1 answers" in caplog.text
+
+
+def test_without_memory_to_try_lanes_answers_are_written_one_by_one(
+    demo_model: AyaVision,
+    widths: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OutOfMemoryError("there is not memory enough")
+
+    engine = demo_model._engine
+    assert isinstance(engine, Engine)
+    monkeypatch.setattr(engine, "_agreed", None)
+    monkeypatch.setattr(Lanes, "_make_context", refuse)
+    rows = list(demo_model.batch(ITEMS[:3], max_tokens=5))
+    assert [row.error for row in rows] == [None] * 3
+    assert widths == []
+    assert "answers are written one by one: there is not memory enough" in caplog.text
+    assert engine._agreed is None, "it is tried again"
 
 
 def test_lanes_are_counted_by_what_their_caches_take(demo_model: AyaVision) -> None:

@@ -38,8 +38,14 @@ from ayaedge import (
     read_bundle,
 )
 from ayaedge.bundle import demo_bundle
+from ayaedge.engine.dialogue import Dialogue
+from ayaedge.engine.interface import Question, no_progress
+from ayaedge.engine.worker import Request
 from ayaedge.isolation import process
+from ayaedge.isolation.engine import IsolatedEngine
 from ayaedge.isolation.wire import SharedMemory
+from ayaedge.options import answer_options
+from ayaedge.text.prompt import Message
 
 CELLS = Path(__file__).parents[3] / "examples" / "pictures" / "six-cells.png"
 QUESTION = "Describe the picture."
@@ -74,6 +80,16 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+def test_what_ends_answers_side_by_side_ends_neither_the_process_nor_the_wait(apart: AyaVision) -> None:
+    before, engine = pid_of(apart), apart._engine
+    assert isinstance(engine, IsolatedEngine)
+    question = Question(Request(), Dialogue((Message("user", "?", 0),), ()), answer_options(max_tokens=2))
+    with pytest.raises(BackendError, match="not supported between instances of 'int' and 'str'"):
+        engine._answer(question, no_progress, None, ("many", None))  # type: ignore[arg-type]
+    assert apart.ask("?", max_tokens=2).ids
+    assert pid_of(apart) == before
 
 
 class Animal(BaseModel):
