@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
 import re
@@ -96,6 +97,20 @@ def can_write(directory: Path) -> bool:
     except OSError:
         return False
     return os.access(directory, os.W_OK | os.X_OK)
+
+
+def resolved(path: Path) -> Path:
+    """The path with all links followed; OSError if they lead in a circle, which Python says in other ways.
+
+    ValueError if it holds a zero.
+    """
+    try:
+        found = path.resolve()
+    except RuntimeError:  # until Python 3.12
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
+    if any(part.is_symlink() for part in (found, *found.parents)):  # since 3.13: as far as they lead
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return found
 
 
 def matching(directory: Path, pattern: str) -> list[Path]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -105,6 +106,18 @@ def test_force_never_replaces_what_is_no_bundle(tiny: Path, tmp_path: Path) -> N
     with pytest.raises(ExportError, match="is not a bundle"):
         export_checkpoint(tiny, tmp_path / "photos", force=True)
     assert (tmp_path / "photos" / "a.jpg").read_text() == "precious"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links are for administrators there")
+@pytest.mark.parametrize("below", ["", "out"])
+def test_a_target_behind_links_in_a_circle_is_refused_before_the_work(
+    tiny: Path, tmp_path: Path, below: str
+) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    with pytest.raises(ExportError, match=r"cannot be followed: .*Too many levels of symbolic links"):
+        export_checkpoint(tiny, circle / below)
+    assert list(tmp_path.iterdir()) == [circle]
 
 
 def test_a_link_is_followed_and_stays_a_link(tiny: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from ayaedge.bundle import FILES, MANIFEST, hash_file, read_bundle
 from ayaedge.errors import CheckpointError, ExportError, InvalidOptionError
-from ayaedge.files import forget_abandoned, replacing
+from ayaedge.files import forget_abandoned, replacing, resolved
 from ayaedge.manifest import FileInfo, Manifest
 from ayaedge_export.resume.journal import Journal, has_pieces
 from ayaedge_export.resume.own_directory import follows_a_strangers_link, make_own
@@ -62,8 +62,8 @@ def staged_bundle(
 def staging_place(target: Path) -> Path:
     """Where an unfinished bundle lies that shall become `target`; ExportError if `target` leads nowhere."""
     try:
-        target = target.resolve()
-    except (OSError, RuntimeError) as error:  # links in a circle
+        target = resolved(target)
+    except OSError as error:  # links in a circle
         raise ExportError(f"{target} cannot be followed: {error}") from None
     return target.with_name(f".{target.name}.partial")
 

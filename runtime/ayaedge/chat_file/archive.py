@@ -263,11 +263,11 @@ def _check_images(images: Mapping[str, NDArray[np.uint8]]) -> None:
         raise ValueError(f"its images have more than {_MOST_IMAGE_BYTES} bytes")
 
 
-def _png_of(tiles: NDArray[np.uint8]) -> memoryview:
+def _png_of(tiles: NDArray[np.uint8]) -> bytes:
     count, side = tiles.shape[:2]
     target = io.BytesIO()
     Image.fromarray(tiles.reshape(count * side, side, 3)).save(target, "PNG", compress_level=_COMPRESSION)
-    return target.getbuffer()
+    return target.getvalue()  # no copy
 
 
 def _tiles_of(content: NDArray[np.uint8], count: int, side: int, name: str) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ayaedge.checks import brief
 from ayaedge.errors import InvalidOptionError, PromptError
+from ayaedge.files import resolved
 
 _HOW = "local_files names the directories whose files messages may show"
 
@@ -28,7 +29,10 @@ def allowed_directories(local_files: object) -> tuple[Path, ...]:
     for one in given:
         if not isinstance(one, os.PathLike):
             raise InvalidOptionError(f'{_HOW}, each as a Path, such as Path("images"), not {brief(one)}')
-    return tuple(Path(one).resolve() for one in given)
+    try:
+        return tuple(resolved(Path(one)) for one in given)
+    except (OSError, ValueError) as error:
+        raise InvalidOptionError(f"{_HOW}, and one is no path: {error}") from None
 
 
 def allowed_file(path: Any, place: str, directories: Sequence[Path]) -> Path:
@@ -42,8 +46,8 @@ def allowed_file(path: Any, place: str, directories: Sequence[Path]) -> Path:
     if not directories:
         raise PromptError(f"{place} is {brief(name)}, a file of this computer: {_HOW}, and none was given")
     try:
-        found = Path(name).resolve()
-    except (OSError, RuntimeError, ValueError):  # too long, links in a circle, or a zero in it
+        found = resolved(Path(name))
+    except (OSError, ValueError):  # too long, links in a circle, or a zero in it
         raise PromptError(f"{place} is {brief(name)}, which is no path") from None
     if not any(found.is_relative_to(directory) for directory in directories):
         raise PromptError(f"{place} is {brief(name)}, outside of the directories that local_files names")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import io
 import itertools
@@ -266,7 +267,9 @@ def test_only_the_user_may_read_it_also_where_others_could_before(tmp_path: Path
 
 
 @pytest.mark.parametrize("most", [0, 100, 1000, 150_000, 1_000_000])
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, most: int) -> None:
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = saved(tmp_path / "a")
     old = path.read_bytes()
     large = SavedImage.of(tiles(3, 200), (1, 1))
@@ -276,6 +279,11 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, most: 
     assert isinstance(caught.value.__cause__, OSError)
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    del caught
+    gc.collect()
+    assert not said, "what the error held goes without a word on stderr"
 
 
 @pytest.mark.parametrize("stop", [OSError(5, "Input/output error"), KeyboardInterrupt()])

@@ -250,6 +250,8 @@ def test_files_are_shown_only_below_directories_that_the_program_allows(tmp_path
         for name in "link.png", "circle/a.png":
             with pytest.raises(PromptError, match=r"outside of|which is no path"):
                 parsed((allowed / name).as_uri(), allowed)
+        with pytest.raises(InvalidOptionError, match=r"one is no path: .*Too many levels of symbolic links"):
+            parsed(inside.as_uri(), allowed / "circle")
         (other / "back.png").symlink_to(inside)
         assert_same_image(parsed((other / "back.png").as_uri(), allowed))
 
