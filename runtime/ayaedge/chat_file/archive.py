@@ -267,7 +267,7 @@ def _png_of(tiles: NDArray[np.uint8]) -> bytes:
     count, side = tiles.shape[:2]
     target = io.BytesIO()
     Image.fromarray(tiles.reshape(count * side, side, 3)).save(target, "PNG", compress_level=_COMPRESSION)
-    return target.getvalue()  # no copy
+    return target.getvalue()  # no copy; a view of the buffer that an error keeps alive has ended Python 3.12
 
 
 def _tiles_of(content: NDArray[np.uint8], count: int, side: int, name: str) -> NDArray[np.uint8]:
