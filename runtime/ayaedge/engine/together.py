@@ -202,8 +202,8 @@ class _Together:
         self.rows = [row for row in self.rows if not row.over]
         lanes = self._lanes
         if lanes is not None:
-            for row in leaving:
-                lanes.drop(row.lane)
+            for lane in sorted((row.lane for row in leaving), key=lambda lane: -lane.number):
+                lanes.drop(lane)  # the last ones first, whose places nobody has to take
             if any(isinstance(row.error, BackendError) for row in leaving):
                 self._renew(lanes)
         for row in leaving:

@@ -252,6 +252,17 @@ def test_where_memory_is_short_there_are_fewer_answers_at_once(
     assert "there is memory for 1 answers" in caplog.text
 
 
+def test_caches_of_answers_that_end_together_are_not_moved(
+    demo_model: AyaVision, widths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[int] = []
+    monkeypatch.setattr(Lanes, "_put", lambda _lanes, _state, number: moved.append(number))
+    rows = list(demo_model.batch([ITEMS[number] for number in (3, 4, 6)], parallel=3, max_tokens=2))
+    assert [row.error for row in rows] == [None] * 3
+    assert widths == [3]
+    assert moved == []
+
+
 def test_without_memory_to_try_lanes_answers_are_written_one_by_one(
     demo_model: AyaVision,
     widths: list[int],
