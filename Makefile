@@ -64,7 +64,7 @@ build/transformers5/.ready: pyproject.toml constraints.txt $(NATIVE)
 gpu: $(VENV)/.dev
 	bash tests/gpu/prepare.sh $(BIN)/python build/gpu
 	PYTHONPATH=build/gpu/site GGML_VK_VISIBLE_DEVICES=0 VK_DRIVER_FILES="$$(ls /usr/share/vulkan/icd.d/lvp_icd*.json)" \
-	    $(BIN)/python -m pytest -q -rA -m gpu tests/gpu
+	    $(BIN)/python -m pytest -q -rA -m "gpu and not slow" tests/gpu
 
 ## Figures of speed, size and accuracy; every number in README and docs comes from here. Two hours and 60 GB of disk.
 bench: $(VENV)/.dev $(BUNDLE)/manifest.json

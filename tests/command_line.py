@@ -41,8 +41,9 @@ def ayaedge(*arguments: str | Path, typed: bytes = b"") -> Finished:
             code = int(end.code or 0)
         finally:
             sys.argv, sys.stdin, logger.handlers = before
-            for name in loggers():
-                logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
+            for one in map(logging.getLogger, loggers()):
+                if one.level != (level := levels.get(one.name, logging.NOTSET)):
+                    one.setLevel(level)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     return Finished(code, cast("io.BytesIO", output.buffer).getvalue().decode("utf-8"), errors.getvalue())

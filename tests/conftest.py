@@ -111,7 +111,8 @@ def _loggers() -> Iterator[None]:
     before = {logger: (logger.level, list(logger.handlers)) for logger in loggers}
     yield
     for logger, (level, handlers) in before.items():
-        logger.setLevel(level)
+        if logger.level != level:  # setting one looks at every logger that there is
+            logger.setLevel(level)
         logger.handlers = handlers
 
 

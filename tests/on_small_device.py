@@ -134,6 +134,7 @@ def plan_and_load(directory: str, choices: list[dict[str, Any]]) -> Iterator[dic
         planned = gpu_bytes(
             figures, layers, context=options.context_of(bundle.manifest.decoder.context_length),
             batch=options.rows_at_once, prompts=bool(options.offload_prompts),
+            flash_attention=options.uses_flash,
         )  # fmt: skip
         yield {"layers": layers, "planned": planned / 2**20, "taken": sum(sizes.values())}
 

@@ -138,9 +138,10 @@ def sizes_in_the_log() -> Iterator[dict[str, float]]:
         logger.setLevel(before)
 
 
-def taken(directory: str, layers: int, context: int) -> dict[str, float]:
+def taken(directory: str, layers: int, context: int, **options: Any) -> dict[str, float]:
     """MiB that llama.cpp says it took on the device, by kind."""
-    with sizes_in_the_log() as found, open_decoder(directory, layers, context_size=context) as decoder:
+    options["context_size"] = context
+    with sizes_in_the_log() as found, open_decoder(directory, layers, **options) as decoder:
         found["layers"] = decoder.gpu_layers
     found["free"] = decoder_gpus()[0].free_bytes / 2**20
     return found

@@ -107,6 +107,36 @@ def test_a_plan_of_any_part_is_what_llama_cpp_takes_and_never_less(wide: Path) -
             assert 0.9 * found["planned"] <= found["taken"] <= found["planned"]
 
 
+SCORES = 128 * MIB
+"""Bytes that a buffer of this driver may have: with more scores attention is left to the processor."""
+TOO_MUCH = {ALL: 1.02, 3: 1.05, 2: 1.09, 1: 1.15, 0: 1.3}
+"""Of what is taken, by layers, without flash attention: the less there is, the more weigh pieces that are not used."""
+
+
+@pytest.mark.parametrize("bundle", ["wide", "slim"])
+def test_a_plan_without_flash_attention_is_never_less_than_what_llama_cpp_takes(
+    bundle: str, request: pytest.FixtureRequest
+) -> None:
+    directory, heads = request.getfixturevalue(bundle), {"wide": 32, "slim": 8}[bundle]
+    parts: list[dict[str, Any]] = [{"gpu_layers": layers} for layers in (ALL, 3, 2, 1)]
+    parts.append({"gpu_layers": 0, "offload_prompts": True})
+    sizes = ((1024, 256), (1024, 512), (4096, 256), (SHORT, 64), (SHORT, 128), (4 * SHORT, 64))
+    choices = [
+        {"context_size": size, "ubatch_size": rows, "flash_attention": False, **part}
+        for size, rows in sizes
+        for part in parts
+        if 4 * heads * size * rows <= SCORES
+    ]
+    with Probe(plan_and_load, str(directory), choices) as child:
+        for choice in choices:
+            result = child.ask(SECONDS)
+            assert result.death is None, result.said
+            found = result.value
+            print(f"{choice}: planned {found['planned']:.1f} MiB, taken {found['taken']:.1f}")
+            most = TOO_MUCH[choice["gpu_layers"]] + (0.15 if bundle == "slim" else 0)
+            assert found["taken"] <= found["planned"] <= most * found["taken"]
+
+
 def test_a_device_that_has_no_room_to_work_in_never_ends_the_process(
     slim: Path, small_device: SmallDevice
 ) -> None:

@@ -132,11 +132,12 @@ def test_every_cache_format_with_and_without_flash_attention_is_used_or_refused_
     assert [(choice, result) for choice, result in zip(choices, said, strict=True) if result.death] == []
 
 
-def test_a_plan_is_what_llama_cpp_takes(random_bundle: Bundle) -> None:
-    found = taken(str(random_bundle.directory), -1, 1024)
+@pytest.mark.parametrize("flash", [True, False])
+def test_a_plan_is_what_llama_cpp_takes(random_bundle: Bundle, flash: bool) -> None:
+    found = taken(str(random_bundle.directory), -1, 1024, flash_attention=flash)
     print(found)
     figures = read_figures(random_bundle.decoder_path)
-    planned = gpu_bytes(figures, 7, context=1024, batch=256) / 2**20
+    planned = gpu_bytes(figures, 7, context=1024, batch=256, flash_attention=flash) / 2**20
     real = sum(value for kind, value in found.items() if kind in ("model", "KV", "compute"))
     print(f"planned {planned:.2f}, taken {real:.2f} MiB")
     assert real == pytest.approx(planned, rel=0.1)

@@ -29,6 +29,10 @@ _PIECES = 1.1
 """By how much a compute buffer grows that is used in more than one piece."""
 
 
+_FEW_PIECES = 1.05
+"""The same where most of it are scores."""
+
+
 _F16 = 2.0
 
 
@@ -134,16 +138,20 @@ def _copying_bytes(
     """Bytes of the compute buffer where some blocks are in main memory, and `layer` is the KV cache of one of those.
 
     Fitted as `work_bytes`: what is there at once is a matrix with the activations of its product, or a layer's KV
-    cache with one mask; where blocks are on the device, their own work space, which falls into more pieces.
+    cache with masks and scores; where blocks are on the device, their own work space, which falls into more pieces.
     """
     matrix = figures.largest_bytes or max(figures.layer_bytes)
-    if not flash_attention:
-        return work + matrix
     masks, mask = (1 if figures.window is None else 2), _MASK * batch * context
-    hidden = _ACTIVATIONS * batch * figures.hidden
-    product = matrix + _ACTIVATIONS * batch * figures.feed_forward + 5 * hidden + masks * mask
-    attention = layer + mask + 5 * hidden
-    return max(product, attention, int(_PIECES * work) if blocks else 0) + _ACTIVATIONS * figures.vocab_size
+    hidden, inner = (_ACTIVATIONS * batch * width for width in (figures.hidden, figures.feed_forward))
+    if flash_attention:
+        product = matrix + inner + 5 * hidden + masks * mask
+        attention = layer + mask + 5 * hidden
+        own = int(_PIECES * work) if blocks else 0
+    else:
+        product = matrix + 3 * inner + 3 * hidden // 2 + 11 * mask
+        attention = layer + 2 * figures.heads * mask + 6 * hidden + _keys(figures, batch) + 11 * mask // 2
+        own = int(_FEW_PIECES * work) if blocks > 1 else 0
+    return max(product, attention, own) + _ACTIVATIONS * figures.vocab_size
 
 
 def work_bytes(
@@ -152,13 +160,24 @@ def work_bytes(
     """Bytes of llama.cpp's compute buffer for batches of `batch` tokens, with one row of logits.
 
     Fitted to what llama.cpp reserves for Cohere's parallel blocks (8B: 140.0 MiB at 8192 tokens and batches of 512);
-    without flash attention the scores of all heads are stored.
+    without flash attention masks have 32 bits, and the scores of all heads are stored. A device whose buffers may not
+    be as large as those (128 MiB, on some) takes less, and leaves attention to the processor.
     """
     masks = 1 if figures.window is None else 2
-    row = _ACTIVATIONS * (3 * figures.feed_forward + 5 * figures.hidden) + masks * _MASK * context
-    if not flash_attention:
-        row += _ACTIVATIONS * figures.heads * context
-    return batch * row + _ACTIVATIONS * figures.vocab_size
+    hidden, inner = (_ACTIVATIONS * batch * width for width in (figures.hidden, figures.feed_forward))
+    mask = _MASK * batch * context
+    if flash_attention:
+        work = 3 * inner + 5 * hidden + masks * mask
+    else:
+        scores, keys = 2 * figures.heads * mask, _keys(figures, batch)
+        rows = max(4.25 * hidden + 5 * keys + 2 * masks * mask, 4.75 * hidden + 2.25 * keys)
+        work = int(1.005 * scores + 3 * inner + rows)
+    return work + _ACTIVATIONS * figures.vocab_size
+
+
+def _keys(figures: DecoderFigures, batch: int) -> int:
+    """Bytes of a layer's new keys, as 32-bit floats; its values are as many."""
+    return _ACTIVATIONS * batch * figures.kv_heads * figures.head_dim
 
 
 def reserve(free_bytes: int) -> int:
