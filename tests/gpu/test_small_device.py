@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,19 +93,24 @@ def test_a_plan_is_what_the_device_gives_and_memory_that_runs_out_means_fewer_la
         assert (planned["warned"], small_device.refused) == ([], 0)
 
 
+def loaded(directory: Path, choices: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each choice with the MiB that were planned and taken; all layers that it names are there."""
+    with Probe(plan_and_load, str(directory), choices) as child:
+        for choice in choices:
+            result = child.ask(SECONDS)
+            assert result.death is None, result.said
+            print(f"{choice}: planned {result.value['planned']:.1f} MiB, taken {result.value['taken']:.1f}")
+            assert result.value["layers"] == choice["gpu_layers"]
+            yield choice, result.value
+
+
 def test_a_plan_of_any_part_is_what_llama_cpp_takes_and_never_less(wide: Path) -> None:
     parts: list[dict[str, Any]] = [{"gpu_layers": layers} for layers in (ALL, 3, 2, 1)]
     parts.append({"gpu_layers": 0, "offload_prompts": True})
     sizes = ((SHORT, 256), (SHORT, 512), (LONG // 2, 256), (LONG, 256))
     choices = [{"context_size": size, "ubatch_size": rows, **part} for size, rows in sizes for part in parts]
-    with Probe(plan_and_load, str(wide), choices) as child:
-        for choice in choices:
-            result = child.ask(SECONDS)
-            assert result.death is None, result.said
-            found = result.value
-            print(f"{choice}: planned {found['planned']:.1f} MiB, taken {found['taken']:.1f}")
-            assert found["layers"] == choice["gpu_layers"]
-            assert 0.9 * found["planned"] <= found["taken"] <= found["planned"]
+    for _, found in loaded(wide, choices):
+        assert 0.9 * found["planned"] <= found["taken"] <= found["planned"]
 
 
 SCORES = 128 * MIB
@@ -127,14 +133,9 @@ def test_a_plan_without_flash_attention_is_never_less_than_what_llama_cpp_takes(
         for part in parts
         if 4 * heads * size * rows <= SCORES
     ]
-    with Probe(plan_and_load, str(directory), choices) as child:
-        for choice in choices:
-            result = child.ask(SECONDS)
-            assert result.death is None, result.said
-            found = result.value
-            print(f"{choice}: planned {found['planned']:.1f} MiB, taken {found['taken']:.1f}")
-            most = TOO_MUCH[choice["gpu_layers"]] + (0.15 if bundle == "slim" else 0)
-            assert found["taken"] <= found["planned"] <= most * found["taken"]
+    for choice, found in loaded(directory, choices):
+        most = TOO_MUCH[choice["gpu_layers"]] + (0.15 if bundle == "slim" else 0)
+        assert found["taken"] <= found["planned"] <= most * found["taken"]
 
 
 def test_a_device_that_has_no_room_to_work_in_never_ends_the_process(
