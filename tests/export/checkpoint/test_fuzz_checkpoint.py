@@ -23,8 +23,8 @@ from ayaedge_export.checkpoint.checkpoint import open_checkpoint
 from ayaedge_export.plan import plan_export
 
 USUAL, MANY = 300, 10_000
-SECONDS = 1.0
-"""Of the processor, for one checkpoint."""
+SECONDS = 10.0
+"""Of the processor, for one checkpoint, which takes a few hundredths of a second on an idle machine."""
 MOST_MEMORY = 400_000_000
 LONGEST_LINE, MOST_LINES = 2000, 60
 TOKENS = 300

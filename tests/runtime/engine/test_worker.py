@@ -313,7 +313,7 @@ def test_garbage_collection_may_find_a_worker_anywhere() -> None:
         worker.submit(request)
         started = time.monotonic()
         worker.abandon()
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 4  # the request gives up after 5
     with pytest.raises(ClosedError):
         request.result(10)
     worker.close()

@@ -36,6 +36,6 @@ def seconds(count: int) -> float:
     return time.process_time() - started
 
 
-def test_sixty_thousand_added_tokens_take_thirty_times_as_long_as_two_thousand() -> None:
+def test_the_time_of_added_tokens_does_not_grow_with_their_square() -> None:
     seconds(100)
-    assert seconds(60_000) < 100 * max(seconds(2_000), 0.004)
+    assert seconds(60_000) < 250 * max(seconds(2_000), 0.004)

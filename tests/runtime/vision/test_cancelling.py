@@ -17,20 +17,31 @@ from ayaedge.cancellation import Cancellation, interruptible
 from ayaedge.vision.encoder import VisionEncoder
 from slow_graph import with_graph
 
-AT_ONCE = 0.3
-"""Seconds; a tile takes longer on any machine."""
+SOONER = 0.6
+"""The part of a whole tile's time within which a tile that is ended has ended, on a busy machine too."""
+STEPS = 240
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_graph(tmp_path_factory.mktemp("slow") / "b")
+    return with_graph(tmp_path_factory.mktemp("slow") / "b", steps=STEPS)
 
 
 @pytest.fixture(scope="module")
 def model(directory: Path) -> Iterator[AyaVision]:
     with AyaVision.load(directory, cache=NO_CACHE) as model:
         yield model
+
+
+@pytest.fixture(scope="module")
+def at_once(directory: Path) -> float:
+    """Seconds within which a tile that is ended has ended, from what a whole one takes on this machine."""
+    bundle = read_bundle(directory)
+    encoder = VisionEncoder(bundle.vision_path, bundle.manifest)
+    started = time.perf_counter()
+    encoder.warm_up()
+    return SOONER * (time.perf_counter() - started)
 
 
 @pytest.fixture
@@ -61,7 +72,7 @@ def inside(
 
 
 def test_cancelling_ends_a_tile_at_once_and_the_next_one_is_right(
-    model: AyaVision, inside: Callable[[Callable[[], object]], list[float]]
+    model: AyaVision, inside: Callable[[Callable[[], object]], list[float]], at_once: float
 ) -> None:
     handles: list[object] = []
     called = inside(lambda: handles[0].cancel())  # type: ignore[attr-defined]
@@ -69,29 +80,25 @@ def test_cancelling_ends_a_tile_at_once_and_the_next_one_is_right(
     handles.append(handle)
     with pytest.raises(CancelledError):
         handle.result(60)
-    assert time.perf_counter() - called[0] < AT_ONCE
-    started = time.perf_counter()
+    assert time.perf_counter() - called[0] < at_once
     encoded = model.encode_image(IMAGE)  # which no cache has half of
-    assert time.perf_counter() - started > AT_ONCE
     assert encoded.embeddings is not None
     assert np.unique(encoded.embeddings).size == 1
     assert encoded.embeddings.flat[0] == pytest.approx(int(IMAGE.max()) / 127.5 - 1, abs=0.2)
 
 
 def test_ctrl_c_ends_a_tile_at_once(
-    model: AyaVision, inside: Callable[[Callable[[], object]], list[float]]
+    model: AyaVision, inside: Callable[[Callable[[], object]], list[float]], at_once: float
 ) -> None:
     called = inside(_thread.interrupt_main)
     with pytest.raises(KeyboardInterrupt):
         model.ask("?", images=[IMAGE[::-1]], max_tokens=1)
-    assert (
-        time.perf_counter() - called[0] < AT_ONCE + 0.2
-    )  # which a waiting thread may take to see the signal
+    assert time.perf_counter() - called[0] < at_once
     assert model.ask("?", max_tokens=1).usage.completion_tokens == 1
 
 
 def test_closing_ends_a_tile_at_once(
-    model: AyaVision, inside: Callable[[Callable[[], object]], list[float]]
+    model: AyaVision, inside: Callable[[Callable[[], object]], list[float]], at_once: float
 ) -> None:
     ended: list[float] = []
 
@@ -104,10 +111,10 @@ def test_closing_ends_a_tile_at_once(
         model.ask("?", images=[IMAGE[:, ::-1]], max_tokens=1)
     while not ended:
         time.sleep(0.01)
-    assert ended[0] - called[0] < AT_ONCE
+    assert ended[0] - called[0] < at_once
 
 
-def test_ctrl_c_ends_a_tile_of_a_program_that_encodes_by_itself(directory: Path) -> None:
+def test_ctrl_c_ends_a_tile_of_a_program_that_encodes_by_itself(directory: Path, at_once: float) -> None:
     bundle = read_bundle(directory)
     encoder = VisionEncoder(bundle.vision_path, bundle.manifest)
     called: list[float] = []
@@ -119,10 +126,10 @@ def test_ctrl_c_ends_a_tile_of_a_program_that_encodes_by_itself(directory: Path)
     threading.Timer(0.2, interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         encoder.warm_up()
-    assert time.perf_counter() - called[0] < AT_ONCE + 0.2
+    assert time.perf_counter() - called[0] < at_once
 
 
-def test_a_flag_that_is_set_lets_no_tile_begin(directory: Path) -> None:
+def test_a_flag_that_is_set_lets_no_tile_begin(directory: Path, at_once: float) -> None:
     bundle = read_bundle(directory)
     encoder = VisionEncoder(bundle.vision_path, bundle.manifest)
     flag = Cancellation()
@@ -131,7 +138,7 @@ def test_a_flag_that_is_set_lets_no_tile_begin(directory: Path) -> None:
     started = time.perf_counter()
     with pytest.raises(CancelledError):
         encoder.warm_up()
-    assert time.perf_counter() - started < AT_ONCE
+    assert time.perf_counter() - started < at_once
     ends: list[int] = []
     with flag.ending(lambda: ends.append(1)):
         assert ends == [1]
