@@ -22,7 +22,7 @@ from random_checkpoint import Shape, write_random_checkpoint
 __all__ = ["software_gpu"]
 pytestmark = pytest.mark.gpu
 SECONDS = 14_400.0
-"""A tile of the whole tower took 13 minutes on a quiet Zen 4; beside other work an hour was too short on a Xeon."""
+"""A tile of the whole tower took 13 minutes on a quiet Zen 4 and 25 on a Xeon, beside other work more than an hour."""
 FP32 = 1e-4
 SHAPES = {
     "three heads": Shape(),

@@ -30,7 +30,7 @@ MOST_DEPTH = 64
 """Objects and lists within each other."""
 MOST_DIGITS = 20
 """Of a whole number: those of 64 bits have as many at most, and Python's time for one grows with their square."""
-_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[][{}]', re.DOTALL)
+_BRACKETS = re.compile(r'(?:"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)[^]["{}]*){1,200}|[][{}]', re.DOTALL)
 """Strings, which are skipped, and brackets. A string without an end matches too: each character is seen once."""
 _SHOWN = 40
 

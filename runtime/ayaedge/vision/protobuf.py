@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from mmap import mmap
+from typing import NamedTuple
 
 _MOST_BITS = 64
 _NONE = "it is damaged, or no ONNX file"
@@ -14,8 +14,7 @@ class WireError(ValueError):
     """Bytes that are no message."""
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A stretch of a file: a message, a string or packed numbers."""
 
     source: mmap | bytes
@@ -67,6 +66,8 @@ class Part:
         return found
 
     def _varint(self, place: int) -> tuple[int, int]:
+        if place < self.stop and (byte := self.source[place]) < 0x80:
+            return byte, place + 1  # nearly all that a graph holds
         value = shift = 0
         while True:
             if place >= self.stop or shift >= _MOST_BITS:
