@@ -42,9 +42,6 @@ from ayaedge.vision.session import VisionOptions
 
 Result = dict[str, Any]
 
-_SPARE = 256
-"""Tokens of context beyond a prompt's."""
-
 
 def load(bundle: Bundle, *, threads: int | None) -> Result:
     """Load both halves, as the first process after an export does."""
@@ -95,11 +92,11 @@ def prefill(bundle: Bundle, *, threads: int | None, prompts: Sequence[Sequence[A
     with ExitStack() as stack:
         ours = stock = stack.enter_context(Decoder(bundle.decoder_path, bundle.manifest, options))
         if kernel_of(options):
-            plain = replace(
-                options, acceleration="off", context_size=max(tokens for _, tokens in prompts) + _SPARE
-            )
+            plain = replace(options, acceleration="off")
             stock = stack.enter_context(Decoder(bundle.decoder_path, bundle.manifest, plain))
         for opened in (ours, stock):
+            # llama.cpp's own functions, which are called as they are, ask for no memory
+            opened.reserve(max(tokens for _, tokens in prompts))
             opened.decode_tokens(_tokens(opened, 2))  # touches all weights
         found = [_time_prompt(ours, stock, kind, tokens, rounds) for kind, tokens in prompts]
     return {"acceleration": options.acceleration, "prompts": found}

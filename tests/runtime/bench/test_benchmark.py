@@ -14,6 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from ayaedge import InvalidOptionError, read_bundle
+from ayaedge.bench import parts
 from ayaedge.bench.benchmark import Measured, OtherDecode, OtherProgram, decoder_plan, measure_bundle
 from ayaedge.bench.limits import Limits, Work
 from ayaedge.bench.process_watch import Finished, Resident
@@ -89,6 +90,17 @@ def test_every_figure_was_measured(measured: Measured) -> None:
     assert measured.tile_work.int8 > measured.tile_work.float32 > 1e6
     assert (measured.first_token.tiles, measured.computer.threads) == (13, 2)
     assert measured.memory.total > measured.first_token.stored_bytes
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_prompts_beyond_the_first_memory_are_timed_beside_stock_llama_cpp(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AYAEDGE_ACCELERATION", KERNEL or "off")
+    timed = parts.prefill(read_bundle(demo_bundle()), threads=1, prompts=[(kind, 1100)], rounds=1)
+    assert timed["acceleration"] == (KERNEL or "off")
+    (prompt,) = timed["prompts"]
+    assert min(prompt["ours"], prompt["raw"]) > 0
 
 
 def test_steps_are_told_as_they_begin(measured: Measured, steps: list[tuple[int, int, str]]) -> None:
