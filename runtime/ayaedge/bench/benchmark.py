@@ -229,7 +229,8 @@ def _measure(
     prefill = child.part("prefill", prompts=plan["prompts"], rounds=rounds).result
     steps.next()
     decoder = child.part("decoder", contexts=plan["contexts"], answer_tokens=answer_tokens, rounds=rounds)
-    first_token, whole, load = _first_tokens(child, steps, limits, figures, tile_work)
+    kernel = prefill["acceleration"]
+    first_token, whole, load = _first_tokens(child, steps, limits, figures, tile_work, kernel)
     cores = child.threads or processor().threads
     return Measured(
         bundle=bundle.name,
@@ -242,7 +243,7 @@ def _measure(
         load_seconds=load,
         vision_load_seconds=vision.result["load"],
         decoder_load_seconds=decoder.result["load"],
-        acceleration=prefill["acceleration"],
+        acceleration=kernel,
         prefill=tuple(_prefill(facts, figures, limits) for facts in prefill["prompts"]),
         decode=tuple(_decode(facts, figures, limits) for facts in decoder.result["answers"]),
         first_token=first_token,
@@ -268,11 +269,14 @@ def decoder_plan(bundle: Bundle, answer_tokens: int) -> dict[str, Any]:
 
 
 def _first_tokens(
-    child: _Child, steps: _Steps, limits: Limits, figures: DecoderFigures, tile_work: Work
+    child: _Child, steps: _Steps, limits: Limits, figures: DecoderFigures, tile_work: Work, kernel: str
 ) -> tuple[FirstToken, Resident, float]:
-    """The times, the peak of the cold process, and the seconds that loading takes by now."""
+    """The times, the peak of the cold process, and the seconds that loading takes by now.
+
+    The kernel is named in the cold process, since without a cache nothing is known of it and none would be used.
+    """
     steps.next()
-    cold = child.ask(_QUESTIONS[0], "--no-cache")
+    cold = child.ask(_QUESTIONS[0], "--no-cache", "--acceleration", kernel)
     steps.next()
     filling = child.ask(_QUESTIONS[0])
     stored = child.stored_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
@@ -14,10 +15,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from ayaedge import InvalidOptionError, read_bundle
-from ayaedge.bench import parts
+from ayaedge.bench import benchmark, parts
 from ayaedge.bench.benchmark import Measured, OtherDecode, OtherProgram, decoder_plan, measure_bundle
 from ayaedge.bench.limits import Limits, Work
-from ayaedge.bench.process_watch import Finished, Resident
+from ayaedge.bench.process_watch import Finished, Resident, run_watched
 from ayaedge.bench.report import LLAMA, benchmark_table, draw_benchmark, list_figures, notes, to_dict
 from ayaedge.bundle import demo_bundle
 from ayaedge.cli import bench as cli_bench
@@ -42,8 +43,19 @@ def steps() -> list[tuple[int, int, str]]:
 
 
 @pytest.fixture(scope="module")
-def measured(steps: list[tuple[int, int, str]]) -> Measured:
+def commands() -> list[Sequence[str]]:
+    """Every process that the benchmark started."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def measured(steps: list[tuple[int, int, str]], commands: list[Sequence[str]]) -> Measured:
+    def watched(command: Sequence[str], environment: Mapping[str, str]) -> Finished:
+        commands.append(command)
+        return run_watched(command, environment=environment)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "run_watched", watched)
         if KERNEL:
             patch.setenv("AYAEDGE_ACCELERATION", KERNEL)
         return measure_bundle(
@@ -107,6 +119,13 @@ def test_steps_are_told_as_they_begin(measured: Measured, steps: list[tuple[int,
     done, of = [step[0] for step in steps], {step[1] for step in steps}
     assert done == list(range(len(steps)))
     assert of == {len(steps)}
+
+
+def test_the_cold_process_has_the_kernel_that_was_timed(
+    measured: Measured, commands: list[Sequence[str]]
+) -> None:
+    (cold,) = [command for command in commands if "--no-cache" in command]
+    assert cold[cold.index("--acceleration") + 1] == measured.acceleration == (KERNEL or "off")
 
 
 def test_the_plan_is_that_of_an_image_as_far_as_the_context_holds() -> None:
