@@ -12,7 +12,7 @@ from ayaedge import AyaEdgeError, AyaVision, CancelledError
 
 AT_ONCE = 10.0
 WHOLE = 60.0
-"""Seconds of 20 tokens on a machine that is busy with other things; they take 0.1 on an idle one, and being cancelled less."""
+"""Seconds of 20 tokens on a busy machine; they take 0.1 on an idle one, and being cancelled takes less."""
 LONG: dict[str, Any] = {"temperature": 50.0, "seed": 1}
 """Nonsense up to the end of the context."""
 Branch = Callable[[int, dict[str, Any]], dict[str, Any]]
