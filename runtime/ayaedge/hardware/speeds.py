@@ -18,8 +18,14 @@ class Speeds:
     answer_growth: float
 
     def prefill(self, start: int, count: int) -> float:
-        """Seconds for `count` tokens behind `start` others."""
-        return count * self.prompt_token + count * (start + count / 2) * self.prompt_growth
+        """Seconds for `count` tokens behind `start` others.
+
+        A few take as long as one of an answer: for both every weight is read once.
+        """
+        if not count:
+            return 0.0
+        computed = count * self.prompt_token + count * (start + count / 2) * self.prompt_growth
+        return max(computed, self.answer(start, 1))
 
     def answer(self, start: int, count: int) -> float:
         """Seconds for `count` tokens of an answer behind a prompt of `start`."""

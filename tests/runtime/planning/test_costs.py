@@ -256,3 +256,9 @@ def test_what_is_measured_with_other_options_is_not_remembered(tmp_path: Path) -
     with AyaVision.load(cache=cache, decoder=DecoderOptions(threads=1)) as model:
         model.measure()
     assert load_profile(profile_path(tmp_path / "ayaedge", DEMO)) is None
+
+
+def test_a_few_tokens_of_a_prompt_take_as_long_as_one_of_an_answer() -> None:
+    assert SPEEDS.prefill(2798, 5) == SPEEDS.answer(2798, 1) == pytest.approx(0.228, abs=1e-3)
+    assert SPEEDS.prefill(2798, 0) == 0
+    assert SPEEDS.prefill(0, 100) == pytest.approx(100 * 0.03 + 100 * 50 * 4e-6)
